@@ -1,0 +1,15 @@
+//! lunfs: a FUSE-based multi-protocol filesystem.
+//!
+//! Layers, each using only those below it (checked by `tests/tidy.rs`):
+//! `cli control` | `fuse iscsi→scsi nbd` | `lun` | `fs` | `device`; `server` alone knows everybody.
+
+pub mod cli;
+pub mod control;
+pub mod device;
+pub mod fs;
+pub mod fuse;
+pub mod iscsi;
+pub mod lun;
+pub mod nbd;
+pub mod scsi;
+pub mod server;

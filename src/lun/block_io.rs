@@ -1,0 +1,136 @@
+//! The seam between the block doors (iSCSI, NBD, NBS) and what stores the bytes.
+
+use std::fmt;
+
+/// Why a block request failed; each door maps it once (sense, NBD error, NBS status).
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BlockError {
+    /// The range does not lie inside the capacity.
+    #[error("range beyond the end of the LUN")]
+    OutOfRange,
+    /// `read-only` is set, or the client's rights are read-only.
+    #[error("the LUN is read-only")]
+    ReadOnly,
+    /// The pool has no space for the data or its metadata.
+    #[error("no space left in the pool")]
+    NoSpace,
+    /// A file writer holds the LUN and kept it for longer than a block client may be let wait.
+    #[error("the LUN's file is open for writing through the mount")]
+    HeldByFile,
+    /// A block of the range cannot be read back: its checksum is wrong on every copy.
+    /// `offset_bytes` is the first byte that is lost.
+    #[error("unreadable data at byte {offset_bytes}")]
+    Medium {
+        /// First byte of the range that cannot be read.
+        offset_bytes: u64,
+    },
+    /// COMPARE AND WRITE: the first byte that differs, counted from the range's start.
+    #[error("miscompare at byte {offset_bytes}")]
+    Miscompare {
+        /// Offset of the first difference within the compared data.
+        offset_bytes: u64,
+    },
+    /// The request itself makes no sense (length not a multiple of the block size, …).
+    #[error("invalid request: {0}")]
+    Invalid(&'static str),
+    /// A device failed, or a failed write or flush is latched.
+    #[error("device error: {0}")]
+    Io(String),
+    /// The LUN was deleted, or the server is stopping.
+    #[error("the LUN is gone")]
+    Gone,
+}
+
+/// What a door needs to know to describe a disk. Changes over its life: ask again, watch `generation`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Geometry {
+    /// Capacity in bytes, a multiple of `block_bytes`.
+    pub size_bytes: u64,
+    /// Logical block size: 512 or 4096.
+    pub block_bytes: u32,
+    /// log2 of logical blocks in a physical one.
+    pub physical_exponent: u8,
+    /// Writes are refused with [`BlockError::ReadOnly`].
+    pub read_only: bool,
+    /// SBC-4 medium rotation rate (1 = solid state).
+    pub rotation_rate: u16,
+    /// SPC RMB bit.
+    pub removable: bool,
+    /// A write is durable when answered (no volatile cache).
+    pub write_through: bool,
+    /// Longest write in bytes that is atomic under a crash.
+    pub atomic_max_bytes: u32,
+    /// Rises by one at every change of the fields above.
+    pub generation: u64,
+}
+
+/// Who a disk says it is (INQUIRY, VPD 80h and 83h; NBD name).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The LUN's name.
+    pub name: String,
+    /// T10 vendor, at most 8 ASCII characters.
+    pub vendor: String,
+    /// Product, at most 16 ASCII characters.
+    pub product: String,
+    /// Unit serial number: ASCII, at most 32 characters.
+    pub serial: String,
+    /// NAA-6 identifier for VPD 83h, unique and for ever.
+    pub naa: [u8; 16],
+}
+
+/// One run of a LUN as to whether blocks stand behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// First byte of the run.
+    pub offset_bytes: u64,
+    /// Length in bytes, never zero.
+    pub length_bytes: u64,
+    /// True: data; false: a hole, which reads as zeros.
+    pub mapped: bool,
+}
+
+/// A disk as a block door sees it: an NVMe-like contract. Requests that overlap in time have no
+/// order; a request that began after another returned sees it. Only `flush` (or `write` with `fua`)
+/// makes durable, and it covers every write, of any connection, that returned before it began.
+/// All offsets and lengths are bytes and must be multiples of `block_bytes`, inside the capacity:
+/// implementations check it and answer [`BlockError`], never panic.
+///
+/// Every call is synchronous. The `try_` forms never block and answer `None` where the blocking form
+/// would have to wait (for a device, space, a lease): a door tries them on the thread that received the
+/// request, and hands the request to a blocking thread only on `None`. A `None` has changed nothing.
+pub trait BlockIo: Send + Sync + fmt::Debug {
+    /// Size, block sizes and flags at this moment.
+    fn geometry(&self) -> Geometry;
+    /// The generation alone: cheap, asked for each command.
+    fn generation(&self) -> u64;
+    /// Names.
+    fn identity(&self) -> Identity;
+
+    /// Fills `out` from `offset`.
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), BlockError>;
+    /// As `read`, from memory alone.
+    fn try_read(&self, offset: u64, out: &mut [u8]) -> Option<Result<(), BlockError>>;
+
+    /// Writes `data` at `offset`, wholly or not at all up to `atomic_max_bytes` (larger ones in
+    /// pieces of that size). With `fua` it is durable on return.
+    fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<(), BlockError>;
+    /// As `write` without `fua`, in memory alone.
+    fn try_write(&self, offset: u64, data: &[u8]) -> Option<Result<(), BlockError>>;
+
+    /// Makes durable all that returned before.
+    fn flush(&self) -> Result<(), BlockError>;
+
+    /// Makes the range a hole: it reads as zeros and takes no space. Any length, at once.
+    fn unmap(&self, offset: u64, length: u64) -> Result<(), BlockError>;
+    /// The range reads as zeros; `may_unmap` allows a hole, else blocks are kept or made.
+    fn write_zeroes(&self, offset: u64, length: u64, may_unmap: bool) -> Result<(), BlockError>;
+
+    /// Writes `data` if the range holds `expect` (equal lengths), as one atomic step.
+    fn compare_and_write(&self, offset: u64, expect: &[u8], data: &[u8]) -> Result<(), BlockError>;
+    /// ORs `data` into the range, as one atomic step.
+    fn or_write(&self, offset: u64, data: &[u8]) -> Result<(), BlockError>;
+
+    /// Runs covering the range from `offset`, in order, at most `max`, the last may end early.
+    fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>, BlockError>;
+}

@@ -1,0 +1,6 @@
+//! A LUN is a directory of three files: `attributes`, `data`, `log`. This layer makes and finds LUNs,
+//! keeps the lease between the doors, and maps LBAs to bytes of `data`.
+
+mod block_io;
+
+pub use block_io::{BlockError, BlockIo, Extent, Geometry, Identity};

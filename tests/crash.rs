@@ -158,3 +158,40 @@ fn one_seed_is_one_run() {
         assert_eq!(told(first), told(second));
     }
 }
+
+/// The generator does not lose itself in refused operations, and the reference holds its own rules.
+#[test]
+fn operations_are_worth_doing() {
+    use lunfs::device::sim::Rng;
+    use lunfs::fs::{NodeId, Owner, VolumeId};
+    use sim::model::{Made, Model};
+    use sim::ops::{Generator, Op, Profile, What};
+    for seed in 0..30 {
+        let mut rng = Rng::new(seed);
+        let profile = Profile::draw(&mut rng);
+        let mut model = Model::default();
+        let owner = Owner { mode: 0o755, uid: 0, gid: 0 };
+        let made = |n| Made { node: None, volume: Some(VolumeId(n)) };
+        let root = Op::VolumeCreate { name: "/".into(), owner };
+        assert!(model.apply(&root, &made(VolumeId::TREE.0)).is_ok());
+        model.volumes.clear();
+        let (mut done, mut refused) = (0, 0);
+        for n in 0..400 {
+            let op = Generator { rng: &mut rng, model: &model, profile, short: true }.draw();
+            let id = |dir: &NodeId| NodeId { volume: dir.volume, ino: 100 + n };
+            let made = match &op {
+                Op::Create { dir, .. } => Made { node: Some((id(dir), n)), volume: None },
+                _ => made(100 + n as u32),
+            };
+            match model.apply(&op, &made) {
+                Ok(()) => done += 1,
+                Err(_) => refused += 1,
+            }
+            let is_dir = |what: &What| *what == What::Directory;
+            if let Op::Create { what, .. } = &op {
+                assert!(!is_dir(what) || model.nodes.values().all(|node| node.nlink > 0));
+            }
+        }
+        assert!(done > refused, "seed {seed}, {profile:?}: {done} done, {refused} refused");
+    }
+}

@@ -420,9 +420,11 @@ impl Model {
             return Vec::new();
         };
         let end = offset.saturating_add(len as u64).min(*size);
-        let mut out = vec![0; end.saturating_sub(offset) as usize];
-        for (number, chunk) in blocks.range(offset / BLOCK..end.div_ceil(BLOCK).max(offset / BLOCK))
-        {
+        if end <= offset {
+            return Vec::new();
+        }
+        let mut out = vec![0; (end - offset) as usize];
+        for (number, chunk) in blocks.range(offset / BLOCK..end.div_ceil(BLOCK)) {
             let (start, stop) = clip(*number, offset, end);
             let to = (number * BLOCK + start - offset) as usize;
             out[to..to + (stop - start) as usize]

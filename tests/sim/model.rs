@@ -440,13 +440,15 @@ impl Model {
         Ok(())
     }
 
-    fn zeros(&mut self, id: NodeId, offset: u64, len: u64, keep_size: bool) -> Applied {
+    pub fn zeros(&mut self, id: NodeId, offset: u64, len: u64, keep_size: bool) -> Applied {
         let end = offset + len;
         if end > MAX_FILE_BYTES {
             return Err(Kind::TooBig);
         }
         let (blocks, size) = self.blocks_mut(id)?;
-        for number in offset / BLOCK..end.div_ceil(BLOCK) {
+        // Beyond the end nothing can be seen of it.
+        let end = if keep_size { end.min(size.div_ceil(BLOCK) * BLOCK) } else { end };
+        for number in offset / BLOCK..end.div_ceil(BLOCK).max(offset / BLOCK) {
             let (start, stop) = clip(number, offset, end);
             let mut whole = vec![0; BLOCK as usize];
             if let Some(old) = blocks.get(&number) {

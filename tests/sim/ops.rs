@@ -97,11 +97,12 @@ impl Op {
         )
     }
 
-    /// Longer than what is atomic: a crash may leave the first part of it.
+    /// Not one atomic step: a crash may leave the first part of it.
     pub fn is_long(&self) -> bool {
         match self {
             Op::Write { data, .. } | Op::Append { data, .. } => data.len > ATOMIC_WRITE_BYTES,
-            Op::Zeros { len, .. } => *len > ATOMIC_WRITE_BYTES as u64,
+            // Space is allocated in steps.
+            Op::Zeros { .. } => true,
             _ => false,
         }
     }

@@ -112,22 +112,29 @@ fn made_as_seen(op: &Op, seen: &Model) -> Made {
     }
 }
 
-/// A long write of which only the first blocks happened: as many as can be seen.
+/// An operation in steps of which only the first blocks happened: as many as can be seen.
 fn first_part(before: &Model, op: &Op, seen: &Model) -> Option<Model> {
-    let (node, offset, bytes) = match op {
-        Op::Write { node, offset, data } => (*node, *offset, data.bytes()),
-        Op::Append { node, data } => (*node, before.get(*node)?.size, data.bytes()),
+    let (node, offset, len) = match op {
+        Op::Write { node, offset, data } => (*node, *offset, data.len as u64),
+        Op::Append { node, data } => (*node, before.get(*node)?.size, data.len as u64),
+        Op::Zeros { node, offset, len, .. } => (*node, *offset, *len),
         _ => return None,
     };
+    let first = |model: &mut Model, len: u64| match op {
+        Op::Write { data, .. } | Op::Append { data, .. } => {
+            model.write(node, offset, &data.bytes()[..len as usize])
+        }
+        Op::Zeros { keep_size, .. } => model.zeros(node, offset, len, *keep_size),
+        _ => Ok(()),
+    };
     let Body::File(there) = &seen.nodes.get(&node)?.body else { return None };
-    let end = offset + bytes.len() as u64;
     let mut whole = before.clone();
-    whole.write(node, offset, &bytes).ok()?;
+    first(&mut whole, len).ok()?;
     let Body::File(wanted) = &whole.get(node)?.body else { return None };
-    let differs = (offset / BLOCK..end.div_ceil(BLOCK)).find(|n| there.get(n) != wanted.get(n));
-    let stop = (differs? * BLOCK).max(offset);
+    let mut numbers = offset / BLOCK..(offset + len).div_ceil(BLOCK);
+    let differs = numbers.find(|n| there.get(n) != wanted.get(n))?;
     let mut model = before.clone();
-    model.write(node, offset, &bytes[..(stop - offset) as usize]).ok()?;
+    first(&mut model, (differs * BLOCK).saturating_sub(offset)).ok()?;
     with_stamps_of(&mut model, node, seen);
     Some(model)
 }

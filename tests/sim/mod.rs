@@ -8,4 +8,5 @@ pub mod ops;
 pub mod perform;
 pub mod prefix;
 pub mod quiet;
+pub mod rot;
 pub mod world;

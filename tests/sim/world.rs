@@ -116,27 +116,47 @@ pub struct World {
 
 /// Runs a schedule to its end or to the first thing that is wrong.
 pub fn run(config: &Config) -> Result<Report, Failure> {
-    let at = Arc::new(AtomicU64::new(0));
-    let (inside, config) = (at.clone(), config.clone());
-    let run = std::panic::AssertUnwindSafe(move || run_inner(&config, &inside));
-    let result = std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+    caught(config, |world| {
+        let mut rng = Rng::new(world.config.seed ^ 0xF1A1);
+        world.last_looks(&mut rng)?;
+        if rng.chance(1, 2) {
+            world.delete_everything()?;
+        }
+        world.close()?;
+        Ok(world.report())
+    })
+}
+
+/// Runs a schedule, closes the pool, and hands out the devices with what must be on them.
+pub fn build(config: &Config) -> Result<(Vec<Arc<SimDevice>>, Model), Failure> {
+    caught(config, |world| {
+        world.last_looks(&mut Rng::new(world.config.seed))?;
+        world.close()?;
+        let model = world.inner.lock().model.clone();
+        Ok((world.devices.clone(), model))
+    })
+}
+
+/// Runs the steps, then `end`; a panic is a failure like any other.
+fn caught<T>(config: &Config, end: impl FnOnce(&Arc<World>) -> Done<T>) -> Result<T, Failure> {
+    let at = AtomicU64::new(0);
+    let inside = std::panic::AssertUnwindSafe(|| {
+        let world = World::new(config)?;
+        for step in 0..config.steps {
+            at.store(step, SeqCst);
+            if !config.skip.contains(&step) {
+                world.step(step)?;
+            }
+        }
+        at.store(config.steps, SeqCst);
+        end(&world)
+    });
+    let result = std::panic::catch_unwind(inside).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or(panic.downcast_ref::<&str>().map(|s| s.to_string()));
         Err(format!("panic: {}", text.unwrap_or_default()))
     });
     result.map_err(|why| Failure { step: at.load(SeqCst), why })
-}
-
-fn run_inner(config: &Config, at: &AtomicU64) -> Done<Report> {
-    let world = World::new(config)?;
-    for step in 0..config.steps {
-        at.store(step, SeqCst);
-        if !config.skip.contains(&step) {
-            world.step(step)?;
-        }
-    }
-    at.store(config.steps, SeqCst);
-    world.finish()
 }
 
 impl World {
@@ -596,28 +616,31 @@ impl World {
         ensure(written(devices) == before, || "check has written to the devices".to_string())
     }
 
-    fn finish(self: &Arc<Self>) -> Done<Report> {
-        let mut rng = Rng::new(self.config.seed ^ 0xF1A1);
+    fn last_looks(self: &Arc<Self>, rng: &mut Rng) -> Done {
         self.cut_at.store(0, SeqCst);
         if self.may_fail() || rng.chance(1, 3) {
-            self.crash(&mut rng)?;
+            self.crash(rng)?;
         }
-        self.look_at_all(&mut rng)?;
-        self.reopen(&mut rng)?;
-        self.settle(&mut rng)?;
-        if rng.chance(1, 2) {
-            self.delete_everything()?;
-        }
+        self.look_at_all(rng)?;
+        self.reopen(rng)?;
+        self.settle(rng)
+    }
+
+    fn close(&self) -> Done {
         let fs = self.fs.lock().take().ok_or("no pool is open")?;
         fs.close().map_err(|e| format!("close: {e}"))?;
         drop(fs);
         self.devices.iter().for_each(|device| device.on_io(None));
+        self.check(&self.devices)
+    }
+
+    fn report(&self) -> Report {
         let inner = &mut *self.inner.lock();
         for device in &self.devices {
             inner.digest.update(device.digest().as_bytes());
         }
         let digest = inner.digest.finalize().to_hex()[..16].to_string();
-        Ok(Report { operations: inner.operations, crashes: inner.crashes, digest })
+        Report { operations: inner.operations, crashes: inner.crashes, digest }
     }
 }
 

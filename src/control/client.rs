@@ -3,7 +3,7 @@
 use super::doors::Doors;
 use super::engine::{converse, Engine};
 use super::error::{Error, Message, Result};
-use super::pool::{find_devices, OpenPool};
+use super::pool::{find_devices, LockedPool, OpenPool};
 use super::protocol::{Command, Reply, Request, PROTOCOL_VERSION};
 use super::run_dir::{id_text, RunDirs};
 use super::wire;
@@ -63,7 +63,7 @@ impl Selection {
         if let Some(stream) = self.dirs().connect(&label.pool_id)? {
             return Ok(Client::Server(stream));
         }
-        let pool = OpenPool::open(std::slice::from_ref(path), MOMENT_CACHE_BYTES)?;
+        let pool = LockedPool::lock(std::slice::from_ref(path))?.open(MOMENT_CACHE_BYTES)?;
         Ok(Client::Here(Box::new(pool)))
     }
 

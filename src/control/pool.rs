@@ -29,21 +29,35 @@ pub struct OpenPool {
     pub devices: Vec<Arc<FileDevice>>,
 }
 
-impl OpenPool {
-    /// Opens and recovers the pool that `paths` belong to.
-    pub fn open(paths: &[PathBuf], cache_bytes: u64) -> Result<OpenPool> {
-        let (_, found) = find_devices(paths)?;
-        let devices = lock_devices(&found, OpenMode::default())?;
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let options = OpenOptions { cache_bytes, clock: clock.clone(), background: true };
-        let what = format!("the pool at {} cannot be opened", names(&found));
-        let fs = Fs::open(as_block_devices(&devices), options).map_err(|e| Error::fs(what, &e))?;
-        let mut catalog_options = CatalogOptions::new(clock);
-        catalog_options.location = found.iter().map(|p| p.display().to_string()).collect();
-        let catalog = Catalog::open(fs.clone(), catalog_options)?;
-        Ok(OpenPool { fs, catalog, devices })
+/// A pool whose devices this process has locked, but not opened yet.
+pub struct LockedPool {
+    paths: Vec<PathBuf>,
+    devices: Vec<Arc<FileDevice>>,
+}
+
+impl LockedPool {
+    /// Finds and locks all devices of the pool that `paths` belong to.
+    pub fn lock(paths: &[PathBuf]) -> Result<LockedPool> {
+        let (_, paths) = find_devices(paths)?;
+        let devices = lock_devices(&paths, OpenMode::default())?;
+        Ok(LockedPool { paths, devices })
     }
 
+    /// Opens and recovers it.
+    pub fn open(self, cache_bytes: u64) -> Result<OpenPool> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let options = OpenOptions { cache_bytes, clock: clock.clone(), background: true };
+        let what = format!("the pool at {} cannot be opened", names(&self.paths));
+        let devices = as_block_devices(&self.devices);
+        let fs = Fs::open(devices, options).map_err(|e| Error::fs(what, &e))?;
+        let mut catalog_options = CatalogOptions::new(clock);
+        catalog_options.location = self.paths.iter().map(|p| p.display().to_string()).collect();
+        let catalog = Catalog::open(fs.clone(), catalog_options)?;
+        Ok(OpenPool { fs, catalog, devices: self.devices })
+    }
+}
+
+impl OpenPool {
     /// Takes the last consistency point. The locks go with the pool.
     pub fn close(&self) -> Result<()> {
         self.fs.close().map_err(|e| Error::fs("the pool was not closed in order", &e))

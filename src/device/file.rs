@@ -127,9 +127,7 @@ impl FileDevice {
             Ok(false) if overwrite => {
                 let device = FileDevice::open(path, OpenMode::default())?;
                 let size = size_bytes.unwrap_or(device.block_count() * BLOCK_BYTES as u64);
-                device
-                    .empty_and_size(size)
-                    .map_err(|e| OpenError::from_io(path, e))?;
+                device.empty_and_size(size).map_err(|e| OpenError::from_io(path, e))?;
                 Ok(device)
             }
             Ok(false) => Err(OpenError::Exists(path.to_path_buf())),
@@ -215,8 +213,7 @@ impl FileDevice {
                 return Err(refuse("the block device is smaller than that"));
             }
             Some(wanted) if wanted > actual => {
-                self.file
-                    .set_len(wanted / BLOCK_BYTES as u64 * BLOCK_BYTES as u64)?;
+                self.file.set_len(wanted / BLOCK_BYTES as u64 * BLOCK_BYTES as u64)?;
                 self.file.sync_all()?;
             }
             Some(wanted) if wanted < actual => return Err(refuse("a device cannot be shrunk")),
@@ -261,44 +258,31 @@ impl BlockDevice for FileDevice {
     fn read(&self, first: u64, out: &mut [Box<Block>]) -> io::Result<()> {
         check_range(self, first, out.len() as u64)?;
         self.counters.read(out.len());
-        in_whole_blocks(
-            first,
-            out.len(),
-            io::ErrorKind::UnexpectedEof,
-            |done, offset_bytes| {
-                let mut vectors: Vec<_> = out
-                    .iter_mut()
-                    .skip(done)
-                    .take(MAX_VECTORS)
-                    .map(|block| IoSliceMut::new(&mut block.0))
-                    .collect();
-                rustix::io::preadv(&self.file, &mut vectors, offset_bytes)
-            },
-        )
+        in_whole_blocks(first, out.len(), io::ErrorKind::UnexpectedEof, |done, offset_bytes| {
+            let mut vectors: Vec<_> = out
+                .iter_mut()
+                .skip(done)
+                .take(MAX_VECTORS)
+                .map(|block| IoSliceMut::new(&mut block.0))
+                .collect();
+            rustix::io::preadv(&self.file, &mut vectors, offset_bytes)
+        })
     }
 
     fn write(&self, first: u64, data: &[&Block]) -> io::Result<()> {
         check_range(self, first, data.len() as u64)?;
         self.counters.wrote(data.len());
-        in_whole_blocks(
-            first,
-            data.len(),
-            io::ErrorKind::WriteZero,
-            |done, offset_bytes| {
-                let vectors: Vec<_> = data
-                    .iter()
-                    .skip(done)
-                    .take(MAX_VECTORS)
-                    .map(|block| IoSlice::new(&block.0))
-                    .collect();
-                rustix::io::pwritev(&self.file, &vectors, offset_bytes)
-            },
-        )?;
+        in_whole_blocks(first, data.len(), io::ErrorKind::WriteZero, |done, offset_bytes| {
+            let vectors: Vec<_> = data
+                .iter()
+                .skip(done)
+                .take(MAX_VECTORS)
+                .map(|block| IoSlice::new(&block.0))
+                .collect();
+            rustix::io::pwritev(&self.file, &vectors, offset_bytes)
+        })?;
         if !self.direct && !data.is_empty() {
-            self.pace(
-                first * BLOCK_BYTES as u64,
-                (data.len() * BLOCK_BYTES) as u64,
-            )?;
+            self.pace(first * BLOCK_BYTES as u64, (data.len() * BLOCK_BYTES) as u64)?;
         }
         Ok(())
     }
@@ -368,9 +352,7 @@ fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Resu
 
 /// True: a block device; false: a regular file.
 fn kind_of(path: &Path) -> Result<bool, OpenError> {
-    let kind = std::fs::metadata(path)
-        .map_err(|e| OpenError::from_io(path, e))?
-        .file_type();
+    let kind = std::fs::metadata(path).map_err(|e| OpenError::from_io(path, e))?.file_type();
     match (kind.is_file(), kind.is_block_device()) {
         (true, _) => Ok(false),
         (_, true) => Ok(true),
@@ -380,16 +362,8 @@ fn kind_of(path: &Path) -> Result<bool, OpenError> {
 
 /// Opens it; a block device for writing with O_EXCL, which the host refuses while it is mounted.
 fn open_host(path: &Path, read_only: bool, is_block_device: bool) -> io::Result<File> {
-    let exclusive = if is_block_device && !read_only {
-        OFlags::EXCL
-    } else {
-        OFlags::empty()
-    };
-    OpenOptions::new()
-        .read(true)
-        .write(!read_only)
-        .custom_flags(exclusive.bits() as i32)
-        .open(path)
+    let exclusive = if is_block_device && !read_only { OFlags::EXCL } else { OFlags::empty() };
+    OpenOptions::new().read(true).write(!read_only).custom_flags(exclusive.bits() as i32).open(path)
 }
 
 /// Bytes of a file or block device.
@@ -403,16 +377,10 @@ fn take_block_device(path: &Path, size_bytes: Option<u64>) -> Result<FileDevice,
     match size_bytes {
         Some(wanted_bytes) if wanted_bytes > actual_bytes => {
             let path = path.to_path_buf();
-            Err(OpenError::SizeDiffers {
-                path,
-                actual_bytes,
-                wanted_bytes,
-            })
+            Err(OpenError::SizeDiffers { path, actual_bytes, wanted_bytes })
         }
         Some(wanted_bytes) => {
-            device
-                .blocks
-                .store(wanted_bytes / BLOCK_BYTES as u64, Ordering::Release);
+            device.blocks.store(wanted_bytes / BLOCK_BYTES as u64, Ordering::Release);
             Ok(device)
         }
         None => Ok(device),
@@ -429,9 +397,7 @@ fn make_file(path: &Path, size_bytes: u64) -> Result<FileDevice, OpenError> {
         .open(path)
         .map_err(|e| OpenError::from_io(path, e))?;
     let made = FileDevice::from_file(file, path, OpenMode::default(), false).and_then(|device| {
-        let sized = device
-            .empty_and_size(size_bytes)
-            .and_then(|()| sync_parent(path));
+        let sized = device.empty_and_size(size_bytes).and_then(|()| sync_parent(path));
         sized.map_err(|e| OpenError::from_io(path, e))?;
         Ok(device)
     });
@@ -443,9 +409,7 @@ fn make_file(path: &Path, size_bytes: u64) -> Result<FileDevice, OpenError> {
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 

@@ -57,10 +57,7 @@ fn check_range(device: &dyn BlockDevice, first: u64, count: u64) -> io::Result<(
         Some(end) if end <= device.block_count() => Ok(()),
         _ => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!(
-                "blocks {first} + {count} lie beyond the end of {}",
-                device.name()
-            ),
+            format!("blocks {first} + {count} lie beyond the end of {}", device.name()),
         )),
     }
 }

@@ -23,12 +23,7 @@ impl OverlayDevice {
     /// `StorageFull`.
     pub fn new(base: Arc<dyn BlockDevice>, limit_blocks: usize) -> OverlayDevice {
         let written = RwLock::new(HashMap::new());
-        OverlayDevice {
-            base,
-            written,
-            limit_blocks,
-            counters: Counters::default(),
-        }
+        OverlayDevice { base, written, limit_blocks, counters: Counters::default() }
     }
 
     /// How many blocks differ, or may differ, from the base.
@@ -130,8 +125,7 @@ mod tests {
     #[test]
     fn writes_stay_above_the_base() {
         let base = Arc::new(SimDevice::new(100, 1));
-        base.write(10, &[&filled(1), &filled(2), &filled(3)])
-            .unwrap();
+        base.write(10, &[&filled(1), &filled(2), &filled(3)]).unwrap();
         let over = OverlayDevice::new(base.clone(), 10);
         over.write(11, &[&filled(9)]).unwrap();
         over.write(13, &[&filled(8)]).unwrap();

@@ -94,12 +94,7 @@ impl SimDevice {
     }
 
     fn over(store: Store, blocks: u64, seed: u64, name: String) -> SimDevice {
-        let state = State {
-            store,
-            faults: Faults::default(),
-            rng: Rng::new(seed),
-            calls: 0,
-        };
+        let state = State { store, faults: Faults::default(), rng: Rng::new(seed), calls: 0 };
         SimDevice {
             state: Mutex::new(state),
             hook: Mutex::new(None),
@@ -135,6 +130,11 @@ impl SimDevice {
         self.state.lock().faults.power_fails_at = call;
     }
 
+    /// Power fails now: calls under way and later ones answer an error until [`SimDevice::crash`].
+    pub fn cut_power(&self) {
+        self.state.lock().faults.power_is_off = true;
+    }
+
     /// True after the call at which power failed.
     pub fn power_is_off(&self) -> bool {
         self.state.lock().faults.power_is_off
@@ -146,10 +146,7 @@ impl SimDevice {
     pub fn crash(&self, seed: u64) -> usize {
         let state = &mut *self.state.lock();
         let unreadable = std::mem::take(&mut state.faults.unreadable);
-        state.faults = Faults {
-            unreadable,
-            ..Faults::default()
-        };
+        state.faults = Faults { unreadable, ..Faults::default() };
         state.store.crash(&mut Rng::new(seed))
     }
 
@@ -202,11 +199,7 @@ impl SimDevice {
     /// Flips one bit in each of `count` stored blocks at or above `from`; which blocks.
     pub fn rot(&self, seed: u64, count: usize, from: u64) -> Vec<u64> {
         let mut rng = Rng::new(seed);
-        let stored: Vec<u64> = self
-            .stored_blocks()
-            .into_iter()
-            .filter(|&at| at >= from)
-            .collect();
+        let stored: Vec<u64> = self.stored_blocks().into_iter().filter(|&at| at >= from).collect();
         let mut hit = BTreeSet::new();
         while hit.len() < count.min(stored.len()) {
             let Some(&block) = stored.get(rng.index(stored.len())) else {
@@ -243,11 +236,7 @@ impl SimDevice {
             state.calls += 1;
             event.number = state.calls;
             state.faults.refuse()?;
-            if state
-                .faults
-                .power_fails_at
-                .is_some_and(|call| state.calls >= call)
-            {
+            if state.faults.power_fails_at.is_some_and(|call| state.calls >= call) {
                 state.faults.power_is_off = true;
                 return Ok(state.store.pending());
             }
@@ -258,10 +247,7 @@ impl SimDevice {
     }
 
     fn end(&self, event: &IoEvent) {
-        self.tell(&IoEvent {
-            done: true,
-            ..*event
-        });
+        self.tell(&IoEvent { done: true, ..*event });
     }
 
     fn tell(&self, event: &IoEvent) {
@@ -276,14 +262,8 @@ impl Faults {
     /// The error of a device that is not there.
     fn refuse(&self) -> io::Result<()> {
         match (self.power_is_off, self.vanished) {
-            (true, _) => Err(io::Error::new(
-                io::ErrorKind::BrokenPipe,
-                "the power is off",
-            )),
-            (_, true) => Err(io::Error::new(
-                io::ErrorKind::NotConnected,
-                "the device is gone",
-            )),
+            (true, _) => Err(io::Error::new(io::ErrorKind::BrokenPipe, "the power is off")),
+            (_, true) => Err(io::Error::new(io::ErrorKind::NotConnected, "the device is gone")),
             _ => Ok(()),
         }
     }
@@ -386,13 +366,7 @@ impl BlockDevice for SimDevice {
 }
 
 fn event(kind: IoKind, first: u64, count: u64) -> IoEvent {
-    IoEvent {
-        number: 0,
-        kind,
-        first,
-        count,
-        done: false,
-    }
+    IoEvent { number: 0, kind, first, count, done: false }
 }
 
 /// Takes one off a count of things to come; whether there was one.

@@ -20,10 +20,7 @@ fn round_trip(buffered: bool) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pool");
     drop(FileDevice::create(&path, Some(64 * MIB + 5), false).unwrap());
-    let mode = OpenMode {
-        buffered,
-        ..OpenMode::default()
-    };
+    let mode = OpenMode { buffered, ..OpenMode::default() };
     let device = FileDevice::open(&path, mode).unwrap();
     assert_eq!(device.block_count(), 16 * 1024);
     assert!(!(buffered && device.is_direct()));
@@ -39,14 +36,7 @@ fn round_trip(buffered: bool) {
     assert_eq!((counted.blocks_read, counted.blocks_written), (3003, 3000));
     assert_eq!((counted.flushes, counted.blocks_discarded), (1, 1));
     drop(device);
-    let again = FileDevice::open(
-        &path,
-        OpenMode {
-            read_only: true,
-            buffered,
-        },
-    )
-    .unwrap();
+    let again = FileDevice::open(&path, OpenMode { read_only: true, buffered }).unwrap();
     assert_eq!(bytes_at(&again, 3099, 2), [2999u32 as u8, 0]);
     assert!(again.write(0, &[&filled(1)]).is_err());
 }
@@ -68,25 +58,13 @@ fn second_opener_is_told() {
     let first = FileDevice::create(&path, Some(MIB), false).unwrap();
     let second = FileDevice::open(&path, OpenMode::default()).map(|_| ());
     assert!(matches!(second, Err(OpenError::InUse(_))));
-    let reader = OpenMode {
-        read_only: true,
-        ..OpenMode::default()
-    };
-    assert!(matches!(
-        FileDevice::open(&path, reader),
-        Err(OpenError::InUse(_))
-    ));
+    let reader = OpenMode { read_only: true, ..OpenMode::default() };
+    assert!(matches!(FileDevice::open(&path, reader), Err(OpenError::InUse(_))));
     let over = FileDevice::create(&path, Some(MIB), true);
     assert!(matches!(over, Err(OpenError::InUse(_))));
     drop(first);
-    let (_a, _b) = (
-        FileDevice::open(&path, reader),
-        FileDevice::open(&path, reader).unwrap(),
-    );
-    assert!(matches!(
-        FileDevice::open(&path, OpenMode::default()),
-        Err(OpenError::InUse(_))
-    ));
+    let (_a, _b) = (FileDevice::open(&path, reader), FileDevice::open(&path, reader).unwrap());
+    assert!(matches!(FileDevice::open(&path, OpenMode::default()), Err(OpenError::InUse(_))));
 }
 
 #[test]
@@ -126,12 +104,7 @@ fn ends_grow_and_cut_files() {
     assert_eq!(device.grow(Some(2 * MIB)).unwrap(), 512);
     device.write(511, &[&filled(1)]).unwrap();
     assert!(device.grow(Some(MIB)).is_err());
-    OpenOptions::new()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_len(MIB + 100)
-        .unwrap();
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(MIB + 100).unwrap();
     let cut = device.read(256, &mut [filled(0)]).unwrap_err();
     assert_eq!(cut.kind(), io::ErrorKind::UnexpectedEof);
     assert!(device.grow(None).is_err());

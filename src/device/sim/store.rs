@@ -89,28 +89,21 @@ impl Store {
 
     /// Takes a write into the cache.
     pub fn write(&mut self, first: u64, data: &[&Block]) {
-        let blocks = (first..)
-            .zip(data.iter().map(|block| contents_of(block)))
-            .collect();
+        let blocks = (first..).zip(data.iter().map(|block| contents_of(block))).collect();
         self.take(blocks, true);
     }
 
     /// Data of a write that the power cut interrupts: nobody reads it before the cut.
     pub fn write_in_flight(&mut self, first: u64, data: &[&Block]) {
-        let blocks = (first..)
-            .zip(data.iter().map(|block| contents_of(block)))
-            .collect();
+        let blocks = (first..).zip(data.iter().map(|block| contents_of(block))).collect();
         self.take(blocks, false);
     }
 
     /// Takes zeros into the cache wherever the range holds anything.
     pub fn discard(&mut self, first: u64, count: u64) {
         let end = first.saturating_add(count);
-        let mut blocks: Vec<_> = self
-            .durable
-            .range(first..end)
-            .map(|(&at, _)| (at, None))
-            .collect();
+        let mut blocks: Vec<_> =
+            self.durable.range(first..end).map(|(&at, _)| (at, None)).collect();
         blocks.extend(self.visible.range(first..end).map(|(&at, _)| (at, None)));
         blocks.sort_by_key(|(at, _)| *at);
         blocks.dedup_by_key(|(at, _)| *at);
@@ -150,10 +143,7 @@ impl Store {
     pub fn fail_flush(&mut self, rng: &mut Rng) {
         for write in std::mem::take(&mut self.pending) {
             match rng.below(3) {
-                0 => write
-                    .blocks
-                    .into_iter()
-                    .for_each(|(at, c)| put(&mut self.durable, at, c)),
+                0 => write.blocks.into_iter().for_each(|(at, c)| put(&mut self.durable, at, c)),
                 1 => self.pending.push(write),
                 _ => {}
             }

@@ -75,9 +75,8 @@ fn a_seed_decides_everything() {
 fn after_crash_leaves_the_original_alone() {
     let device = SimDevice::new(10, 1);
     write(&device, 1, 1);
-    let digests: BTreeSet<_> = (0..50)
-        .map(|seed| *device.after_crash(seed).digest().as_bytes())
-        .collect();
+    let digests: BTreeSet<_> =
+        (0..50).map(|seed| *device.after_crash(seed).digest().as_bytes()).collect();
     assert!(digests.len() > 3);
     device.flush().unwrap();
     assert_eq!(byte_at(&device.after_crash(0), 1), 1);
@@ -95,13 +94,8 @@ fn a_flush_covers_only_what_returned_before_it_began() {
     write(&device, 1, 1);
     device.flush().unwrap();
     assert_eq!(byte_at(&device, 2), 2);
-    let after: BTreeSet<u8> = (0..50)
-        .map(|seed| byte_at(&device.after_crash(seed), 2))
-        .collect();
-    assert!(
-        after.contains(&0),
-        "the write in the middle of the flush was not covered"
-    );
+    let after: BTreeSet<u8> = (0..50).map(|seed| byte_at(&device.after_crash(seed), 2)).collect();
+    assert!(after.contains(&0), "the write in the middle of the flush was not covered");
     assert_eq!(byte_at(&device.after_crash(0), 1), 1);
 }
 
@@ -115,9 +109,7 @@ fn power_fails_at_a_call() {
     assert_eq!(failed.kind(), io::ErrorKind::BrokenPipe);
     assert!(device.power_is_off());
     assert!(device.flush().is_err() && device.read(0, &mut [filled(0)]).is_err());
-    let after: BTreeSet<u8> = (0..50)
-        .map(|seed| byte_at(&device.after_crash(seed), 1))
-        .collect();
+    let after: BTreeSet<u8> = (0..50).map(|seed| byte_at(&device.after_crash(seed), 1)).collect();
     assert_eq!(after, BTreeSet::from([1, 2]));
     device.crash(1);
     write(&device, 1, 3);
@@ -136,9 +128,7 @@ fn power_that_fails_inside_a_hook_fails_the_outer_call() {
     write(&device, 1, 1);
     device.power_fails_at(Some(3));
     assert!(device.flush().is_err());
-    let after: BTreeSet<u8> = (0..50)
-        .map(|seed| byte_at(&device.after_crash(seed), 1))
-        .collect();
+    let after: BTreeSet<u8> = (0..50).map(|seed| byte_at(&device.after_crash(seed), 1)).collect();
     assert_eq!(after, BTreeSet::from([0, 1]));
 }
 
@@ -151,13 +141,7 @@ fn failing_calls_leave_what_the_contract_allows() {
         device.flush().unwrap();
         device.fail_writes(1);
         assert!(device.write(1, &[&filled(2)]).is_err());
-        shown.insert(
-            read(&device, 1)
-                .0
-                .chunks(512)
-                .map(|s| s[0])
-                .collect::<BTreeSet<_>>(),
-        );
+        shown.insert(read(&device, 1).0.chunks(512).map(|s| s[0]).collect::<BTreeSet<_>>());
         write(&device, 1, 3);
         device.fail_flushes(1);
         assert!(device.flush().is_err());
@@ -189,10 +173,7 @@ fn media_faults() {
     write(&device, 1, 8);
     assert_eq!((byte_at(&device, 1), byte_at(&device, 5)), (1, 8));
     device.vanish(true);
-    assert_eq!(
-        device.flush().unwrap_err().kind(),
-        io::ErrorKind::NotConnected
-    );
+    assert_eq!(device.flush().unwrap_err().kind(), io::ErrorKind::NotConnected);
     device.vanish(false);
     device.flush().unwrap();
     let before = device.digest();
@@ -208,9 +189,7 @@ fn discard_gives_zeros_and_costs_nothing_on_a_large_device() {
     write(&device, 9, 2);
     device.discard(0, 1 << 40).unwrap();
     assert_eq!((byte_at(&device, 7), byte_at(&device, 9)), (0, 0));
-    let after: BTreeSet<u8> = (0..50)
-        .map(|seed| byte_at(&device.after_crash(seed), 7))
-        .collect();
+    let after: BTreeSet<u8> = (0..50).map(|seed| byte_at(&device.after_crash(seed), 7)).collect();
     assert_eq!(after, BTreeSet::from([0, 1]));
     device.flush().unwrap();
     device.crash(1);

@@ -20,10 +20,10 @@ mod event_log;
 mod identity;
 mod lease;
 mod lease_room;
-mod unit;
 mod names;
 pub mod transfer;
 mod transfer_job;
+mod unit;
 
 pub use attachment::{AttachRequest, Attachment, SessionId, SessionInfo};
 pub use attributes::{Access, Attributes, Settings, MAX_ATTRIBUTES_TEXT_BYTES};
@@ -34,5 +34,5 @@ pub use data_file::{DataFile, OpenIntent};
 pub use error::{Error, Result};
 pub use event_log::{LogLine, LOG_LIMIT_BYTES};
 pub use lease::{Holder, LeaseTiming};
-pub use unit::Lun;
 pub use names::{check_name, parse_size};
+pub use unit::Lun;

@@ -189,8 +189,11 @@ impl Connection {
     /// The transmission phase.
     async fn serve(&mut self) -> Result<(), Error> {
         loop {
-            self.serve_held()?;
+            let all_begun = self.serve_held()?;
             self.send()?;
+            if !all_begun && self.gate_is_open() {
+                continue;
+            }
             if self.leaving && self.in_flight == 0 && self.outbox.unsent_bytes() == 0 {
                 return Ok(());
             }
@@ -211,17 +214,19 @@ impl Connection {
             && self.outbox.unsent_bytes() < MAX_UNSENT_BYTES
     }
 
-    fn serve_held(&mut self) -> Result<(), Error> {
+    /// Begins what was received, as far as the gate allows. True: no complete request is left, so
+    /// that only receiving can bring the next one.
+    fn serve_held(&mut self) -> Result<bool, Error> {
         while self.gate_is_open() {
             let Some(incoming) = self.inbox.next(&mut self.pool)? else {
-                break;
+                return Ok(true);
             };
             self.begin(incoming);
             if self.outbox.unsent_bytes() >= SEND_AT_BYTES {
                 self.send()?;
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     fn begin(&mut self, incoming: Incoming) {

@@ -6,7 +6,7 @@ use crate::control::pool::{find_devices, lock_devices};
 use crate::control::report;
 use crate::control::{Error, Message, Result};
 use crate::device::file::OpenMode;
-use crate::server::{self, Listen, ServeConfig};
+use crate::server::{self, ServeConfig};
 use serde::Deserialize;
 use serde_json::Value;
 use std::io::Read;
@@ -197,6 +197,7 @@ fn would_serve(config: &ServeConfig) -> Result<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::Listen;
 
     fn merged(serve: Serve, config: &str) -> Result<ServeConfig> {
         let file = toml::from_str(config).map_err(|e| config_error(Path::new("c"), config, &e))?;

@@ -155,7 +155,7 @@ impl Session<'_> {
     fn lun_resize(&self, name: &str, size_bytes: u64, force: bool) -> Result<Value> {
         let lun = self.lun(name)?;
         if self.dry_run {
-            check_resize(&lun, size_bytes, force)?;
+            lun.check_resize(size_bytes, force)?;
             let before = lun.geometry().size_bytes;
             let text = format!("resize {name} from {before} to {size_bytes} bytes");
             return Ok(report::would(text));
@@ -191,7 +191,7 @@ impl Session<'_> {
     fn lun_set(&self, name: &str, keys: &[KeyValue]) -> Result<Value> {
         let lun = self.lun(name)?;
         if self.dry_run {
-            self.check_set(&lun, keys)?;
+            lun.check_set(keys)?;
             let pairs: Vec<String> =
                 keys.iter().map(|(key, value)| format!("{key}={value}")).collect();
             return Ok(report::would(format!("set {} of {name}", pairs.join(" "))));
@@ -199,13 +199,6 @@ impl Session<'_> {
         lun.set(keys)?;
         self.durable()?;
         self.show(&lun)
-    }
-
-    /// The rules for keys are those of a new LUN of that size.
-    fn check_set(&self, lun: &Lun, keys: &[KeyValue]) -> Result<()> {
-        let request = creation(lun.geometry().size_bytes, keys.to_vec());
-        let free_name = format!("dry-run-{}", std::process::id());
-        Ok(self.engine.pool.catalog.check_create(&free_name, &request)?)
     }
 
     fn pool_grow(&self, path: &str, size_bytes: Option<u64>) -> Result<Value> {
@@ -260,17 +253,6 @@ impl Session<'_> {
 pub(super) fn creation(size_bytes: u64, settings: Vec<KeyValue>) -> CreateLun {
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
     CreateLun { size_bytes, settings, uid: uid.as_raw(), gid: gid.as_raw() }
-}
-
-fn check_resize(lun: &Lun, size_bytes: u64, force: bool) -> Result<()> {
-    let geometry = lun.geometry();
-    let block_bytes = u64::from(geometry.block_bytes).max(1);
-    if size_bytes == 0 || size_bytes % block_bytes != 0 {
-        let what = format!("{size_bytes} bytes cannot be a LUN's size");
-        let why = format!("it is not a multiple of the block size, {block_bytes} bytes");
-        return Err(Message::new(what).why(why).into());
-    }
-    transfer::refuse_open(lun, force || size_bytes >= geometry.size_bytes)
 }
 
 fn session_id(text: &str) -> Result<SessionId> {

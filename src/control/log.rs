@@ -15,21 +15,20 @@ impl Session<'_> {
     /// The whole log, or (with `follow`) the log and what is added, until the client leaves.
     pub(super) fn lun_log(&self, name: &str, follow: bool) -> Result<Value> {
         let lun = self.lun(name)?;
-        let mut seen: Vec<String> = lun.read_log()?.into_iter().map(|line| line.text).collect();
         if !follow || self.engine.stop.is_none() {
-            return Ok(seen.iter().map(|text| parsed(text)).collect());
+            return Ok(lun.read_log()?.iter().map(|line| parsed(&line.text)).collect());
         }
-        let mut new = seen.clone();
+        let (mut cursor, mut rest) = (0, Vec::new());
         loop {
-            for text in &new {
-                wire::write_line(&mut &*self.stream, &Reply::Event(parsed(text)))?;
+            let (new, next) = lun.read_log_after(cursor)?;
+            cursor = next;
+            rest.extend_from_slice(&new);
+            for line in whole_lines(&mut rest) {
+                wire::write_line(&mut &*self.stream, &Reply::Event(parsed(&line)))?;
             }
             if self.client_left() {
                 return Ok(Value::Null);
             }
-            let now: Vec<String> = lun.read_log()?.into_iter().map(|line| line.text).collect();
-            new = added(&seen, &now).to_vec();
-            seen = now;
         }
     }
 
@@ -53,37 +52,26 @@ fn parsed(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|_| json!({ "text": text }))
 }
 
-/// What `now` has behind the last line of `seen`; all of it where that line is gone.
-fn added<'a>(seen: &[String], now: &'a [String]) -> &'a [String] {
-    let Some(last) = seen.last() else { return now };
-    // From the longest tail of `seen` that `now` could still begin or go on with.
-    let candidates = now.iter().enumerate().rev().filter(|(_, text)| *text == last);
-    for (at, _) in candidates {
-        let upto = now.get(..=at).unwrap_or_default();
-        let tail = seen.get(seen.len().saturating_sub(upto.len())..).unwrap_or_default();
-        if upto.ends_with(tail) {
-            return now.get(at + 1..).unwrap_or_default();
-        }
-    }
-    now
+/// Takes the whole lines from the front of what was read; the log's limit bounds them.
+fn whole_lines(read: &mut Vec<u8>) -> Vec<String> {
+    let Some(end) = read.iter().rposition(|byte| *byte == b'\n') else { return Vec::new() };
+    let rest = read.split_off(end + 1);
+    let whole = std::mem::replace(read, rest);
+    let text = String::from_utf8_lossy(&whole);
+    text.lines().filter(|line| !line.trim().is_empty()).map(String::from).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn lines(text: &str) -> Vec<String> {
-        text.chars().map(String::from).collect()
-    }
-
     #[test]
-    fn only_new_lines_are_told() {
-        assert_eq!(added(&lines("abc"), &lines("abcde")), lines("de"));
-        assert_eq!(added(&lines("abc"), &lines("abc")), lines(""));
-        assert_eq!(added(&lines("aaa"), &lines("aaaa")), lines("a"));
-        assert_eq!(added(&lines("abcd"), &lines("cdef")), lines("ef"));
-        assert_eq!(added(&lines("ab"), &lines("xy")), lines("xy"));
-        assert_eq!(added(&lines(""), &lines("xy")), lines("xy"));
+    fn only_whole_lines_are_told() {
+        let mut read = b"a\nb\n\nhal".to_vec();
+        assert_eq!(whole_lines(&mut read), ["a", "b"]);
+        read.extend_from_slice(b"f\n");
+        assert_eq!(whole_lines(&mut read), ["half"]);
+        assert!(whole_lines(&mut read).is_empty());
     }
 
     #[test]

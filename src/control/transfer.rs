@@ -63,8 +63,7 @@ impl Session<'_> {
         let report = |done: u64, size: u64| progress.report(done, size);
         let outcome = if wanted.into {
             let lun = self.lun(&wanted.lun)?;
-            images::import_into(&lun, source, wanted.size_bytes, wanted.force, &report)
-                .map(|moved| (lun, moved))
+            images::import_into(&lun, source, wanted.force, &report).map(|moved| (lun, moved))
         } else {
             let request = creation(wanted.size_bytes.unwrap_or(0), wanted.keys);
             images::import_new(&self.engine.pool.catalog, &wanted.lun, &request, source, &report)

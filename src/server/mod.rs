@@ -5,7 +5,9 @@
 //! Ok everything that was acknowledged is in the pool, nothing is mounted and nobody is connected.
 
 mod config;
+mod disk;
 mod doors;
+mod nbd_exports;
 
 pub use config::{Listen, ServeConfig};
 pub use doors::check_doors;

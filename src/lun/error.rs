@@ -77,9 +77,25 @@ pub enum Error {
         remedy: String,
     },
     /// The filesystem below failed.
-    #[error("{0}")]
+    #[error("the filesystem refused or failed\n{0}\n{remedy}", remedy = remedy_of(.0))]
     Fs(#[from] fs::Error),
 }
 
 /// Result of the LUN layer.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// What a user can do about an error of the filesystem.
+pub(super) fn remedy_of(error: &fs::Error) -> &'static str {
+    match error {
+        fs::Error::NoSpace => {
+            "delete something, or grow the pool: lunfs pool grow PATH --size SIZE"
+        }
+        fs::Error::Corrupt { .. } => "look at the damage with: lunfs pool check PATH",
+        fs::Error::Io(_) | fs::Error::Latched(_) => {
+            "look after the device, then serve the pool again"
+        }
+        fs::Error::ReadOnly => "serve the pool with its devices writable",
+        fs::Error::Stale => "look whether it was deleted meanwhile",
+        _ => "look at the request and try again",
+    }
+}

@@ -8,17 +8,22 @@
 //! - [`transfer`]: import and export of raw images.
 
 mod attachment;
+mod attachment_io;
 mod attributes;
 mod block_io;
 mod catalog;
+mod change;
 mod changes;
 mod data_file;
 mod error;
 mod event_log;
+mod identity;
 mod lease;
-mod lun;
+mod lease_room;
 mod names;
 pub mod transfer;
+mod transfer_job;
+mod unit;
 
 pub use attachment::{AttachRequest, Attachment, SessionId, SessionInfo};
 pub use attributes::{Access, Attributes, Settings, MAX_ATTRIBUTES_TEXT_BYTES};
@@ -29,5 +34,5 @@ pub use data_file::{DataFile, OpenIntent};
 pub use error::{Error, Result};
 pub use event_log::{LogLine, LOG_LIMIT_BYTES};
 pub use lease::{Holder, LeaseTiming};
-pub use lun::Lun;
 pub use names::{check_name, parse_size};
+pub use unit::Lun;

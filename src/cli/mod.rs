@@ -74,7 +74,10 @@ fn obey(cli: &Cli) -> Result<ExitCode> {
             });
         }
         Noun::Completion { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "lunfs", &mut std::io::stdout());
+            // Into memory first: a reader that has gone must not make it panic.
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "lunfs", &mut script);
+            output::line(String::from_utf8_lossy(&script).trim_end());
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -159,7 +159,7 @@ fn would_export(name: &str, file: &Path, common: &Common) -> Result<()> {
 enum Place {
     Standard,
     /// A block device or pipe that exists: written in place.
-    InPlace(PathBuf),
+    Existing(PathBuf),
     /// A file: written beside, then renamed.
     File {
         path: PathBuf,
@@ -177,7 +177,7 @@ impl Place {
             Ok(found) if found.file_type().is_block_device() || !found.is_file() => {
                 let harmless = !found.file_type().is_block_device();
                 return (force || harmless)
-                    .then(|| Place::InPlace(path.to_path_buf()))
+                    .then(|| Place::Existing(path.to_path_buf()))
                     .ok_or_else(|| overwrite(path));
             }
             Ok(_) => true,
@@ -201,7 +201,7 @@ impl Place {
                 Err(usage_error(what, "name a file, or lead standard output elsewhere"))
             }
             Place::Standard => standard(&io::stdout()),
-            Place::InPlace(path) => {
+            Place::Existing(path) => {
                 let opened = OpenOptions::new().read(true).write(true).open(path);
                 opened.map_err(|e| unwritable(path, &e))
             }
@@ -217,7 +217,7 @@ impl Place {
     fn finish(&self, image: &File) -> Result<()> {
         match self {
             Place::Standard => Ok(()),
-            Place::InPlace(path) => match image.sync_all() {
+            Place::Existing(path) => match image.sync_all() {
                 Err(e) if e.kind() != io::ErrorKind::InvalidInput => Err(unwritable(path, &e)),
                 _ => Ok(()),
             },

@@ -2,9 +2,10 @@
 
 use super::args::{Change, Common, Lun};
 use super::{ask, image, output, rows, selection, show};
+use crate::control::client::Client;
 use crate::control::protocol::{Command, KeyValue, Reply};
 use crate::control::{Message, Result};
-use serde_json::Value;
+use serde_json::{json, Value};
 
 /// What a list of LUNs shows.
 const COLUMNS: &[&str] = &["name", "size_bytes", "used_bytes", "lease", "sessions", "created"];
@@ -107,8 +108,11 @@ pub fn list(luns: &Value) {
 fn log(name: &str, follow: bool, common: &Common) -> Result<()> {
     let command = Command::LunLog { lun: name.to_string(), follow };
     if !follow {
-        let value = ask(common, command, false)?;
-        show(&value, common, |lines| rows(lines).iter().for_each(log_line));
+        let lines = ask(common, command, false)?;
+        let parsed: Value = rows(&lines).iter().map(parsed).collect();
+        show(if common.json { &parsed } else { &lines }, common, |lines| {
+            rows(lines).iter().for_each(log_line);
+        });
         return Ok(());
     }
     let stream = selection(common).server().map_err(|_| {
@@ -116,25 +120,32 @@ fn log(name: &str, follow: bool, common: &Common) -> Result<()> {
             .todo("leave out -f, or start `lunfs serve PATH`")
     })?;
     let mut hear = |reply| match reply {
-        Reply::Event(line) if common.json => output::line(&line.to_string()),
+        Reply::Event(line) if common.json => output::line(&parsed(&line).to_string()),
         Reply::Event(line) => log_line(&line),
         _ => {}
     };
-    crate::control::client::Client::Server(stream).call(command, false, None, &mut hear)?;
+    Client::Server(stream).call(command, false, None, &mut hear)?;
     Ok(())
 }
 
-/// `2026-11-20T21:00:00Z login client=… door=…`.
+/// A line of the log as JSON; what its owner wrote need not be that.
+fn parsed(line: &Value) -> Value {
+    let text = line.as_str().unwrap_or_default();
+    serde_json::from_str(text).unwrap_or_else(|_| json!({ "text": text }))
+}
+
+/// A line as it stands in the log, without what a terminal would obey.
 fn log_line(line: &Value) {
-    let Some(fields) = line.as_object() else { return output::line(&output::value_text("", line)) };
-    let mut words = vec![text(line, "time"), text(line, "event")];
-    for (key, value) in fields {
-        match key.as_str() {
-            "time" | "event" => {}
-            "text" if fields.len() == 1 => words.push(output::value_text(key, value)),
-            _ => words.push(format!("{key}={}", output::value_text("", value))),
-        }
+    output::line(&output::value_text("", line));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_lines_are_shown_as_text() {
+        assert_eq!(parsed(&json!("hello")), json!({ "text": "hello" }));
+        assert_eq!(parsed(&json!("{\"event\":\"login\"}")), json!({ "event": "login" }));
     }
-    words.retain(|word| !word.is_empty());
-    output::line(&words.join(" "));
 }

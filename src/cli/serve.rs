@@ -10,7 +10,6 @@ use crate::server::{self, ServeConfig};
 use serde::Deserialize;
 use serde_json::Value;
 use std::io::Read;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// Memory for blocks where `--cache` does not say.
@@ -123,7 +122,7 @@ fn merge(serve: &Serve, pool: Option<&PathBuf>, file: ConfigFile) -> Result<Serv
     Ok(ServeConfig {
         paths,
         mount,
-        advertise: advertise.map(|text| advertised(&text, &iscsi)).transpose()?,
+        advertise: advertise.map(advertised).transpose()?,
         iscsi,
         nbd: addresses("nbd", &nbd, |text| parse::tcp_or_unix(text, NBD_PORT))?,
         cache_bytes: serve.cache.or(file.cache).map_or(DEFAULT_CACHE_BYTES, |size| size.0),
@@ -148,10 +147,11 @@ fn addresses<T: PartialEq>(
     Ok(all)
 }
 
-fn advertised(text: &str, iscsi: &[SocketAddr]) -> Result<String> {
-    let port = iscsi.first().map_or(ISCSI_PORT, SocketAddr::port);
-    parse::advertised(text, port)
-        .map_err(|why| Error::Usage(Message::new(format!("--advertise: {why}"))))
+/// It is checked now and completed with a port when the door is open.
+fn advertised(text: String) -> Result<String> {
+    let refuse = |why| Error::Usage(Message::new(format!("--advertise: {why}")));
+    parse::advertised(&text, ISCSI_PORT).map_err(refuse)?;
+    Ok(text)
 }
 
 fn check(config: &ServeConfig) -> Result<()> {
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(config.iscsi, ["127.0.0.1:3260".parse().unwrap()]);
         assert_eq!(config.nbd.len(), 2);
         assert_eq!((config.cache_bytes, config.insecure), (1 << 30, true));
-        assert_eq!(config.advertise.as_deref(), Some("san:3260"));
+        assert_eq!(config.advertise.as_deref(), Some("san"));
         let flags = Serve { iscsi: vec![":9".into()], cache: Some(Size(1 << 25)), ..with_paths() };
         let config = merged(flags, text).unwrap();
         assert_eq!(config.paths, [PathBuf::from("p")]);

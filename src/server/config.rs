@@ -43,7 +43,7 @@ pub struct ServeConfig {
     pub iscsi: Vec<SocketAddr>,
     /// Where NBD listens.
     pub nbd: Vec<Listen>,
-    /// What iSCSI discovery names, `HOST:PORT`.
+    /// What iSCSI discovery names instead of the dialled address: `HOST` or `HOST:PORT`.
     pub advertise: Option<String>,
     /// Bound of the block cache with accepted, unwritten data.
     pub cache_bytes: u64,

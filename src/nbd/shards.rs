@@ -15,8 +15,9 @@ use tokio::sync::oneshot;
 
 /// More threads than this do not make a door faster.
 const MAX_SHARDS: usize = 8;
-/// Blocking threads of one shard: two connections' worth of requests that wait for a device.
-const BLOCKING_THREADS: usize = 64;
+/// Blocking threads of one shard, made as they are needed: some connections may wait a second each for
+/// a lease without holding up the others.
+const BLOCKING_THREADS: usize = 256;
 /// How long a thread looks for the next request before it sleeps. Waking it again costs tens of
 /// microseconds of processor time on a virtual machine, so this much is well spent.
 pub const POLL_TIME: Duration = Duration::from_micros(50);

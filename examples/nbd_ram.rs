@@ -45,7 +45,7 @@ async fn serve(size_bytes: u64, place: &str) -> Result<(), Box<dyn std::error::E
     };
     let complain =
         Arc::new(|peer: &str, error: &lunfs::nbd::errors::Error| eprintln!("{peer}: {error}"));
-    let server = NbdServer::new(Arc::new(FixedExports::new(vec![disk])), Some(complain));
+    let server = NbdServer::new(Arc::new(FixedExports::new(vec![disk])), Some(complain))?;
     match place.strip_prefix("unix:") {
         Some(path) => {
             server.listen_unix(path.as_ref()).await?;

@@ -11,7 +11,7 @@ use std::io::IoSlice;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -23,6 +23,7 @@ use super::handshake::{Description, Handshake, Step, Terms};
 use super::inbox::{Inbox, Incoming, Payload};
 use super::outbox::{Outbox, MAX_PIECES};
 use super::session::{Session, Sessions, Tally};
+use super::shards::{Eagerness, Seat, POLL_TIME};
 use super::stream::Stream;
 use super::transmission::{self, Command};
 use super::wire::Request;
@@ -74,6 +75,8 @@ struct Connection {
     in_flight: usize,
     in_flight_bytes: usize,
     tally: Tally,
+    seat: Seat,
+    eagerness: Eagerness,
     /// No further request is begun.
     leaving: bool,
 }
@@ -81,11 +84,12 @@ struct Connection {
 /// Serves one client from its first byte to its last.
 pub async fn run(
     mut stream: Stream,
+    peer: Peer,
     directory: Arc<dyn ExportDirectory>,
     sessions: &Sessions,
     mut stop: watch::Receiver<bool>,
+    seat: Seat,
 ) -> Result<(), Error> {
-    let peer = stream.peer()?;
     let agreed = tokio::select! {
         _ = stop.wait_for(|stopped| *stopped) => return Ok(()),
         agreed = timeout(HANDSHAKE_TIME, haggle(&mut stream, directory, &peer)) => agreed,
@@ -109,6 +113,8 @@ pub async fn run(
         in_flight: 0,
         in_flight_bytes: 0,
         tally: Tally::default(),
+        seat,
+        eagerness: Eagerness::default(),
         leaving: false,
     };
     if *stop.borrow() {
@@ -414,12 +420,41 @@ impl Connection {
 
     /// Sleeps until something can be done.
     async fn wait(&mut self) -> Result<Woken, Error> {
-        self.session.publish(std::mem::take(&mut self.tally));
+        let tally = std::mem::take(&mut self.tally);
+        self.session.publish(tally);
+        if tally.operations == 1 && self.may_poll() && self.eagerness.try_now() {
+            let found = self.poll_briefly()?;
+            self.eagerness.learn(found.is_some());
+            if let Some(count) = found {
+                return Ok(Woken::Received(count));
+            }
+        }
         if self.leaving && self.in_flight == 0 {
             let woken = timeout(FAREWELL_TIME, self.woken());
             return woken.await.map_err(|_| Error::Dropped)?;
         }
         self.woken().await
+    }
+
+    /// A client that sends one request at a time, with nothing else to do on this thread.
+    fn may_poll(&self) -> bool {
+        let busy = self.in_flight > 0 || self.outbox.unsent_bytes() > 0;
+        !busy && self.gate_is_open() && self.seat.is_alone()
+    }
+
+    /// Looks for the next request for a moment, letting others run in between: the client may need
+    /// this very processor to send it.
+    fn poll_briefly(&mut self) -> Result<Option<usize>, Error> {
+        let since = Instant::now();
+        loop {
+            if let Some(count) = self.stream.receive_now(self.inbox.space())? {
+                return Ok(Some(count));
+            }
+            if since.elapsed() >= POLL_TIME {
+                return Ok(None);
+            }
+            std::thread::yield_now();
+        }
     }
 
     async fn woken(&mut self) -> Result<Woken, Error> {

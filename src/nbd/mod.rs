@@ -18,6 +18,7 @@ pub mod inbox;
 pub mod outbox;
 pub mod server;
 pub mod session;
+pub mod shards;
 pub mod stream;
 pub mod transmission;
 pub mod wire;

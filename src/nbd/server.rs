@@ -15,6 +15,7 @@ use super::connection;
 use super::directory::ExportDirectory;
 use super::errors::Error;
 use super::session::{SessionInfo, Sessions};
+use super::shards::{Seat, Shards};
 use super::stream::Stream;
 
 /// Connections at once; more are closed as they come. Together with the bound of each connection this
@@ -27,6 +28,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub type Complaint = Arc<dyn Fn(&str, &Error) + Send + Sync>;
 
 struct Shared {
+    shards: Shards,
     directory: Arc<dyn ExportDirectory>,
     sessions: Sessions,
     permits: Arc<Semaphore>,
@@ -41,15 +43,20 @@ pub struct NbdServer(Arc<Shared>);
 
 impl NbdServer {
     /// A door without listeners. `complaint` hears why connections broke.
-    pub fn new(directory: Arc<dyn ExportDirectory>, complaint: Option<Complaint>) -> NbdServer {
-        NbdServer(Arc::new(Shared {
+    /// Fails where its threads cannot be started.
+    pub fn new(
+        directory: Arc<dyn ExportDirectory>,
+        complaint: Option<Complaint>,
+    ) -> io::Result<NbdServer> {
+        Ok(NbdServer(Arc::new(Shared {
+            shards: Shards::new()?,
             directory,
             sessions: Sessions::default(),
             permits: Arc::new(Semaphore::new(MAX_CONNECTIONS as usize)),
             stop: watch::Sender::new(false),
             sockets: Mutex::new(Vec::new()),
             complaint,
-        }))
+        })))
     }
 
     /// Listens on TCP; returns the address with the port that was chosen where it was 0. Needs the
@@ -104,31 +111,53 @@ impl NbdServer {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok(stream) => self.welcome(stream),
+                Ok(socket) => self.welcome(socket),
                 Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
             }
         }
     }
 
-    fn welcome(&self, stream: Stream) {
+    fn welcome(&self, socket: Socket) {
         if let Ok(permit) = self.0.permits.clone().try_acquire_owned() {
-            tokio::spawn(self.clone().serve(stream, permit));
+            let server = self.clone();
+            self.0
+                .shards
+                .spawn(move |seat| server.serve(socket, seat, permit));
         }
     }
 
     /// A connection registers its session before it looks at `stop` for the last time, so that a
     /// shutdown reaches it one way or the other.
-    async fn serve(self, stream: Stream, permit: OwnedSemaphorePermit) {
+    async fn serve(self, socket: Socket, seat: Seat, permit: OwnedSemaphorePermit) {
         let shared = self.0;
-        let peer = stream
-            .peer()
-            .map_or_else(|_| "?".to_owned(), |peer| peer.to_string());
         let stop = shared.stop.subscribe();
-        let served = connection::run(stream, shared.directory.clone(), &shared.sessions, stop);
+        let mut name = "?".to_owned();
+        let served = async {
+            let stream = socket.open()?;
+            let peer = stream.peer()?;
+            name = peer.to_string();
+            let directory = shared.directory.clone();
+            connection::run(stream, peer, directory, &shared.sessions, stop, seat).await
+        };
         if let (Err(error), Some(complain)) = (served.await, &shared.complaint) {
-            complain(&peer, &error);
+            complain(&name, &error);
         }
         drop(permit);
+    }
+}
+
+/// An accepted connection between the runtime that accepted it and the one that serves it.
+enum Socket {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Socket {
+    fn open(self) -> io::Result<Stream> {
+        match self {
+            Socket::Tcp(socket) => Stream::tcp(socket),
+            Socket::Unix(socket) => Stream::unix(socket),
+        }
     }
 }
 
@@ -138,10 +167,10 @@ enum Listener {
 }
 
 impl Listener {
-    async fn accept(&self) -> io::Result<Stream> {
+    async fn accept(&self) -> io::Result<Socket> {
         match self {
-            Listener::Tcp(listener) => Stream::tcp(listener.accept().await?.0),
-            Listener::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
+            Listener::Tcp(listener) => listener.accept().await?.0.into_std().map(Socket::Tcp),
+            Listener::Unix(listener) => listener.accept().await?.0.into_std().map(Socket::Unix),
         }
     }
 }

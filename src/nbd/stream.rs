@@ -28,14 +28,21 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// A TCP connection: no delay for small replies, keepalive for lost hosts.
-    pub fn tcp(stream: TcpStream) -> io::Result<Stream> {
+    /// Takes over a TCP connection, on the runtime it is called on: no delay for small replies,
+    /// keepalive for lost hosts.
+    pub fn tcp(stream: std::net::TcpStream) -> io::Result<Stream> {
+        let stream = TcpStream::from_std(stream)?;
         stream.set_nodelay(true)?;
         sockopt::set_socket_keepalive(&stream, true)?;
         sockopt::set_tcp_keepidle(&stream, KEEPALIVE_IDLE)?;
         sockopt::set_tcp_keepintvl(&stream, KEEPALIVE_INTERVAL)?;
         sockopt::set_tcp_keepcnt(&stream, KEEPALIVE_PROBES)?;
         Ok(Stream::Tcp(stream))
+    }
+
+    /// Takes over a Unix connection, on the runtime it is called on.
+    pub fn unix(stream: std::os::unix::net::UnixStream) -> io::Result<Stream> {
+        Ok(Stream::Unix(UnixStream::from_std(stream)?))
     }
 
     /// Who is at the other end.
@@ -69,6 +76,19 @@ impl Stream {
             Stream::Unix(stream) => Pin::new(stream).poll_read(context, &mut buffer),
         };
         polled.map_ok(|()| buffer.filled().len())
+    }
+
+    /// Receives what is there now; `None` where nothing is. Asks the host, whatever the runtime knows.
+    pub fn receive_now(&self, space: &mut [u8]) -> io::Result<Option<usize>> {
+        let received = match self {
+            Stream::Tcp(stream) => rustix::io::read(stream, space),
+            Stream::Unix(stream) => rustix::io::read(stream, space),
+        };
+        match received {
+            Ok(count) => Ok(Some(count)),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Ready when more can be sent.

@@ -36,7 +36,7 @@ impl Served {
             description: "in memory".to_owned(),
             io: lun.clone(),
         });
-        let server = NbdServer::new(Arc::new(FixedExports::new(exports.collect())), None);
+        let server = NbdServer::new(Arc::new(FixedExports::new(exports.collect())), None).unwrap();
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("nbd.sock");
         let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -150,6 +150,23 @@ fn simulated() {
 }
 
 #[test]
+fn rot_is_told_and_never_served() {
+    let (mut errors, mut refused) = (0, 0);
+    for seed in 0..env("LUNFS_SIM_ROT").unwrap_or(20) {
+        let config = Config { seed, steps: 120, ..Config::default() };
+        match sim::rot::run(&config) {
+            Ok(seen) => {
+                errors += seen.errors;
+                refused += u32::from(seen.refused);
+            }
+            Err(failure) => panic!("seed {seed}: {}", failure.why),
+        }
+    }
+    println!("{errors} errors, {refused} pools refused");
+    assert!(errors > 0, "rot was not seen at all");
+}
+
+#[test]
 fn one_seed_is_one_run() {
     for seed in [7, 8] {
         let config = Config { seed, steps: 120, ..Config::default() };

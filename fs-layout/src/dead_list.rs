@@ -1,8 +1,10 @@
 //! A dead list: what a version has detached and not yet freed. It is the data of an inode of the
 //! volume table: entries of 32 bytes, used as a stack, the last one first.
 //!
-//! Entry: pointer 0..16, depth 16, kind 17, rest reserved.
+//! Entry: pointer 0..16, depth 16, kind 17, reserved 18..20, volume u32 20..24 and inode u64 24..32
+//! whose count of blocks falls when its data is freed (inode 0: nobody's).
 
+use crate::bytes::{put_u32, put_u64, u32_at, u64_at};
 use crate::{LayoutError, Pointer, Result};
 
 /// Bytes of an entry.
@@ -27,6 +29,10 @@ pub struct DeadEntry {
     pub depth: u8,
     /// What is at the bottom.
     pub kind: DeadKind,
+    /// Volume of the inode it was detached from.
+    pub volume: u32,
+    /// That inode; 0: the inode itself is gone.
+    pub ino: u64,
 }
 
 impl DeadEntry {
@@ -36,6 +42,8 @@ impl DeadEntry {
         self.pointer.encode(&mut b);
         b[16] = self.depth;
         b[17] = self.kind as u8;
+        put_u32(&mut b, 20, self.volume);
+        put_u64(&mut b, 24, self.ino);
         b
     }
 
@@ -49,6 +57,12 @@ impl DeadEntry {
         if b[16] > 5 {
             return Err(LayoutError::Invalid("dead list: too deep"));
         }
-        Ok(DeadEntry { pointer: Pointer::decode(b)?, depth: b[16], kind })
+        Ok(DeadEntry {
+            pointer: Pointer::decode(b)?,
+            depth: b[16],
+            kind,
+            volume: u32_at(b, 20),
+            ino: u64_at(b, 24),
+        })
     }
 }

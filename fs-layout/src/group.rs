@@ -4,7 +4,8 @@
 //! Head: magic `LUNFSGRP` 0..8, version u32 8, extents u32 12, number u64 16, epoch u64 24, durable
 //! mark u64 32 (every group up to it was durable when this one was written), next head's place u64
 //! 40, payload bytes u32 48, payload CRC-32C u32 52, chain hash 64..96, then from byte 96 the extents
-//! of the continuation blocks (block u64, count u64), then the payload's first bytes.
+//! of the continuation blocks (block u64, count u64). A payload that fits stands at byte 96 of a head
+//! without extents; any other is wholly in the continuation blocks.
 //! The chain hash is the BLAKE3 of the predecessor's chain hash and this block with the field zero.
 //!
 //! Payload: records until its end. Each: tag u8 (1: file), has-inode u8, reserved u16, volume u32,
@@ -16,12 +17,13 @@ use crate::bytes::{array_at, put_bytes, put_u32, put_u64, u32_at, u64_at};
 use crate::{Inode, LayoutError, RawBlock, Result, BLOCK_BYTES, FORMAT_VERSION, INODE_BYTES};
 
 /// Extents of continuation blocks in a head.
-pub const GROUP_EXTENTS_MAX: usize = 64;
+pub const GROUP_EXTENTS_MAX: usize = (BLOCK_BYTES - EXTENTS_AT) / 16;
 /// Continuation blocks of one group: a bound for what recovery holds in memory (64 MiB).
 pub const GROUP_MAX_CONT: u64 = 16_384;
 const MAGIC: &[u8; 8] = b"LUNFSGRP";
 const CHAIN_AT: usize = 64;
 const EXTENTS_AT: usize = 96;
+const INLINE_BYTES: usize = BLOCK_BYTES - EXTENTS_AT;
 const TAG_FILE: u8 = 1;
 const FILE_HEADER: usize = 24;
 
@@ -45,15 +47,12 @@ pub struct GroupHead {
 }
 
 impl GroupHead {
-    /// Payload bytes that fit into a head with this many extents.
-    pub fn inline_room(extents: usize) -> usize {
-        BLOCK_BYTES - EXTENTS_AT - extents * 16
-    }
-
-    /// Continuation blocks that a payload of this size needs, whatever their extents.
+    /// Continuation blocks of a payload of this size.
     pub fn continuation_blocks(payload_bytes: usize) -> u64 {
-        let room = GroupHead::inline_room(GROUP_EXTENTS_MAX);
-        payload_bytes.saturating_sub(room).div_ceil(BLOCK_BYTES) as u64
+        if payload_bytes <= INLINE_BYTES {
+            return 0;
+        }
+        payload_bytes.div_ceil(BLOCK_BYTES) as u64
     }
 
     /// Fills `out` with the head and the payload's first bytes; the chain hash for the next group.
@@ -72,8 +71,9 @@ impl GroupHead {
             put_u64(out, EXTENTS_AT + i * 16, *block);
             put_u64(out, EXTENTS_AT + i * 16 + 8, *count);
         }
-        let inline = payload.len().min(GroupHead::inline_room(GROUP_EXTENTS_MAX));
-        put_bytes(out, BLOCK_BYTES - GroupHead::inline_room(GROUP_EXTENTS_MAX), &payload[..inline]);
+        if self.extents.is_empty() && payload.len() <= INLINE_BYTES {
+            put_bytes(out, EXTENTS_AT, payload);
+        }
         let chain = chain_hash(seed, out);
         put_bytes(out, CHAIN_AT, &chain);
         chain
@@ -90,6 +90,11 @@ impl GroupHead {
         if chain_hash(seed, &bare) != chain {
             return Err(LayoutError::Checksum("group head"));
         }
+        Ok((GroupHead::decode_unchecked(b)?, chain))
+    }
+
+    /// Reads a head's fields without the chain hash: to show them, never to trust them.
+    pub fn decode_unchecked(b: &RawBlock) -> Result<GroupHead> {
         if u32_at(b, 8) != FORMAT_VERSION {
             return Err(LayoutError::Version { what: "group head", found: u32_at(b, 8) });
         }
@@ -106,14 +111,17 @@ impl GroupHead {
         if blocks != GroupHead::continuation_blocks(head.payload_bytes as usize) {
             return Err(LayoutError::Invalid("group head: extents and payload disagree"));
         }
-        Ok((head, chain))
+        Ok(head)
     }
 
-    /// The payload's first bytes in a head block.
-    pub fn inline_payload<'a>(&self, b: &'a RawBlock) -> &'a [u8] {
-        let room = GroupHead::inline_room(GROUP_EXTENTS_MAX);
-        let start = BLOCK_BYTES - room;
-        &b[start..start + room.min(self.payload_bytes as usize)]
+    /// The payload, where it stands in the head block itself.
+    pub fn inline_payload<'a>(&self, b: &'a RawBlock) -> Option<&'a [u8]> {
+        let end = EXTENTS_AT.saturating_add(self.payload_bytes as usize);
+        if self.extents.is_empty() {
+            b.get(EXTENTS_AT..end)
+        } else {
+            None
+        }
     }
 }
 

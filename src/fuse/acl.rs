@@ -50,9 +50,7 @@ pub struct Inherited {
 impl Acl {
     /// Reads an attribute's bytes; EINVAL if they are no list, EOPNOTSUPP for another version.
     pub fn parse(bytes: &[u8]) -> Result<Acl> {
-        let (version, rest) = bytes
-            .split_first_chunk::<HEADER_BYTES>()
-            .ok_or(Errno::EINVAL)?;
+        let (version, rest) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(Errno::EINVAL)?;
         if u32::from_le_bytes(*version) != VERSION {
             return Err(Errno::EOPNOTSUPP);
         }
@@ -64,9 +62,7 @@ impl Acl {
             return Err(Errno::EINVAL);
         }
         let acl = Acl(entries);
-        let whole = [USER_OBJ, GROUP_OBJ, OTHER]
-            .iter()
-            .all(|&tag| acl.find(tag).is_some());
+        let whole = [USER_OBJ, GROUP_OBJ, OTHER].iter().all(|&tag| acl.find(tag).is_some());
         if acl.0.is_empty() || whole {
             Ok(acl)
         } else {
@@ -98,22 +94,14 @@ impl Acl {
     /// The permission bits (0777) that stand for this list: the group's are the mask's, if it has one.
     pub fn mode(&self) -> u32 {
         let perm = |tag| self.find(tag).map_or(0, |e| u32::from(e.perm));
-        let group = if self.find(MASK).is_some() {
-            MASK
-        } else {
-            GROUP_OBJ
-        };
+        let group = if self.find(MASK).is_some() { MASK } else { GROUP_OBJ };
         perm(USER_OBJ) << 6 | perm(group) << 3 | perm(OTHER)
     }
 
     /// The list after chmod to `mode`.
     pub fn with_mode(mut self, mode: u32) -> Acl {
         self.set(USER_OBJ, mode >> 6);
-        let group = if self.find(MASK).is_some() {
-            MASK
-        } else {
-            GROUP_OBJ
-        };
+        let group = if self.find(MASK).is_some() { MASK } else { GROUP_OBJ };
         self.set(group, mode >> 3);
         self.set(OTHER, mode);
         self
@@ -151,10 +139,7 @@ mod tests {
     use super::*;
 
     fn acl(entries: &[(u16, u16, u32)]) -> Acl {
-        Acl(entries
-            .iter()
-            .map(|&(tag, perm, id)| Entry { tag, perm, id })
-            .collect())
+        Acl(entries.iter().map(|&(tag, perm, id)| Entry { tag, perm, id }).collect())
     }
 
     fn extended() -> Acl {
@@ -177,10 +162,7 @@ mod tests {
     fn damaged_bytes_are_refused() {
         let good = extended().to_bytes();
         assert_eq!(Acl::parse(&[]).unwrap_err(), Errno::EINVAL);
-        assert_eq!(
-            Acl::parse(&good[..good.len() - 1]).unwrap_err(),
-            Errno::EINVAL
-        );
+        assert_eq!(Acl::parse(&good[..good.len() - 1]).unwrap_err(), Errno::EINVAL);
         let mut version = good.clone();
         version[0] = 3;
         assert_eq!(Acl::parse(&version).unwrap_err(), Errno::EOPNOTSUPP);
@@ -204,12 +186,6 @@ mod tests {
         assert_eq!(inherited.mode, 0o664);
         assert_eq!(inherited.access.unwrap().mode(), 0o664);
         let minimal = acl(&[(USER_OBJ, 7, 0), (GROUP_OBJ, 5, 0), (OTHER, 0, 0)]);
-        assert_eq!(
-            minimal.inherit(0o666),
-            Inherited {
-                mode: 0o640,
-                access: None
-            }
-        );
+        assert_eq!(minimal.inherit(0o666), Inherited { mode: 0o640, access: None });
     }
 }

@@ -45,9 +45,7 @@ pub fn to_kernel(attr: &Attr) -> Result<FileAttr> {
     Ok(FileAttr {
         ino: Node::Inode(attr.id).pack().ok_or(Errno::EOVERFLOW)?,
         size: attr.size_bytes,
-        blocks: attr
-            .blocks
-            .saturating_mul(BLOCK_BYTES as u64 / STAT_BLOCK_BYTES),
+        blocks: attr.blocks.saturating_mul(BLOCK_BYTES as u64 / STAT_BLOCK_BYTES),
         atime: system_time(attr.atime),
         mtime: system_time(attr.mtime),
         ctime: system_time(attr.ctime),

@@ -41,11 +41,7 @@ pub struct Caller {
 impl Caller {
     /// Who sent this request.
     pub fn of(request: &Request) -> Caller {
-        Caller {
-            uid: request.uid(),
-            gid: request.gid(),
-            pid: request.pid(),
-        }
+        Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
     }
 
     /// Whether a write by this caller leaves set-user-id and set-group-id alone. The kernel would ask
@@ -64,11 +60,7 @@ impl Caller {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid));
         let status = status.unwrap_or_default();
         let groups = status.lines().find_map(|line| line.strip_prefix("Groups:"));
-        groups
-            .unwrap_or_default()
-            .split_whitespace()
-            .filter_map(|id| id.parse().ok())
-            .collect()
+        groups.unwrap_or_default().split_whitespace().filter_map(|id| id.parse().ok()).collect()
     }
 }
 

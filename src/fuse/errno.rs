@@ -72,26 +72,16 @@ mod tests {
 
     #[test]
     fn refusals_have_the_errno_that_tools_know() {
-        let busy = lun::Error::Busy {
-            what: "x".into(),
-            why: "y".into(),
-            remedy: "z".into(),
-        };
+        let busy = lun::Error::Busy { what: "x".into(), why: "y".into(), remedy: "z".into() };
         assert_eq!(of_lun(&busy), Errno::EBUSY);
         assert_eq!(of_lun(&lun::Error::Fs(fs::Error::NoSpace)), Errno::ENOSPC);
-        assert_eq!(
-            of_lun(&lun::Error::BadText("no TOML".into())),
-            Errno::EINVAL
-        );
+        assert_eq!(of_lun(&lun::Error::BadText("no TOML".into())), Errno::EINVAL);
         assert_eq!(of_lun(&lun::Error::Gone), Errno::ESTALE);
     }
 
     #[test]
     fn damage_is_an_input_output_error() {
-        let rot = fs::Error::Corrupt {
-            block: 7,
-            file_offset_bytes: None,
-        };
+        let rot = fs::Error::Corrupt { block: 7, file_offset_bytes: None };
         assert_eq!(of_fs(&rot), Errno::EIO);
         assert_eq!(of_fs(&fs::Error::Latched("flush".into())), Errno::EIO);
         assert_eq!(of_fs(&fs::Error::CrossVolume), Errno::EXDEV);

@@ -47,15 +47,8 @@ pub struct OpenAttributes {
 impl OpenAttributes {
     /// Opens; `truncate` is O_TRUNC.
     pub fn new(lun: Arc<Lun>, truncate: bool) -> Result<OpenAttributes> {
-        let shown = if truncate {
-            String::new()
-        } else {
-            lun.attributes_toml().or_errno()?
-        };
-        let text = Mutex::new(Text {
-            bytes: shown.into_bytes(),
-            changed: false,
-        });
+        let shown = if truncate { String::new() } else { lun.attributes_toml().or_errno()? };
+        let text = Mutex::new(Text { bytes: shown.into_bytes(), changed: false });
         Ok(OpenAttributes { lun, text })
     }
 
@@ -71,11 +64,7 @@ impl OpenAttributes {
     /// Writes into the buffer. EFBIG beyond [`MAX_ATTRIBUTES_TEXT_BYTES`].
     pub fn write(&self, offset: u64, data: &[u8], append: bool) -> Result<()> {
         let mut text = self.text.lock();
-        let offset = if append {
-            text.bytes.len() as u64
-        } else {
-            offset
-        };
+        let offset = if append { text.bytes.len() as u64 } else { offset };
         text.write(offset, data)
     }
 
@@ -110,9 +99,7 @@ struct Text {
 
 impl Text {
     fn read(&self, offset: u64, out: &mut [u8]) -> usize {
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|from| self.bytes.get(from..));
+        let rest = usize::try_from(offset).ok().and_then(|from| self.bytes.get(from..));
         let rest = rest.unwrap_or_default();
         let count = rest.len().min(out.len());
         if let (Some(to), Some(from)) = (out.get_mut(..count), rest.get(..count)) {
@@ -162,11 +149,7 @@ pub struct Handles {
 impl Handles {
     /// None.
     pub fn new() -> Handles {
-        Handles {
-            open: DashMap::new(),
-            next: AtomicU64::new(1),
-            privileges: AtomicU64::new(1),
-        }
+        Handles { open: DashMap::new(), next: AtomicU64::new(1), privileges: AtomicU64::new(1) }
     }
 
     /// Gives it a number.
@@ -178,10 +161,7 @@ impl Handles {
 
     /// What has this number; EBADF if nothing.
     pub fn get(&self, number: FileHandle) -> Result<Arc<Handle>> {
-        let found = self
-            .open
-            .get(&number.0)
-            .map(|handle| Arc::clone(handle.value()));
+        let found = self.open.get(&number.0).map(|handle| Arc::clone(handle.value()));
         found.ok_or(Errno::EBADF)
     }
 
@@ -216,10 +196,7 @@ mod tests {
 
     #[test]
     fn text_is_written_in_pieces_and_taken_once() {
-        let mut text = Text {
-            bytes: b"size = 1\n".to_vec(),
-            changed: false,
-        };
+        let mut text = Text { bytes: b"size = 1\n".to_vec(), changed: false };
         assert_eq!(text.take(), None);
         text.set_size(0).unwrap();
         assert_eq!(text.take(), None);
@@ -242,10 +219,7 @@ mod tests {
 
     #[test]
     fn text_is_read_up_to_its_end() {
-        let text = Text {
-            bytes: b"abcdef".to_vec(),
-            changed: false,
-        };
+        let text = Text { bytes: b"abcdef".to_vec(), changed: false };
         let mut out = [0u8; 4];
         assert_eq!(text.read(4, &mut out), 2);
         assert_eq!(&out[..2], b"ef");

@@ -56,12 +56,7 @@ mod tests {
 
     #[test]
     fn numbers_name_what_they_were_made_from() {
-        let inode = |volume, ino| {
-            Node::Inode(NodeId {
-                volume: VolumeId(volume),
-                ino,
-            })
-        };
+        let inode = |volume, ino| Node::Inode(NodeId { volume: VolumeId(volume), ino });
         for node in [
             Node::Inode(NodeId::root(VolumeId::TREE)),
             inode(16, 3),
@@ -77,12 +72,7 @@ mod tests {
 
     #[test]
     fn numbers_that_do_not_fit_are_refused() {
-        let inode = |volume, ino| {
-            Node::Inode(NodeId {
-                volume: VolumeId(volume),
-                ino,
-            })
-        };
+        let inode = |volume, ino| Node::Inode(NodeId { volume: VolumeId(volume), ino });
         assert_eq!(inode(MAX_VOLUME + 1, 3).pack(), None);
         assert_eq!(inode(16, 1 << INO_BITS).pack(), None);
         assert_eq!(Node::unpack(INodeNo(0)), None);

@@ -33,17 +33,11 @@ impl Door {
             Place::Tree(id) => (self.open_ordinary(caller, id, flags)?, ORDINARY),
             Place::LunFile(lun, Part::Data, _) => {
                 let data = lun.open_file(intent(flags)).or_errno()?;
-                (
-                    Handle::Data(data),
-                    direct | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
-                )
+                (Handle::Data(data), direct | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES)
             }
             Place::LunFile(lun, Part::Attributes, _) => {
                 let truncate = flags.0 & libc::O_TRUNC != 0;
-                (
-                    Handle::Attributes(OpenAttributes::new(lun, truncate)?),
-                    direct,
-                )
+                (Handle::Attributes(OpenAttributes::new(lun, truncate)?), direct)
             }
             Place::LunFile(lun, Part::Log, id) => (self.open_log(lun, id, flags)?, direct),
             Place::LunFile(_, Part::Kept, id) => (self.open_kept(id, flags)?, direct),
@@ -188,10 +182,7 @@ impl Door {
     pub fn fallocate(&self, handle: FileHandle, offset: u64, len: u64, mode: i32) -> Result<()> {
         let handle = self.handles.get(handle)?;
         let bytes = Bytes::of(&handle)?;
-        let end = offset
-            .checked_add(len)
-            .filter(|_| len > 0)
-            .ok_or(Errno::EINVAL)?;
+        let end = offset.checked_add(len).filter(|_| len > 0).ok_or(Errno::EINVAL)?;
         let keep = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         match mode & !libc::FALLOC_FL_KEEP_SIZE {
             0 => self.has_room(len)?,
@@ -254,11 +245,7 @@ impl Door {
 const ORDINARY: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_NOFLUSH);
 
 fn ordinary(file: File, read_only: bool) -> Handle {
-    Handle::File(OpenFile {
-        file,
-        read_only,
-        unprivileged_at: AtomicU64::new(0),
-    })
+    Handle::File(OpenFile { file, read_only, unprivileged_at: AtomicU64::new(0) })
 }
 
 fn writes(flags: OpenFlags) -> bool {
@@ -382,7 +369,8 @@ impl Bytes<'_> {
             }
             return Ok(hole);
         }
-        let count = len.min(buffer.len() as u64) as usize;
+        let data = self.seek(at, libc::SEEK_HOLE)?.saturating_sub(at).max(1);
+        let count = len.min(data).min(buffer.len() as u64) as usize;
         let piece = buffer.get_mut(..count).ok_or(Errno::EIO)?;
         let count = self.read_at(at, piece)?;
         target.write_at(to_at, piece.get(..count).ok_or(Errno::EIO)?)?;
@@ -404,16 +392,9 @@ mod tests {
 
     #[test]
     fn intents_follow_the_access_mode() {
-        let all = |read, write, truncate| OpenIntent {
-            read,
-            write,
-            truncate,
-        };
+        let all = |read, write, truncate| OpenIntent { read, write, truncate };
         assert_eq!(intent(OpenFlags(libc::O_RDONLY)), all(true, false, false));
-        assert_eq!(
-            intent(OpenFlags(libc::O_WRONLY | libc::O_TRUNC)),
-            all(false, true, true)
-        );
+        assert_eq!(intent(OpenFlags(libc::O_WRONLY | libc::O_TRUNC)), all(false, true, true));
         assert_eq!(intent(OpenFlags(libc::O_RDWR)), all(true, true, false));
     }
 }

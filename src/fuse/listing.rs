@@ -79,23 +79,13 @@ impl Tree {
             if cookie < at {
                 let number = number(&place)?;
                 let (kind, name) = (FileType::Directory, name.to_vec());
-                out.push(Item {
-                    place,
-                    number,
-                    kind,
-                    name,
-                    cookie: at,
-                });
+                out.push(Item { place, number, kind, name, cookie: at });
             }
             Ok(())
         };
         add(dir.clone(), b".", DOT)?;
         // The parent of a directory that was removed is gone; the name `..` stays until it is closed.
-        add(
-            self.parent(dir).unwrap_or_else(|_| dir.clone()),
-            b"..",
-            DOT_DOT,
-        )?;
+        add(self.parent(dir).unwrap_or_else(|_| dir.clone()), b"..", DOT_DOT)?;
         if let Place::LunDirectory(lun) = dir {
             add(Place::Snapshots(lun.clone()), SNAPSHOTS, DOT_SNAPSHOTS)?;
         }
@@ -111,13 +101,7 @@ impl Tree {
         let place = self.place_of(entry.id)?;
         let number = number(&place)?;
         let kind = attr::file_type(entry.kind);
-        Ok(Item {
-            place,
-            number,
-            kind,
-            name: entry.name,
-            cookie: entry.cookie,
-        })
+        Ok(Item { place, number, kind, name: entry.name, cookie: entry.cookie })
     }
 
     /// Merges LUNs into the entries of the root, in the order of their cookies.
@@ -133,13 +117,7 @@ impl Tree {
                 let name = lun.name().into_bytes();
                 let place = Place::LunDirectory(lun);
                 let number = number(&place)?;
-                items.push(Item {
-                    place,
-                    number,
-                    kind: FileType::Directory,
-                    name,
-                    cookie: at,
-                });
+                items.push(Item { place, number, kind: FileType::Directory, name, cookie: at });
             }
         }
         items.sort_by_key(|item| item.cookie);

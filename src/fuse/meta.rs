@@ -65,11 +65,7 @@ impl Door {
             (_, Some(Handle::Data(data))) => data.set_size(size).or_errno(),
             (_, Some(Handle::Attributes(open))) => open.set_size(size),
             (Place::LunFile(lun, Part::Data, _), _) => {
-                let intent = OpenIntent {
-                    read: false,
-                    write: true,
-                    truncate: false,
-                };
+                let intent = OpenIntent { read: false, write: true, truncate: false };
                 let data = lun.open_file(intent).or_errno()?;
                 let done = data.set_size(size).or_errno();
                 data.flush();
@@ -114,10 +110,7 @@ impl Door {
         let known = self.tree.fs().getattr(id).or_errno()?;
         let kept = without_privileges(known.mode);
         if mode_too && kept != known.mode {
-            let change = SetAttr {
-                mode: Some(kept),
-                ..SetAttr::default()
-            };
+            let change = SetAttr { mode: Some(kept), ..SetAttr::default() };
             self.tree.fs().setattr(id, &change).or_errno()?;
         }
         Ok(())
@@ -152,10 +145,7 @@ impl Door {
             return Ok(());
         };
         let bytes = list.with_mode(mode).to_bytes();
-        self.tree
-            .fs()
-            .xattr_set(changed.id, acl::ACCESS, &bytes, XattrMode::Any)
-            .or_errno()
+        self.tree.fs().xattr_set(changed.id, acl::ACCESS, &bytes, XattrMode::Any).or_errno()
     }
 
     /// getxattr(2).
@@ -171,12 +161,8 @@ impl Door {
             return Ok(Vec::new());
         };
         let names = self.tree.fs().xattr_list(id).or_errno()?;
-        let shown = names
-            .iter()
-            .filter(|name| caller.uid == 0 || !name.starts_with(b"trusted."));
-        Ok(shown
-            .flat_map(|name| name.iter().copied().chain([0]))
-            .collect())
+        let shown = names.iter().filter(|name| caller.uid == 0 || !name.starts_with(b"trusted."));
+        Ok(shown.flat_map(|name| name.iter().copied().chain([0])).collect())
     }
 
     /// setxattr(2).
@@ -216,18 +202,14 @@ impl Door {
         if list.is_empty() || name == acl::ACCESS && list.is_minimal() {
             self.remove_acl(id, name)?;
         } else {
-            fs.xattr_set(id, name, &list.to_bytes(), XattrMode::Any)
-                .or_errno()?;
+            fs.xattr_set(id, name, &list.to_bytes(), XattrMode::Any).or_errno()?;
         }
         if name == acl::ACCESS && !list.is_empty() {
             let mut mode = known.mode & !0o777 | list.mode();
             if mode & S_ISGID != 0 && !caller.is_in_group(known.gid) {
                 mode &= !S_ISGID;
             }
-            let change = SetAttr {
-                mode: Some(mode),
-                ..SetAttr::default()
-            };
+            let change = SetAttr { mode: Some(mode), ..SetAttr::default() };
             fs.setattr(id, &change).or_errno()?;
         }
         Ok(())
@@ -254,9 +236,7 @@ impl Door {
 /// The name spaces of xattr(7), and of `system.` the two lists.
 fn is_supported(name: &[u8]) -> Result<()> {
     let spaces: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-    let known = spaces
-        .iter()
-        .any(|space| name.starts_with(space) && name.len() > space.len());
+    let known = spaces.iter().any(|space| name.starts_with(space) && name.len() > space.len());
     if known || name == acl::ACCESS || name == acl::DEFAULT {
         Ok(())
     } else {

@@ -55,9 +55,7 @@ impl MountOptions {
 
 impl std::fmt::Debug for MountOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MountOptions")
-            .field("threads", &self.threads)
-            .finish_non_exhaustive()
+        f.debug_struct("MountOptions").field("threads", &self.threads).finish_non_exhaustive()
     }
 }
 
@@ -95,10 +93,7 @@ impl std::fmt::Display for MountError {
         writeln!(f, "cannot mount at {dir}")?;
         match &self.why {
             Refusal::NoDirectory => {
-                write!(
-                    f,
-                    "there is no such directory\nmake it with: mkdir -p {dir}"
-                )
+                write!(f, "there is no such directory\nmake it with: mkdir -p {dir}")
             }
             Refusal::NotDirectory => write!(f, "it is not a directory\nname an empty directory"),
             Refusal::InUse(kind) => write!(
@@ -112,16 +107,10 @@ impl std::fmt::Display for MountError {
                  clear it with: umount -l {dir}"
             ),
             Refusal::NoDevice => {
-                write!(
-                    f,
-                    "{DEVICE} does not exist\nload the kernel module with: modprobe fuse"
-                )
+                write!(f, "{DEVICE} does not exist\nload the kernel module with: modprobe fuse")
             }
             Refusal::NotPermitted(why) => {
-                write!(
-                    f,
-                    "{why}\nrun it as root, or install fuse3 and own the directory"
-                )
+                write!(f, "{why}\nrun it as root, or install fuse3 and own the directory")
             }
             Refusal::Failed(why) => write!(f, "{why}\ncheck the directory and {DEVICE}"),
         }
@@ -132,10 +121,7 @@ impl std::error::Error for MountError {}
 
 impl MountError {
     fn new(dir: &Path, why: Refusal) -> MountError {
-        MountError {
-            dir: dir.to_path_buf(),
-            why,
-        }
+        MountError { dir: dir.to_path_buf(), why }
     }
 
     fn failed(dir: &Path) -> impl Fn(io::Error) -> MountError + use<> {
@@ -188,20 +174,13 @@ impl Mount {
         let hides_entries =
             std::fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some());
         let tree = Arc::new(Tree::new(catalog));
-        let invalidations = Arc::new(Invalidations::new(
-            Arc::clone(&tree),
-            Arc::clone(&options.clock),
-        ));
+        let invalidations =
+            Arc::new(Invalidations::new(Arc::clone(&tree), Arc::clone(&options.clock)));
         let changes = {
             let noted = Arc::clone(&invalidations);
-            tree.catalog()
-                .subscribe(Arc::new(move |change| noted.note(change)))
+            tree.catalog().subscribe(Arc::new(move |change| noted.note(change)))
         };
-        let door = Door {
-            tree,
-            handles: Handles::new(),
-            clock: Arc::clone(&options.clock),
-        };
+        let door = Door { tree, handles: Handles::new(), clock: Arc::clone(&options.clock) };
         let session = open_session(door, &dir, options.threads.max(1))?;
         let failed = MountError::failed(&dir);
         let session = session.spawn().map_err(&failed)?;
@@ -210,23 +189,10 @@ impl Mount {
             let thread = std::thread::Builder::new().name("fuse-notify".into());
             thread.spawn(move || queue.run(&kernel)).map_err(&failed)?
         };
-        let device = mounted_at(&dir)
-            .map_err(&failed)?
-            .filter(is_ours)
-            .map(|m| m.device);
+        let device = mounted_at(&dir).map_err(&failed)?.filter(is_ours).map(|m| m.device);
         let device = device.filter(|_| is_root());
-        let standing = Some(Standing {
-            session,
-            notices,
-            _changes: changes,
-        });
-        Ok(Mount {
-            dir,
-            hides_entries,
-            device,
-            invalidations,
-            standing,
-        })
+        let standing = Some(Standing { session, notices, _changes: changes });
+        Ok(Mount { dir, hides_entries, device, invalidations, standing })
     }
 
     /// Where it is mounted.
@@ -241,9 +207,7 @@ impl Mount {
 
     /// Whether it still stands: somebody else may have unmounted it.
     pub fn is_standing(&self) -> bool {
-        self.standing
-            .as_ref()
-            .is_some_and(|standing| !standing.session.guard.is_finished())
+        self.standing.as_ref().is_some_and(|standing| !standing.session.guard.is_finished())
     }
 
     /// Unmounts. Requests under way are given a moment to end.
@@ -288,11 +252,8 @@ impl Mount {
     fn unmount_by_helper(&self) -> Result<Stopped, MountError> {
         let failed = MountError::failed(&self.dir);
         let mut helper = std::process::Command::new("fusermount3");
-        let done = helper
-            .args(["-u", "-z", "-q", "--"])
-            .arg(&self.dir)
-            .status()
-            .map_err(&failed)?;
+        let done =
+            helper.args(["-u", "-z", "-q", "--"]).arg(&self.dir).status().map_err(&failed)?;
         if done.success() {
             Ok(Stopped::Clean)
         } else {
@@ -389,25 +350,15 @@ fn open_session(door: Door, dir: &Path, threads: usize) -> Result<Session<Door>,
 /// mount(2) for everybody, with devices and set-user-id programs as on a local disk.
 fn mount_as_root(dir: &Path) -> Result<OwnedFd, MountError> {
     let failed = |error| refused(dir, error);
-    let kernel = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(DEVICE)
-        .map_err(&failed)?;
+    let kernel = OpenOptions::new().read(true).write(true).open(DEVICE).map_err(&failed)?;
     let mode = std::fs::metadata(dir).map_err(&failed)?.mode() & libc::S_IFMT;
     let data = format!(
         "fd={},rootmode={mode:o},user_id=0,group_id=0,allow_other,default_permissions,subtype={NAME}",
         kernel.as_raw_fd()
     );
     let data = CString::new(data).map_err(|error| failed(error.into()))?;
-    rustix::mount::mount(
-        NAME,
-        dir,
-        "fuse",
-        MountFlags::empty(),
-        Some(data.as_c_str()),
-    )
-    .map_err(|error| failed(error.into()))?;
+    rustix::mount::mount(NAME, dir, "fuse", MountFlags::empty(), Some(data.as_c_str()))
+        .map_err(|error| failed(error.into()))?;
     Ok(kernel.into())
 }
 
@@ -429,20 +380,11 @@ mod tests {
     fn a_mount_point_must_be_a_directory() {
         let base = tempfile::tempdir().unwrap();
         let missing = base.path().join("missing");
-        assert!(matches!(
-            prepare(&missing).unwrap_err().why,
-            Refusal::NoDirectory
-        ));
+        assert!(matches!(prepare(&missing).unwrap_err().why, Refusal::NoDirectory));
         let file = base.path().join("file");
         std::fs::write(&file, b"").unwrap();
-        assert!(matches!(
-            prepare(&file).unwrap_err().why,
-            Refusal::NotDirectory
-        ));
-        assert_eq!(
-            prepare(base.path()).unwrap(),
-            base.path().canonicalize().unwrap()
-        );
+        assert!(matches!(prepare(&file).unwrap_err().why, Refusal::NotDirectory));
+        assert_eq!(prepare(base.path()).unwrap(), base.path().canonicalize().unwrap());
     }
 
     #[test]

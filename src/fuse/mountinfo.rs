@@ -25,18 +25,12 @@ impl Mounted {
 
 /// What is mounted exactly at `dir` (an absolute path without links): the topmost, if several are.
 pub fn mounted_at(dir: &Path) -> io::Result<Option<Mounted>> {
-    Ok(topmost(
-        &std::fs::read("/proc/self/mountinfo")?,
-        dir.as_os_str(),
-    ))
+    Ok(topmost(&std::fs::read("/proc/self/mountinfo")?, dir.as_os_str()))
 }
 
 fn topmost(table: &[u8], dir: &OsStr) -> Option<Mounted> {
     let lines = table.split(|&b| b == b'\n').rev();
-    lines
-        .filter_map(parse)
-        .find(|(at, _)| at == dir)
-        .map(|(_, mounted)| mounted)
+    lines.filter_map(parse).find(|(at, _)| at == dir).map(|(_, mounted)| mounted)
 }
 
 /// `36 35 98:0 /root /mount/point options optional-fields... - type source super-options`
@@ -47,14 +41,7 @@ fn parse(line: &[u8]) -> Option<(OsString, Mounted)> {
     let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
     let kind = String::from_utf8(rest.next()?.to_vec()).ok()?;
     let source = unescape(rest.next()?);
-    Some((
-        at,
-        Mounted {
-            device,
-            kind,
-            source,
-        },
-    ))
+    Some((at, Mounted { device, kind, source }))
 }
 
 /// Space, tab, newline and backslash stand as `\` and three octal digits.
@@ -89,10 +76,7 @@ mod tests {
     #[test]
     fn the_topmost_mount_counts() {
         let found = topmost(TABLE, OsStr::new("/mnt/a b")).unwrap();
-        assert_eq!(
-            (found.device.as_str(), found.kind.as_str()),
-            ("0:46", "fuse.lunfs")
-        );
+        assert_eq!((found.device.as_str(), found.kind.as_str()), ("0:46", "fuse.lunfs"));
         assert_eq!(found.source, "lunfs");
         assert!(found.is_fuse());
         assert!(!topmost(TABLE, OsStr::new("/")).unwrap().is_fuse());

@@ -33,11 +33,7 @@ impl Tree {
         let above = self.fs().getattr(id).or_errno()?;
         let is_directory = matches!(node, NewNode::Directory);
         let is_link = matches!(node, NewNode::Symlink(_));
-        let default = if is_link {
-            None
-        } else {
-            self.acl(id, acl::DEFAULT)?
-        };
+        let default = if is_link { None } else { self.acl(id, acl::DEFAULT)? };
         let mut owner = owner(&above, is_directory, maker);
         let mut access = None;
         match &default {
@@ -57,9 +53,7 @@ impl Tree {
     fn hand_down(&self, id: NodeId, access: Option<Acl>, default: Option<Acl>) -> Result<()> {
         for (name, list) in [(acl::ACCESS, access), (acl::DEFAULT, default)] {
             if let Some(list) = list {
-                self.fs()
-                    .xattr_set(id, name, &list.to_bytes(), XattrMode::Any)
-                    .or_errno()?;
+                self.fs().xattr_set(id, name, &list.to_bytes(), XattrMode::Any).or_errno()?;
             }
         }
         Ok(())
@@ -76,9 +70,7 @@ impl Tree {
 
     /// Keeps LUNs from taking a name of the root while an entry is made under it.
     fn reserve(&self, dir: &Place, name: &[u8]) -> Result<Option<TreeNameGuard<'_>>> {
-        dir.is_root()
-            .then(|| self.catalog().check_tree_name(name).or_errno())
-            .transpose()
+        dir.is_root().then(|| self.catalog().check_tree_name(name).or_errno()).transpose()
     }
 
     /// Gives a node of the ordinary tree one more name.
@@ -112,11 +104,8 @@ impl Tree {
         }
         let to = to_dir.changeable()?;
         if to_dir.is_root() && self.lun_named(to_name).is_some() {
-            let refusal = if mode == RenameMode::Replace {
-                Errno::ENOTEMPTY
-            } else {
-                Errno::EEXIST
-            };
+            let refusal =
+                if mode == RenameMode::Replace { Errno::ENOTEMPTY } else { Errno::EEXIST };
             return Err(refusal);
         }
         let _name_is_free = self.reserve(to_dir, to_name)?;
@@ -140,10 +129,7 @@ impl Tree {
         name: &[u8],
         to_name: &[u8],
     ) -> Result<()> {
-        let target = self
-            .fs()
-            .lookup(NodeId::root(lun.volume()), to_name)
-            .or_errno();
+        let target = self.fs().lookup(NodeId::root(lun.volume()), to_name).or_errno();
         if !matches!(
             self.place_of(target.map_err(|_| Errno::EPERM)?.id)?,
             Place::LunFile(_, Part::Attributes, _)
@@ -158,12 +144,7 @@ impl Tree {
             return Err(Errno::EFBIG);
         }
         let mut text = vec![0; source.size_bytes as usize];
-        let count = self
-            .fs()
-            .open_file(source.id)
-            .or_errno()?
-            .read_at(0, &mut text)
-            .or_errno()?;
+        let count = self.fs().open_file(source.id).or_errno()?.read_at(0, &mut text).or_errno()?;
         text.truncate(count);
         let text = String::from_utf8(text).map_err(|_| Errno::EINVAL)?;
         lun.apply_attributes_toml(&text).or_errno()?;
@@ -176,18 +157,10 @@ impl Tree {
 fn owner(above: &Attr, is_directory: bool, maker: Maker) -> Owner {
     let mode = maker.mode & 0o7777;
     if above.mode & S_ISGID == 0 {
-        return Owner {
-            mode,
-            uid: maker.uid,
-            gid: maker.gid,
-        };
+        return Owner { mode, uid: maker.uid, gid: maker.gid };
     }
     let inherited = if is_directory { S_ISGID } else { 0 };
-    Owner {
-        mode: mode | inherited,
-        uid: maker.uid,
-        gid: above.gid,
-    }
+    Owner { mode: mode | inherited, uid: maker.uid, gid: above.gid }
 }
 
 fn rename_mode(flags: RenameFlags) -> Result<RenameMode> {
@@ -229,12 +202,7 @@ mod tests {
 
     #[test]
     fn set_group_id_directories_hand_their_group_down() {
-        let maker = Maker {
-            uid: 7,
-            gid: 8,
-            mode: 0o755,
-            umask: 0,
-        };
+        let maker = Maker { uid: 7, gid: 8, mode: 0o755, umask: 0 };
         let plain = owner(&directory(0o755), true, maker);
         assert_eq!((plain.uid, plain.gid, plain.mode), (7, 8, 0o755));
         let file = owner(&directory(0o2755), false, maker);
@@ -246,14 +214,8 @@ mod tests {
     #[test]
     fn rename_flags_come_one_at_a_time() {
         assert_eq!(rename_mode(RenameFlags::empty()), Ok(RenameMode::Replace));
-        assert_eq!(
-            rename_mode(RenameFlags::RENAME_EXCHANGE),
-            Ok(RenameMode::Exchange)
-        );
-        assert_eq!(
-            rename_mode(RenameFlags::RENAME_WHITEOUT),
-            Err(Errno::EINVAL)
-        );
+        assert_eq!(rename_mode(RenameFlags::RENAME_EXCHANGE), Ok(RenameMode::Exchange));
+        assert_eq!(rename_mode(RenameFlags::RENAME_WHITEOUT), Err(Errno::EINVAL));
         assert_eq!(rename_mode(RenameFlags::all()), Err(Errno::EINVAL));
     }
 }

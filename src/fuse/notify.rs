@@ -106,16 +106,9 @@ impl Pending {
                 self.data.entry(*volume).or_insert(Stale::Attributes);
             }
             Change::Settings { .. } => {}
-            Change::Written {
-                volume,
-                offset_bytes,
-                length_bytes,
-            } => {
+            Change::Written { volume, offset_bytes, length_bytes } => {
                 let end = offset_bytes.saturating_add(*length_bytes);
-                self.data
-                    .entry(*volume)
-                    .or_insert(Stale::Attributes)
-                    .add(*offset_bytes, end);
+                self.data.entry(*volume).or_insert(Stale::Attributes).add(*offset_bytes, end);
             }
         }
     }
@@ -144,12 +137,7 @@ impl Invalidations {
     /// Nothing waits.
     pub fn new(tree: Arc<Tree>, clock: Arc<dyn Clock>) -> Invalidations {
         let (pending, arrived) = (Mutex::default(), Condvar::new());
-        Invalidations {
-            tree,
-            clock,
-            pending,
-            arrived,
-        }
+        Invalidations { tree, clock, pending, arrived }
     }
 
     /// Notes a change; never waits for the kernel.
@@ -195,13 +183,7 @@ impl Invalidations {
             self.arrived.wait(&mut pending);
         }
         let closed = pending.closed;
-        Some(std::mem::replace(
-            &mut *pending,
-            Pending {
-                closed,
-                ..Pending::default()
-            },
-        ))
+        Some(std::mem::replace(&mut *pending, Pending { closed, ..Pending::default() }))
     }
 
     fn send(&self, kernel: &Notifier, volume: VolumeId, stale: &Stale) {
@@ -242,11 +224,7 @@ mod tests {
     use super::*;
 
     fn written(volume: u32, offset_bytes: u64, length_bytes: u64) -> Change {
-        Change::Written {
-            volume: VolumeId(volume),
-            offset_bytes,
-            length_bytes,
-        }
+        Change::Written { volume: VolumeId(volume), offset_bytes, length_bytes }
     }
 
     #[test]
@@ -273,10 +251,7 @@ mod tests {
     #[test]
     fn names_are_bounded_and_own_changes_tell_no_names() {
         let mut pending = Pending::default();
-        let created = |name: String| Change::Created {
-            volume: VolumeId(17),
-            name,
-        };
+        let created = |name: String| Change::Created { volume: VolumeId(17), name };
         pending.note(&created("mine".into()), true);
         assert!(pending.names.is_empty() && pending.root);
         for i in 0..2 * MAX_NAMES {

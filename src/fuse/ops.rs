@@ -106,10 +106,7 @@ impl Filesystem for Door {
             atime: atime.map(|time| attr::requested_time(time, now)),
             mtime: mtime.map(|time| attr::requested_time(time, now)),
         };
-        attributes(
-            reply,
-            Door::setattr(self, Caller::of(request), ino, fh, change),
-        );
+        attributes(reply, Door::setattr(self, Caller::of(request), ino, fh, change));
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
@@ -134,10 +131,7 @@ impl Filesystem for Door {
             (_, Some(kind)) => NewNode::Special(kind, rdev),
             _ => return reply.error(Errno::EINVAL),
         };
-        entry(
-            reply,
-            self.make(parent, name, node, maker(request, mode, umask)),
-        );
+        entry(reply, self.make(parent, name, node, maker(request, mode, umask)));
     }
 
     fn mkdir(
@@ -149,15 +143,7 @@ impl Filesystem for Door {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        entry(
-            reply,
-            self.make(
-                parent,
-                name,
-                NewNode::Directory,
-                maker(request, mode, umask),
-            ),
-        );
+        entry(reply, self.make(parent, name, NewNode::Directory, maker(request, mode, umask)));
     }
 
     fn symlink(
@@ -169,26 +155,17 @@ impl Filesystem for Door {
         reply: ReplyEntry,
     ) {
         let node = NewNode::Symlink(target.as_os_str().as_bytes());
-        entry(
-            reply,
-            self.make(parent, name, node, maker(request, 0o777, 0)),
-        );
+        entry(reply, self.make(parent, name, node, maker(request, 0o777, 0)));
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let dir = self.tree.place(parent);
-        empty(
-            reply,
-            dir.and_then(|dir| self.tree.unlink(&dir, name.as_bytes())),
-        );
+        empty(reply, dir.and_then(|dir| self.tree.unlink(&dir, name.as_bytes())));
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let dir = self.tree.place(parent);
-        empty(
-            reply,
-            dir.and_then(|dir| self.tree.rmdir(&dir, name.as_bytes())),
-        );
+        empty(reply, dir.and_then(|dir| self.tree.rmdir(&dir, name.as_bytes())));
     }
 
     fn rename(
@@ -205,8 +182,7 @@ impl Filesystem for Door {
             reply,
             (|| {
                 let (from, to) = (self.tree.place(parent)?, self.tree.place(newparent)?);
-                self.tree
-                    .rename(&from, name.as_bytes(), &to, newname.as_bytes(), flags)
+                self.tree.rename(&from, name.as_bytes(), &to, newname.as_bytes(), flags)
             })(),
         );
     }
@@ -241,14 +217,7 @@ impl Filesystem for Door {
     ) {
         let made = self.make(parent, name, NewNode::File, maker(request, mode, umask));
         match made.and_then(|entry| Ok((entry, self.open_made(entry.attr.ino)?))) {
-            Ok((
-                Entry {
-                    attr,
-                    generation,
-                    ttl,
-                },
-                (fh, how),
-            )) => {
+            Ok((Entry { attr, generation, ttl }, (fh, how))) => {
                 reply.created(&ttl, &attr, Generation(generation), fh, how);
             }
             Err(error) => reply.error(error),
@@ -343,12 +312,7 @@ impl Filesystem for Door {
     ) {
         let listed = self.tree.place(ino).and_then(|dir| {
             self.tree.list(&dir, offset, &mut |item| {
-                Ok(reply.add(
-                    item.number,
-                    item.cookie,
-                    item.kind,
-                    OsStr::from_bytes(&item.name),
-                ))
+                Ok(reply.add(item.number, item.cookie, item.kind, OsStr::from_bytes(&item.name)))
             })
         });
         match listed {
@@ -368,12 +332,7 @@ impl Filesystem for Door {
         let listed = self.tree.place(ino).and_then(|dir| {
             self.tree.list(&dir, offset, &mut |item| {
                 // What was removed meanwhile is left out.
-                let Ok(Entry {
-                    attr,
-                    generation,
-                    ttl,
-                }) = self.tree.describe(&item.place)
-                else {
+                let Ok(Entry { attr, generation, ttl }) = self.tree.describe(&item.place) else {
                     return Ok(false);
                 };
                 let name = OsStr::from_bytes(&item.name);
@@ -400,16 +359,7 @@ impl Filesystem for Door {
         let figures = self.statfs();
         let (total, free) = (figures.total_blocks, figures.free_blocks);
         // Inodes take space as data does: there is no number of them to tell.
-        reply.statfs(
-            total,
-            free,
-            free,
-            0,
-            0,
-            figures.block_bytes,
-            255,
-            figures.block_bytes,
-        );
+        reply.statfs(total, free, free, 0, 0, figures.block_bytes, 255, figures.block_bytes);
     }
 
     fn setxattr(
@@ -423,10 +373,7 @@ impl Filesystem for Door {
         reply: ReplyEmpty,
     ) {
         let caller = Caller::of(request);
-        empty(
-            reply,
-            Door::setxattr(self, caller, ino, name.as_bytes(), value, flags),
-        );
+        empty(reply, Door::setxattr(self, caller, ino, name.as_bytes(), value, flags));
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -491,12 +438,7 @@ impl Filesystem for Door {
 
 fn maker(request: &Request, mode: u32, umask: u32) -> Maker {
     let (uid, gid) = (request.uid(), request.gid());
-    Maker {
-        uid,
-        gid,
-        mode: mode & 0o7777,
-        umask: umask & 0o777,
-    }
+    Maker { uid, gid, mode: mode & 0o7777, umask: umask & 0o777 }
 }
 
 /// "There is no such name, and you may remember it": node number 0 (fuse_lookup_name of Linux).
@@ -510,11 +452,7 @@ fn absent(dir: Entry) -> Entry {
 
 fn entry(reply: ReplyEntry, result: Result<Entry>) {
     match result {
-        Ok(Entry {
-            attr,
-            generation,
-            ttl,
-        }) => reply.entry(&ttl, &attr, Generation(generation)),
+        Ok(Entry { attr, generation, ttl }) => reply.entry(&ttl, &attr, Generation(generation)),
         Err(error) => reply.error(error),
     }
 }

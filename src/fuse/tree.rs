@@ -106,11 +106,7 @@ impl Tree {
     /// The tree of a pool.
     pub fn new(catalog: Arc<Catalog>) -> Tree {
         let fs = Arc::clone(catalog.fs());
-        Tree {
-            catalog,
-            fs,
-            names_changed: AtomicI64::new(i64::MIN),
-        }
+        Tree { catalog, fs, names_changed: AtomicI64::new(i64::MIN) }
     }
 
     /// The LUNs.
@@ -176,10 +172,7 @@ impl Tree {
             }
             (Place::LunDirectory(lun), SNAPSHOTS) => Ok(Place::Snapshots(Arc::clone(lun))),
             (Place::LunDirectory(lun), name) => {
-                let found = self
-                    .fs
-                    .lookup(NodeId::root(lun.volume()), name)
-                    .or_errno()?;
+                let found = self.fs.lookup(NodeId::root(lun.volume()), name).or_errno()?;
                 self.place_of(found.id)
             }
             (Place::Snapshots(_), _) => Err(Errno::ENOENT),
@@ -222,16 +215,8 @@ impl Tree {
         }
         // A write takes these bits away without the kernel's knowing: it shall ask each time.
         let fleeting = known.mode & (S_ISUID | S_ISGID) != 0 && attr.kind != FileType::Directory;
-        let ttl = if matches!(place, Place::Tree(_)) && !fleeting {
-            TREE_TTL
-        } else {
-            LUN_TTL
-        };
-        Ok(Entry {
-            attr,
-            generation: known.generation,
-            ttl,
-        })
+        let ttl = if matches!(place, Place::Tree(_)) && !fleeting { TREE_TTL } else { LUN_TTL };
+        Ok(Entry { attr, generation: known.generation, ttl })
     }
 
     /// The root has one subdirectory more for each LUN, and changed when the last of them did.
@@ -249,18 +234,12 @@ impl Tree {
     fn describe_snapshots(&self, lun: &Arc<Lun>) -> Result<Entry> {
         let above = self.fs.getattr(NodeId::root(lun.volume())).or_errno()?;
         let mut attr = attr::to_kernel(&above)?;
-        attr.ino = Node::Snapshots(lun.volume())
-            .pack()
-            .ok_or(Errno::EOVERFLOW)?;
+        attr.ino = Node::Snapshots(lun.volume()).pack().ok_or(Errno::EOVERFLOW)?;
         attr.perm = 0o555;
         attr.nlink = 2;
         attr.size = 0;
         attr.blocks = 0;
-        Ok(Entry {
-            attr,
-            generation: above.generation,
-            ttl: LUN_TTL,
-        })
+        Ok(Entry { attr, generation: above.generation, ttl: LUN_TTL })
     }
 
     /// Removes a directory, or deletes a LUN.
@@ -268,9 +247,7 @@ impl Tree {
         let id = dir.changeable()?;
         match dir.is_root().then(|| self.lun_named(name)).flatten() {
             Some(lun) => notify::own_change(|| {
-                self.catalog
-                    .delete(&lun.name(), DeleteOptions::default())
-                    .or_errno()
+                self.catalog.delete(&lun.name(), DeleteOptions::default()).or_errno()
             }),
             None => self.fs.rmdir(id, name).or_errno(),
         }

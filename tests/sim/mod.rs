@@ -5,5 +5,8 @@ pub mod check;
 pub mod model;
 pub mod observe;
 pub mod ops;
+pub mod perform;
 pub mod prefix;
+pub mod quiet;
+pub mod rot;
 pub mod world;

@@ -128,6 +128,8 @@ pub struct Model {
     pub orphans: BTreeMap<NodeId, Arc<Node>>,
     /// Nodes that a handle is open on.
     pub open: BTreeSet<NodeId>,
+    /// Highest inode number ever given away in each volume; of volume 0: highest volume.
+    pub highest: BTreeMap<VolumeId, u64>,
 }
 
 type Applied = Result<(), Kind>;
@@ -234,6 +236,19 @@ impl Model {
         }
     }
 
+    fn given(&mut self, volume: VolumeId, number: u64) {
+        let highest = self.highest.entry(volume).or_default();
+        *highest = number.max(*highest);
+    }
+
+    /// Was this ever given away before? Numbers are counted up and never used again.
+    pub fn is_new(&self, made: &Made) -> bool {
+        let above = |volume, number| self.highest.get(&volume).is_none_or(|&top| number > top);
+        let volume = made.volume.is_none_or(|id| above(VolumeId(0), u64::from(id.0)));
+        let node = made.node.filter(|_| made.volume.is_none());
+        volume && node.is_none_or(|(id, _)| above(id.volume, id.ino))
+    }
+
     fn create(
         &mut self,
         dir: NodeId,
@@ -248,6 +263,7 @@ impl Model {
         let node = new_node(what, owner);
         // Without an id (the operation was refused, though it should not be) nothing can be named.
         let Some((id, generation)) = made.node else { return Ok(()) };
+        self.given(id.volume, id.ino);
         self.entries_mut(dir)?.insert(name.to_vec(), id);
         if node.kind == NodeKind::Directory {
             self.get_mut(dir)?.nlink += 1;
@@ -503,6 +519,7 @@ impl Model {
             return Err(Kind::Exists);
         }
         let Some(volume) = made.volume else { return Ok(()) };
+        self.given(VolumeId(0), u64::from(volume.0));
         self.volumes.insert(name.to_string(), volume);
         let (id, generation) = made.node.unwrap_or((NodeId { volume, ino: ROOT_INO }, 0));
         self.nodes.insert(id, Arc::new(Node { generation, ..new_node(&What::Directory, owner) }));

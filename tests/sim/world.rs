@@ -7,14 +7,12 @@
 
 use super::model::{Kind, Made, Model};
 use super::observe::{self, ensure, observe, stamps_of};
-use super::ops::{blocks_held, Generator, Op, Profile, What};
+use super::ops::{blocks_held, Generator, Op, Profile};
+use super::perform::{node_of, perform, Answer};
 use super::prefix::{self, set_stamps, Entry};
 use lunfs::device::sim::{IoEvent, Rng, SimDevice};
 use lunfs::device::BlockDevice;
-use lunfs::fs::{
-    self, Clock, File, FormatOptions, Fs, NewNode, NodeId, NodeKind, OpenOptions, SetAttr,
-    Timestamp,
-};
+use lunfs::fs::{self, Clock, File, FormatOptions, Fs, NodeId, NodeKind, OpenOptions, Timestamp};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
@@ -51,7 +49,7 @@ pub struct Failure {
     pub why: String,
 }
 
-type Done<T = ()> = Result<T, String>;
+pub type Done<T = ()> = Result<T, String>;
 
 struct SimClock(AtomicI64);
 
@@ -106,6 +104,8 @@ pub struct World {
     clock: Arc<SimClock>,
     fs: Mutex<Option<Arc<Fs>>>,
     inner: Mutex<Inner>,
+    /// Space in use by a pool just made.
+    empty_bytes: AtomicU64,
     /// Calls on all devices; the power fails at number `cut_at` (0: never).
     calls: AtomicU64,
     cut_at: AtomicU64,
@@ -116,27 +116,47 @@ pub struct World {
 
 /// Runs a schedule to its end or to the first thing that is wrong.
 pub fn run(config: &Config) -> Result<Report, Failure> {
-    let at = Arc::new(AtomicU64::new(0));
-    let (inside, config) = (at.clone(), config.clone());
-    let run = std::panic::AssertUnwindSafe(move || run_inner(&config, &inside));
-    let result = std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+    caught(config, |world| {
+        let mut rng = Rng::new(world.config.seed ^ 0xF1A1);
+        world.last_looks(&mut rng)?;
+        if rng.chance(1, 2) {
+            world.delete_everything()?;
+        }
+        world.close()?;
+        Ok(world.report())
+    })
+}
+
+/// Runs a schedule, closes the pool, and hands out the devices with what must be on them.
+pub fn build(config: &Config) -> Result<(Vec<Arc<SimDevice>>, Model), Failure> {
+    caught(config, |world| {
+        world.last_looks(&mut Rng::new(world.config.seed))?;
+        world.close()?;
+        let model = world.inner.lock().model.clone();
+        Ok((world.devices.clone(), model))
+    })
+}
+
+/// Runs the steps, then `end`; a panic is a failure like any other.
+fn caught<T>(config: &Config, end: impl FnOnce(&Arc<World>) -> Done<T>) -> Result<T, Failure> {
+    let at = AtomicU64::new(0);
+    let inside = std::panic::AssertUnwindSafe(|| {
+        let world = World::new(config)?;
+        for step in 0..config.steps {
+            at.store(step, SeqCst);
+            if !config.skip.contains(&step) {
+                world.step(step)?;
+            }
+        }
+        at.store(config.steps, SeqCst);
+        end(&world)
+    });
+    let result = std::panic::catch_unwind(inside).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or(panic.downcast_ref::<&str>().map(|s| s.to_string()));
         Err(format!("panic: {}", text.unwrap_or_default()))
     });
     result.map_err(|why| Failure { step: at.load(SeqCst), why })
-}
-
-fn run_inner(config: &Config, at: &AtomicU64) -> Done<Report> {
-    let world = World::new(config)?;
-    for step in 0..config.steps {
-        at.store(step, SeqCst);
-        if !config.skip.contains(&step) {
-            world.step(step)?;
-        }
-    }
-    at.store(config.steps, SeqCst);
-    world.finish()
 }
 
 impl World {
@@ -158,6 +178,7 @@ impl World {
             clock,
             fs: Mutex::new(None),
             inner: Mutex::new(Inner::new(rng.fork())),
+            empty_bytes: AtomicU64::new(0),
             calls: AtomicU64::new(0),
             cut_at: AtomicU64::new(0),
             may_nest: AtomicBool::new(false),
@@ -165,6 +186,7 @@ impl World {
         });
         let fs = world.open().map_err(|e| format!("first open: {e}"))?;
         let seen = observe(&fs, &mut rng)?;
+        world.empty_bytes.store(fs.stats().used_bytes, SeqCst);
         *world.fs.lock() = Some(fs);
         world.inner.lock().start_from(seen);
         world.set_hook();
@@ -180,7 +202,12 @@ impl World {
         Fs::open(devices, OpenOptions { cache_bytes, clock, background: false })
     }
 
-    fn fs(&self) -> Done<Arc<Fs>> {
+    /// Space in use by the pool when it was just made.
+    pub fn empty_bytes(&self) -> u64 {
+        self.empty_bytes.load(SeqCst)
+    }
+
+    pub fn fs(&self) -> Done<Arc<Fs>> {
         self.fs.lock().clone().ok_or_else(|| "no pool is open".to_string())
     }
 
@@ -322,6 +349,7 @@ impl World {
         };
         inner.digest.update(format!("{op:?} {made:?}").as_bytes());
         let touched = op.touches(&inner.model);
+        ensure(inner.model.is_new(&made), || format!("{op:?}: {made:?} was there before"))?;
         if let Err(kind) = inner.model.apply(&op, &made) {
             return Err(format!("{op:?} was done, but should be refused: {kind:?}"));
         }
@@ -588,24 +616,31 @@ impl World {
         ensure(written(devices) == before, || "check has written to the devices".to_string())
     }
 
-    fn finish(self: &Arc<Self>) -> Done<Report> {
-        let mut rng = Rng::new(self.config.seed ^ 0xF1A1);
+    fn last_looks(self: &Arc<Self>, rng: &mut Rng) -> Done {
         self.cut_at.store(0, SeqCst);
         if self.may_fail() || rng.chance(1, 3) {
-            self.crash(&mut rng)?;
+            self.crash(rng)?;
         }
-        self.look_at_all(&mut rng)?;
-        self.reopen(&mut rng)?;
+        self.look_at_all(rng)?;
+        self.reopen(rng)?;
+        self.settle(rng)
+    }
+
+    fn close(&self) -> Done {
         let fs = self.fs.lock().take().ok_or("no pool is open")?;
         fs.close().map_err(|e| format!("close: {e}"))?;
         drop(fs);
         self.devices.iter().for_each(|device| device.on_io(None));
+        self.check(&self.devices)
+    }
+
+    fn report(&self) -> Report {
         let inner = &mut *self.inner.lock();
         for device in &self.devices {
             inner.digest.update(device.digest().as_bytes());
         }
         let digest = inner.digest.finalize().to_hex()[..16].to_string();
-        Ok(Report { operations: inner.operations, crashes: inner.crashes, digest })
+        Report { operations: inner.operations, crashes: inner.crashes, digest }
     }
 }
 
@@ -665,87 +700,4 @@ fn draw_devices(rng: &mut Rng) -> Vec<Arc<SimDevice>> {
 
 fn as_dyn(devices: &[Arc<SimDevice>]) -> Vec<Arc<dyn BlockDevice>> {
     devices.iter().map(|device| device.clone() as Arc<dyn BlockDevice>).collect()
-}
-
-/// The node whose handle an operation may use.
-fn node_of(op: &Op) -> Option<NodeId> {
-    match op {
-        Op::Write { node, .. }
-        | Op::Append { node, .. }
-        | Op::Update { node, .. }
-        | Op::Punch { node, .. }
-        | Op::Zeros { node, .. }
-        | Op::SetSize { node, .. } => Some(*node),
-        _ => None,
-    }
-}
-
-/// What an operation made, and the handle that it opened.
-type Answer = fs::Result<(Made, Option<File>)>;
-
-fn perform(fs: &Arc<Fs>, op: &Op, handle: Option<File>) -> Answer {
-    let file = |node: NodeId| match &handle {
-        Some(file) => Ok(file.clone()),
-        None => fs.open_file(node),
-    };
-    match op {
-        Op::Create { dir, name, what, owner } => {
-            let attr = fs.create(*dir, name, new_node(what), *owner)?;
-            return Ok((Made { node: Some((attr.id, attr.generation)), volume: None }, None));
-        }
-        Op::VolumeCreate { name, owner } => {
-            let volume = fs.volume_create(name, *owner)?;
-            let attr = fs.getattr(NodeId::root(volume))?;
-            let node = Some((attr.id, attr.generation));
-            return Ok((Made { node, volume: Some(volume) }, None));
-        }
-        Op::Open { node } => return Ok((Made::default(), Some(fs.open_file(*node)?))),
-        Op::Link { node, dir, name } => fs.link(*node, *dir, name).map(drop)?,
-        Op::Unlink { dir, name } => fs.unlink(*dir, name)?,
-        Op::Rmdir { dir, name } => fs.rmdir(*dir, name)?,
-        Op::Rename { dir, name, to_dir, to_name, mode } => {
-            fs.rename(*dir, name, *to_dir, to_name, *mode)?
-        }
-        Op::Write { node, offset, data } => file(*node)?.write_at(*offset, &data.bytes())?,
-        Op::Append { node, data } => file(*node)?.append(&data.bytes()).map(drop)?,
-        Op::Update { node, offset, data, refuse } => {
-            let bytes = data.bytes();
-            let change = |range: &mut [u8]| match refuse {
-                true => Err(()),
-                false => {
-                    range.iter_mut().zip(&bytes).for_each(|(byte, x)| *byte ^= x);
-                    Ok(())
-                }
-            };
-            let answer = file(*node)?.update_at(*offset, data.len, change)?;
-            debug_assert_eq!(answer.is_err(), *refuse);
-        }
-        Op::Punch { node, offset, len } => file(*node)?.punch(*offset, *len)?,
-        Op::Zeros { node, offset, len, keep_size } => {
-            file(*node)?.allocate_zeros(*offset, *len, *keep_size)?
-        }
-        Op::SetSize { node, size, by_attr: false } => file(*node)?.set_size(*size)?,
-        Op::SetSize { node, size, by_attr: true } => {
-            let change = SetAttr { size_bytes: Some(*size), ..SetAttr::default() };
-            fs.setattr(*node, &change).map(drop)?
-        }
-        Op::SetAttr { node, change } => fs.setattr(*node, change).map(drop)?,
-        Op::XattrSet { node, name, value, mode } => {
-            fs.xattr_set(*node, name, &value.bytes(), *mode)?
-        }
-        Op::XattrRemove { node, name } => fs.xattr_remove(*node, name)?,
-        Op::VolumeRename { from, to } => fs.volume_rename(from, to)?,
-        Op::VolumeDelete { name } => fs.volume_delete(name)?,
-        Op::Close { .. } => {}
-    }
-    Ok((Made::default(), None))
-}
-
-fn new_node(what: &What) -> NewNode<'_> {
-    match what {
-        What::File => NewNode::File,
-        What::Directory => NewNode::Directory,
-        What::Symlink(to) => NewNode::Symlink(to),
-        What::Special(kind, rdev) => NewNode::Special(*kind, *rdev),
-    }
 }

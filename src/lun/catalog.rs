@@ -89,6 +89,7 @@ pub struct Catalog {
 struct Index {
     by_name: BTreeMap<String, Arc<Lun>>,
     by_volume: HashMap<VolumeId, Arc<Lun>>,
+    unusable: Vec<(String, String)>,
 }
 
 impl Index {
@@ -110,14 +111,19 @@ impl Catalog {
         });
         let mut index = Index::default();
         for (name, volume) in shared.fs.volume_list()? {
-            if check_name(&name).is_err() {
-                continue;
-            }
-            match Lun::find(&shared, &name, volume)? {
-                Found::Lun(lun) => index.insert(lun),
+            match Lun::find(&shared, &name, volume) {
+                Ok(Found::Lun(lun)) if check_name(&name).is_ok() => index.insert(lun),
                 // It is away at the next start, if not now (a pool that is read-only, or full).
-                Found::Unfinished => drop(shared.fs.volume_delete(&name)),
-                Found::Foreign => {}
+                Ok(Found::Unfinished) => drop(shared.fs.volume_delete(&name)),
+                Ok(Found::Foreign | Found::Lun(_)) => {
+                    index
+                        .unusable
+                        .push((name, "it does not hold the files of a LUN".to_owned()));
+                }
+                Err(error) => {
+                    let why = error.to_string().replace('\n', "; ");
+                    index.unusable.push((name, why));
+                }
             }
         }
         Ok(Arc::new(Catalog {
@@ -125,6 +131,12 @@ impl Catalog {
             names: RwLock::new(()),
             index: RwLock::new(index),
         }))
+    }
+
+    /// Volumes that cannot be served as LUNs, and why (damaged ones): for `status`. [`Catalog::delete`]
+    /// with force removes them.
+    pub fn unusable(&self) -> Vec<(String, String)> {
+        self.index.read().unusable.clone()
     }
 
     /// The filesystem below.
@@ -242,6 +254,9 @@ impl Catalog {
     /// background.
     pub fn delete(&self, name: &str, options: DeleteOptions) -> Result<()> {
         let _names = self.names.write();
+        if options.force && self.unusable().iter().any(|(unusable, _)| unusable == name) {
+            return self.delete_unusable(name);
+        }
         let lun = self.get(name)?;
         let sessions = close_for_deletion(&lun, options)?;
         for session in sessions {
@@ -259,6 +274,15 @@ impl Catalog {
             volume: lun.volume(),
             name,
         });
+        Ok(self.shared.fs.sync()?)
+    }
+
+    fn delete_unusable(&self, name: &str) -> Result<()> {
+        self.shared.fs.volume_delete(name)?;
+        self.index
+            .write()
+            .unusable
+            .retain(|(unusable, _)| unusable != name);
         Ok(self.shared.fs.sync()?)
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Invariant: while `holding` is set, and looked at under the LUN's gate, this handle has the file lease.
 
+use super::attributes::Access;
 use super::change::LOGOUT;
 use super::error::{Error, Result};
 use super::lease::{FileVerdict, FileWish, Holder};
@@ -242,8 +243,11 @@ impl DataFile {
             // Alone: writes of this handle that are under way end first.
             let _gate = self.lun.gate.write();
             self.holding.store(false, Ordering::Release);
-            self.lun.media_changed();
-            self.lun.lease.file_flush(self.id)
+            let noted = self.lun.lease.file_flush(self.id);
+            if noted.ended && self.lun.settings().access == Access::Exclusive {
+                self.lun.media_changed();
+            }
+            noted
         };
         self.log_growth();
         self.lun.log_lease(noted, "files of the mount");

@@ -1,8 +1,8 @@
 //! All LUNs of a pool.
 //!
-//! Invariants: `index` is what the volumes of the pool say; it is changed only under `names` held for
-//! writing, after the filesystem was. Two LUNs, or a LUN and an entry of the mount's root, never have
-//! names that are equal without regard to case.
+//! Invariants: `index` is what the volumes of the pool say; it is changed only under `names` held
+//! for writing, after the filesystem was. Two LUNs, or a LUN and an entry of the mount's root,
+//! never have names that are equal without regard to case.
 
 use super::attachment::{Attachment, SessionId, SessionInfo};
 use super::attributes::{Settings, Wanted};
@@ -133,8 +133,8 @@ impl Catalog {
         }))
     }
 
-    /// Volumes that cannot be served as LUNs, and why (damaged ones): for `status`. [`Catalog::delete`]
-    /// with force removes them.
+    /// Volumes that cannot be served as LUNs, and why (damaged ones): for `status`.
+    /// [`Catalog::delete`] with force removes them.
     pub fn unusable(&self) -> Vec<(String, String)> {
         self.index.read().unusable.clone()
     }
@@ -250,8 +250,8 @@ impl Catalog {
         Ok(lun)
     }
 
-    /// `Busy` while a door has it open unless forced. Durable on return; its space comes back in the
-    /// background.
+    /// `Busy` while a door has it open unless forced. Durable on return; its space comes back in
+    /// the background.
     pub fn delete(&self, name: &str, options: DeleteOptions) -> Result<()> {
         let _names = self.names.write();
         if options.force && self.unusable().iter().any(|(unusable, _)| unusable == name) {
@@ -295,8 +295,8 @@ impl Catalog {
         }
     }
 
-    /// The file door is about to make `name` in the mount's root: `NameTaken` if a LUN has it. Hold the
-    /// guard until the entry is made; make no LUN meanwhile on the same thread.
+    /// The file door is about to make `name` in the mount's root: `NameTaken` if a LUN has it. Hold
+    /// the guard until the entry is made; make no LUN meanwhile on the same thread.
     pub fn check_tree_name(&self, name: &[u8]) -> Result<TreeNameGuard<'_>> {
         let guard = TreeNameGuard {
             _names: self.names.read(),
@@ -351,8 +351,8 @@ impl Catalog {
         self.attachment(id).map(|attachment| attachment.info())
     }
 
-    /// Ends it: its I/O answers `Gone`, its connection is closed, its share of the lease ends. Waits
-    /// for writes that are under way.
+    /// Ends it: its I/O answers `Gone`, its connection is closed, its share of the lease ends.
+    /// Waits for writes that are under way.
     pub fn drop_session(&self, id: SessionId) -> Result<()> {
         self.attachment(id)?.end("dropped by the administrator");
         Ok(())

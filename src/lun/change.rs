@@ -26,8 +26,8 @@ impl Lun {
         self.check(&before, &wanted_by(&before, changes)?, false)
     }
 
-    /// The mount's `attributes` was written: all of the text is checked, then applied. Keys that are
-    /// missing stay as they are. Refusals are logged.
+    /// The mount's `attributes` was written: all of the text is checked, then applied. Keys that
+    /// are missing stay as they are. Refusals are logged.
     pub fn apply_attributes_toml(&self, text: &str) -> Result<()> {
         self.change(false, |before| before.wanted_by(text))
     }

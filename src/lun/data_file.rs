@@ -1,6 +1,7 @@
 //! `data` opened through the mount: an open file with the lease's rules.
 //!
-//! Invariant: while `holding` is set, and looked at under the LUN's gate, this handle has the file lease.
+//! Invariant: while `holding` is set, and looked at under the LUN's gate, this handle has the file
+//! lease.
 
 use super::attributes::Access;
 use super::change::LOGOUT;
@@ -48,8 +49,8 @@ impl OpenIntent {
     }
 }
 
-/// An open `data`. Reads always work. Writes need the file lease, which open takes where it may, and
-/// which a write takes again after a flush: `Busy` where a block client has the LUN by then.
+/// An open `data`. Reads always work. Writes need the file lease, which open takes where it may,
+/// and which a write takes again after a flush: `Busy` where a block client has the LUN by then.
 /// [`DataFile::flush`] belongs to FLUSH, dropping to RELEASE.
 pub struct DataFile {
     lun: Arc<Lun>,
@@ -168,8 +169,8 @@ impl DataFile {
         Ok(offset)
     }
 
-    /// ftruncate: a resize. Growing works under a block lease too; shrinking is `Busy` while a block
-    /// client is logged in.
+    /// ftruncate: a resize. Growing works under a block lease too; shrinking is `Busy` while a
+    /// block client is logged in.
     pub fn set_size(&self, size_bytes: u64) -> Result<()> {
         let _change = self.lun.change.lock();
         if self.is_read_only() {
@@ -233,8 +234,8 @@ impl DataFile {
         Ok(self.lun.data.sync()?)
     }
 
-    /// FLUSH, at each close(2): gives the file lease back. With the last writer's, block clients go on
-    /// and get a unit attention.
+    /// FLUSH, at each close(2): gives the file lease back. With the last writer's, block clients go
+    /// on and get a unit attention.
     pub fn flush(&self) {
         if !self.holding.load(Ordering::Acquire) {
             return;

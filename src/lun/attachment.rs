@@ -1,8 +1,8 @@
 //! A block client's session with a LUN.
 //!
-//! Invariant: while `grant` equals the lease's epoch this session has a share of the block lease and no
-//! file writer is in; it is looked at under `gate`, so that whoever ends grants and then takes `gate`
-//! for writing has seen the last write off.
+//! Invariant: while `grant` equals the lease's epoch this session has a share of the block lease
+//! and no file writer is in; it is looked at under `gate`, so that whoever ends grants and then
+//! takes `gate` for writing has seen the last write off.
 
 use super::block_io::BlockError;
 use super::error::{Error, Result};
@@ -172,14 +172,14 @@ impl Attachment {
         }
     }
 
-    /// The connection broke without a logout: when this is dropped (or logged out), its share of the
-    /// lease outlives it by the grace.
+    /// The connection broke without a logout: when this is dropped (or logged out), its share of
+    /// the lease outlives it by the grace.
     pub fn lost(&self) {
         self.lost.store(true, Ordering::Release);
     }
 
-    /// Logs out now, though somebody may still hold this: no I/O after it returns. Waits for writes that
-    /// are under way.
+    /// Logs out now, though somebody may still hold this: no I/O after it returns. Waits for writes
+    /// that are under way.
     pub fn logout(&self) {
         if !self.gone.swap(true, Ordering::AcqRel) {
             drop(self.lun.gate.write());
@@ -192,8 +192,8 @@ impl Attachment {
         self.gone.load(Ordering::Acquire)
     }
 
-    /// Called once, from another thread, when the session is to end: close the connection. At once if
-    /// that has happened already. It must not block.
+    /// Called once, from another thread, when the session is to end: close the connection. At once
+    /// if that has happened already. It must not block.
     pub fn on_kick(&self, kick: Box<dyn FnOnce() + Send>) {
         let mut slot = self.kick.lock();
         if self.is_gone() {

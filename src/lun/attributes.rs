@@ -1,7 +1,7 @@
 //! The keys of a LUN's `attributes` file: what they may be, how they are read and shown.
 //!
-//! The file stores the settable keys but for `size` (the length of `data` is the one truth about it).
-//! What a reader of the mount sees is rendered from that and from figures of the moment.
+//! The file stores the settable keys but for `size` (the length of `data` is the one truth about
+//! it). What a reader of the mount sees is rendered from that and from figures of the moment.
 
 use super::error::{Error, Result};
 use super::names::parse_size;
@@ -182,8 +182,9 @@ impl Wanted {
 }
 
 impl Attributes {
-    /// What a text written to `attributes` asks for. Keys that are missing stay as they are; read-only
-    /// ones may stand as they were shown, so that an edited copy of the whole file is accepted.
+    /// What a text written to `attributes` asks for. Keys that are missing stay as they are;
+    /// read-only ones may stand as they were shown, so that an edited copy of the whole file is
+    /// accepted.
     pub(super) fn wanted_by(&self, text: &str) -> Result<Wanted> {
         let table = parse(text)?;
         let shown = parse(&self.to_toml())?;

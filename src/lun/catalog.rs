@@ -1,8 +1,8 @@
 //! All LUNs of a pool.
 //!
-//! Invariants: `index` is what the volumes of the pool say; it is changed only under `names` held for
-//! writing, after the filesystem was. Two LUNs, or a LUN and an entry of the mount's root, never have
-//! names that are equal without regard to case.
+//! Invariants: `index` is what the volumes of the pool say; it is changed only under `names` held
+//! for writing, after the filesystem was. Two LUNs, or a LUN and an entry of the mount's root,
+//! never have names that are equal without regard to case.
 
 use super::attachment::{Attachment, SessionId, SessionInfo};
 use super::attributes::{Settings, Wanted};
@@ -89,6 +89,7 @@ pub struct Catalog {
 struct Index {
     by_name: BTreeMap<String, Arc<Lun>>,
     by_volume: HashMap<VolumeId, Arc<Lun>>,
+    unusable: Vec<(String, String)>,
 }
 
 impl Index {
@@ -110,14 +111,19 @@ impl Catalog {
         });
         let mut index = Index::default();
         for (name, volume) in shared.fs.volume_list()? {
-            if check_name(&name).is_err() {
-                continue;
-            }
-            match Lun::find(&shared, &name, volume)? {
-                Found::Lun(lun) => index.insert(lun),
+            match Lun::find(&shared, &name, volume) {
+                Ok(Found::Lun(lun)) if check_name(&name).is_ok() => index.insert(lun),
                 // It is away at the next start, if not now (a pool that is read-only, or full).
-                Found::Unfinished => drop(shared.fs.volume_delete(&name)),
-                Found::Foreign => {}
+                Ok(Found::Unfinished) => drop(shared.fs.volume_delete(&name)),
+                Ok(Found::Foreign | Found::Lun(_)) => {
+                    index
+                        .unusable
+                        .push((name, "it does not hold the files of a LUN".to_owned()));
+                }
+                Err(error) => {
+                    let why = error.to_string().replace('\n', "; ");
+                    index.unusable.push((name, why));
+                }
             }
         }
         Ok(Arc::new(Catalog {
@@ -125,6 +131,12 @@ impl Catalog {
             names: RwLock::new(()),
             index: RwLock::new(index),
         }))
+    }
+
+    /// Volumes that cannot be served as LUNs, and why (damaged ones): for `status`.
+    /// [`Catalog::delete`] with force removes them.
+    pub fn unusable(&self) -> Vec<(String, String)> {
+        self.index.read().unusable.clone()
     }
 
     /// The filesystem below.
@@ -238,10 +250,13 @@ impl Catalog {
         Ok(lun)
     }
 
-    /// `Busy` while a door has it open unless forced. Durable on return; its space comes back in the
-    /// background.
+    /// `Busy` while a door has it open unless forced. Durable on return; its space comes back in
+    /// the background.
     pub fn delete(&self, name: &str, options: DeleteOptions) -> Result<()> {
         let _names = self.names.write();
+        if options.force && self.unusable().iter().any(|(unusable, _)| unusable == name) {
+            return self.delete_unusable(name);
+        }
         let lun = self.get(name)?;
         let sessions = close_for_deletion(&lun, options)?;
         for session in sessions {
@@ -262,6 +277,15 @@ impl Catalog {
         Ok(self.shared.fs.sync()?)
     }
 
+    fn delete_unusable(&self, name: &str) -> Result<()> {
+        self.shared.fs.volume_delete(name)?;
+        self.index
+            .write()
+            .unusable
+            .retain(|(unusable, _)| unusable != name);
+        Ok(self.shared.fs.sync()?)
+    }
+
     /// As `delete`, but only checks.
     pub fn check_delete(&self, name: &str, options: DeleteOptions) -> Result<()> {
         let lun = self.get(name)?;
@@ -271,8 +295,8 @@ impl Catalog {
         }
     }
 
-    /// The file door is about to make `name` in the mount's root: `NameTaken` if a LUN has it. Hold the
-    /// guard until the entry is made; make no LUN meanwhile on the same thread.
+    /// The file door is about to make `name` in the mount's root: `NameTaken` if a LUN has it. Hold
+    /// the guard until the entry is made; make no LUN meanwhile on the same thread.
     pub fn check_tree_name(&self, name: &[u8]) -> Result<TreeNameGuard<'_>> {
         let guard = TreeNameGuard {
             _names: self.names.read(),
@@ -327,8 +351,8 @@ impl Catalog {
         self.attachment(id).map(|attachment| attachment.info())
     }
 
-    /// Ends it: its I/O answers `Gone`, its connection is closed, its share of the lease ends. Waits
-    /// for writes that are under way.
+    /// Ends it: its I/O answers `Gone`, its connection is closed, its share of the lease ends.
+    /// Waits for writes that are under way.
     pub fn drop_session(&self, id: SessionId) -> Result<()> {
         self.attachment(id)?.end("dropped by the administrator");
         Ok(())

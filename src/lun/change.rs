@@ -1,6 +1,6 @@
 //! Changing a LUN's settings and size.
 
-use super::attributes::{Access, Attributes, Wanted};
+use super::attributes::{Access, Attributes, Settings, Wanted};
 use super::changes::Change;
 use super::error::{Error, Result};
 use super::unit::Lun;
@@ -26,8 +26,8 @@ impl Lun {
         self.check(&before, &wanted_by(&before, changes)?, false)
     }
 
-    /// The mount's `attributes` was written: all of the text is checked, then applied. Keys that are
-    /// missing stay as they are. Refusals are logged.
+    /// The mount's `attributes` was written: all of the text is checked, then applied. Keys that
+    /// are missing stay as they are. Refusals are logged.
     pub fn apply_attributes_toml(&self, text: &str) -> Result<()> {
         self.change(false, |before| before.wanted_by(text))
     }
@@ -94,33 +94,52 @@ impl Lun {
     }
 
     fn apply(&self, before: &Attributes, mut wanted: Wanted) -> Result<()> {
-        let access = wanted.settings.access;
-        if access != before.settings.access {
-            let (done, noted) = self.lease.set_shared(access == Access::Shared);
-            self.log_lease(noted, "");
-            if !done {
-                let why = "files and block clients are writing at this moment";
-                return Err(self.busy("access=exclusive", why, "close the files, or log out"));
-            }
-        }
-        let changed = changed_keys(before, &wanted);
-        if wanted.size_bytes != before.size_bytes {
-            self.set_data_size(wanted.size_bytes)?;
-        }
         if wanted.settings.serial == self.default_serial() {
             wanted.settings.serial.clear();
         }
-        if wanted.settings != self.settings() {
+        let changed = changed_keys(before, &wanted);
+        let old = self.settings();
+        self.set_access(wanted.settings.access)?;
+        let applied = self.apply_checked(&old, &wanted, before.size_bytes);
+        if applied.is_err() {
+            // All or nothing: what was there before has its space already.
+            let _ = self.set_access(old.access);
+            let _ = self.put_settings(&old);
+        }
+        applied?;
+        if !changed.is_empty() {
+            self.log.event("set", Value::Object(changed));
+        }
+        Ok(())
+    }
+
+    fn apply_checked(&self, old: &Settings, wanted: &Wanted, size_before: u64) -> Result<()> {
+        if wanted.settings != *old {
             self.put_settings(&wanted.settings)?;
+        }
+        if wanted.size_bytes != size_before {
+            self.set_data_size(wanted.size_bytes)?;
+        }
+        self.shared.fs.sync()?;
+        if wanted.settings != *old {
             self.tell(Change::Settings {
                 volume: self.volume(),
             });
         }
-        if !changed.is_empty() {
-            self.log.event("set", Value::Object(changed));
-            self.shared.fs.sync()?;
-        }
         Ok(())
+    }
+
+    fn set_access(&self, access: Access) -> Result<()> {
+        if access == self.settings().access {
+            return Ok(());
+        }
+        let (done, noted) = self.lease.set_shared(access == Access::Shared);
+        self.log_lease(noted, "");
+        if done {
+            return Ok(());
+        }
+        let why = "files and block clients are writing at this moment";
+        Err(self.busy("access=exclusive", why, "close the files, or log out"))
     }
 
     /// Truncates or extends `data` (it stays sparse), logs it and tells the doors. The caller has
@@ -233,11 +252,10 @@ fn wanted_by(before: &Attributes, changes: &[(String, String)]) -> Result<Wanted
     Ok(wanted)
 }
 
-/// The keys that differ, as they will be: for the log.
+/// The keys but for `size` that differ, as they will be: for the log.
 fn changed_keys(before: &Attributes, wanted: &Wanted) -> Map<String, Value> {
     let after = Attributes {
         settings: wanted.settings.clone(),
-        size_bytes: wanted.size_bytes,
         ..before.clone()
     };
     let lines = |attributes: &Attributes| -> Vec<String> {

@@ -6,8 +6,9 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-/// A change of the catalog. Delivered on the thread that made it, after it took effect; a subscriber
-/// must only note it (in its own bounded queue) and return; it must not subscribe or unsubscribe there.
+/// A change of the catalog. Delivered on the thread that made it, after it took effect; a
+/// subscriber must only note it (in its own bounded queue) and return; it must not subscribe or
+/// unsubscribe there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// A LUN was made.

@@ -1,7 +1,9 @@
 //! `data` opened through the mount: an open file with the lease's rules.
 //!
-//! Invariant: while `holding` is set, and looked at under the LUN's gate, this handle has the file lease.
+//! Invariant: while `holding` is set, and looked at under the LUN's gate, this handle has the file
+//! lease.
 
+use super::attributes::Access;
 use super::change::LOGOUT;
 use super::error::{Error, Result};
 use super::lease::{FileVerdict, FileWish, Holder};
@@ -47,8 +49,8 @@ impl OpenIntent {
     }
 }
 
-/// An open `data`. Reads always work. Writes need the file lease, which open takes where it may, and
-/// which a write takes again after a flush: `Busy` where a block client has the LUN by then.
+/// An open `data`. Reads always work. Writes need the file lease, which open takes where it may,
+/// and which a write takes again after a flush: `Busy` where a block client has the LUN by then.
 /// [`DataFile::flush`] belongs to FLUSH, dropping to RELEASE.
 pub struct DataFile {
     lun: Arc<Lun>,
@@ -167,8 +169,8 @@ impl DataFile {
         Ok(offset)
     }
 
-    /// ftruncate: a resize. Growing works under a block lease too; shrinking is `Busy` while a block
-    /// client is logged in.
+    /// ftruncate: a resize. Growing works under a block lease too; shrinking is `Busy` while a
+    /// block client is logged in.
     pub fn set_size(&self, size_bytes: u64) -> Result<()> {
         let _change = self.lun.change.lock();
         if self.is_read_only() {
@@ -232,8 +234,8 @@ impl DataFile {
         Ok(self.lun.data.sync()?)
     }
 
-    /// FLUSH, at each close(2): gives the file lease back. With the last writer's, block clients go on
-    /// and get a unit attention.
+    /// FLUSH, at each close(2): gives the file lease back. With the last writer's, block clients go
+    /// on and get a unit attention.
     pub fn flush(&self) {
         if !self.holding.load(Ordering::Acquire) {
             return;
@@ -242,8 +244,11 @@ impl DataFile {
             // Alone: writes of this handle that are under way end first.
             let _gate = self.lun.gate.write();
             self.holding.store(false, Ordering::Release);
-            self.lun.media_changed();
-            self.lun.lease.file_flush(self.id)
+            let noted = self.lun.lease.file_flush(self.id);
+            if noted.ended && self.lun.settings().access == Access::Exclusive {
+                self.lun.media_changed();
+            }
+            noted
         };
         self.log_growth();
         self.lun.log_lease(noted, "files of the mount");

@@ -1,7 +1,8 @@
 //! A LUN's `log`: append-only JSON lines, cut at a limit with the older half kept as `log.1`.
 //!
-//! Invariants: all appends go through one lock, so lines never mix; `log` keeps its inode when it is
-//! cut, and a crash in the middle of a cut leaves whole lines (some in both files, or blank ones).
+//! Invariants: all appends go through one lock, so lines never mix; `log` keeps its inode when it
+//! is cut, and a crash in the middle of a cut leaves whole lines (some in both files, or blank
+//! ones).
 
 use super::attributes::rfc3339;
 use crate::fs::{self, Clock, File, Fs, NewNode, NodeId, Owner};
@@ -181,8 +182,8 @@ impl Bucket {
     }
 }
 
-/// Makes `bytes` the contents of a small file, whole under a crash: one atomic write that blanks what
-/// is longer, then the length.
+/// Makes `bytes` the contents of a small file, whole under a crash: one atomic write that blanks
+/// what is longer, then the length.
 pub(super) fn replace(file: &File, bytes: &[u8]) -> fs::Result<()> {
     let old = usize::try_from(file.size_bytes()).unwrap_or(usize::MAX);
     let mut padded = bytes.to_vec();

@@ -1,8 +1,9 @@
 //! The lease between block doors and the file door, as a state machine without clock or I/O.
 //!
 //! Invariants:
-//! - In exclusive mode block holders (present or lost within their grace) and file writers are never
-//!   both there, but for a file writer that was forced in by the administrator; it has the precedence.
+//! - In exclusive mode block holders (present or lost within their grace) and file writers are
+//!   never both there, but for a file writer that was forced in by the administrator; it has the
+//!   precedence.
 //! - Who holds is followed in shared mode too, so that going back to exclusive can be judged.
 //! - Reading asks for nothing.
 //!
@@ -11,8 +12,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Lost clients that are remembered one by one; beyond it they share one grace and must write to hold
-/// the lease again. Bounds the memory that a flapping network can take.
+/// Lost clients that are remembered one by one; beyond it they share one grace and must write to
+/// hold the lease again. Bounds the memory that a flapping network can take.
 const MAX_LOST_CLIENTS: usize = 1024;
 
 /// Times of the lease.

@@ -1,5 +1,5 @@
-//! A LUN is a directory of three files: `attributes`, `data`, `log`. This layer makes and finds LUNs,
-//! keeps the lease between the doors, and maps LBAs to bytes of `data`.
+//! A LUN is a directory of three files: `attributes`, `data`, `log`. This layer makes and finds
+//! LUNs, keeps the lease between the doors, and maps LBAs to bytes of `data`.
 //!
 //! - [`Catalog`]: all LUNs of a pool; make, find, rename, delete; sessions; changes for the doors.
 //! - [`Lun`]: one of them: settings, resize, log.

@@ -1,8 +1,8 @@
 //! Import and export of raw images: large I/O, holes stay holes, memory bounded.
 //!
 //! A file is cut into chunks that a few workers move; a pipe is read or written by one thread while
-//! others do the other side. Memory: a chunk for each worker, as many between a pipe and the workers,
-//! and one more: 9 MiB.
+//! others do the other side. Memory: a chunk for each worker, as many between a pipe and the
+//! workers, and one more: 9 MiB.
 
 use super::attributes::{Settings, Wanted};
 use super::catalog::{Catalog, CreateLun, DeleteOptions};
@@ -36,7 +36,8 @@ pub enum Target {
     Stream(Box<dyn Write + Send>),
 }
 
-/// Told from time to time how far it is: (bytes of the image done, bytes of the image). `false` stops.
+/// Told from time to time how far it is: (bytes of the image done, bytes of the image). `false`
+/// stops.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) -> bool + Sync);
 
 /// What was moved.
@@ -48,9 +49,10 @@ pub struct Moved {
     pub data_bytes: u64,
 }
 
-/// Makes a LUN from an image. A stream needs `request.size_bytes`, the LUN's size, and may be shorter;
-/// with a file 0 means the file's size (rounded up to whole blocks). Block writes of clients wait or
-/// are refused until it is done. On failure the LUN is deleted again. Durable on return.
+/// Makes a LUN from an image. A stream needs `request.size_bytes`, the LUN's size, and may be
+/// shorter; with a file 0 means the file's size (rounded up to whole blocks). Block writes of
+/// clients wait or are refused until it is done. On failure the LUN is deleted again. Durable on
+/// return.
 pub fn import_new(
     catalog: &Catalog,
     name: &str,
@@ -88,8 +90,8 @@ pub fn import_new(
 }
 
 /// Replaces the contents of a LUN; what lies behind the image's end becomes a hole. `Busy` while a
-/// door has it open unless `force`. Block writes of clients wait or are refused until it is done, then
-/// they get a unit attention. Durable on return.
+/// door has it open unless `force`. Block writes of clients wait or are refused until it is done,
+/// then they get a unit attention. Durable on return.
 pub fn import_into(
     lun: &Arc<Lun>,
     source: Source,

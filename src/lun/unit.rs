@@ -1,10 +1,12 @@
 //! One LUN: what it is, who uses it, what it logs.
 //!
 //! Invariants:
-//! - `size_bytes` is the length of `data`: it rises under a read of `gate`, falls under its write, so
-//!   that no write which was judged by an older length can make the file longer again.
-//! - `generation` has risen before anybody can see what changed.
-//! - Locks are taken in the order `change`, `gate`, `users`; the lease's and the log's own are leaves.
+//! - `size_bytes` is the length of `data`: it rises under a read of `gate`, falls under its write,
+//!   so that no write which was judged by an older length can make the file longer again.
+//! - `generation` rises after what it stands for has changed, and is read before it is: who sees a
+//!   generation has seen all it stands for, or will see a higher one.
+//! - Locks are taken in the order `change`, `gate`, `users`; the lease's and the log's own are
+//!   leaves.
 
 use super::attachment::{AttachRequest, Attachment, SessionInfo};
 use super::attributes::{Access, Attributes, Settings, Wanted};

@@ -44,7 +44,7 @@ struct Piece {
 
 impl MemoryLun {
     /// A disk of `size_bytes` (rounded down to whole blocks) with logical blocks of `block_bytes`
-    /// (512 or 4096). Its space is its size: it fills up only after [`MemoryLun::set_space`].
+    /// (512 or 4096). It never fills up unless [`MemoryLun::set_space`] says so.
     pub fn new(name: &str, size_bytes: u64, block_bytes: u32) -> MemoryLun {
         let block_bytes = if block_bytes == 4096 { 4096 } else { 512 };
         let geometry = Geometry {
@@ -149,7 +149,7 @@ impl State {
             return Err(error.clone());
         }
         let unit = u64::from(self.geometry.block_bytes);
-        if !offset.is_multiple_of(unit) || !length.is_multiple_of(unit) {
+        if offset % unit != 0 || length % unit != 0 {
             return Err(BlockError::Invalid("not a multiple of the block size"));
         }
         match offset.checked_add(length) {

@@ -108,7 +108,7 @@ pub enum Pool {
     Dump {
         /// Any device of the pool
         path: Option<PathBuf>,
-        /// Which object: roots, label, block:N …; all of the top where left out
+        /// block:N, node:N or inodes:N; labels and roots where left out
         #[arg(value_name = "OBJECT")]
         object: Option<String>,
     },

@@ -90,15 +90,14 @@ fn port_of(text: &str, default_port: u16) -> Result<u16, String> {
     text.parse().map_err(|_| format!("'{text}' is not a port: 0 to 65535"))
 }
 
-/// `HOST` or `HOST:PORT` as clients are told it; the port is added where it is missing.
-pub fn advertised(text: &str, port: u16) -> Result<String, String> {
-    let (host, port) = split_address(text, port)?;
+/// `HOST` or `HOST:PORT` as clients shall be told it.
+pub fn advertised(text: &str) -> Result<(), String> {
+    let (host, _) = split_address(text, ISCSI_PORT)?;
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '%');
     if host.is_empty() || !host.chars().all(allowed) {
         return Err(format!("'{text}' is not an address to advertise: give HOST or HOST:PORT"));
     }
-    let host = if host.contains(':') { format!("[{host}]") } else { host.to_string() };
-    Ok(format!("{host}:{port}"))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -134,11 +133,11 @@ mod tests {
 
     #[test]
     fn names_to_advertise() {
-        assert_eq!(advertised("san.example", 3260).unwrap(), "san.example:3260");
-        assert_eq!(advertised("10.0.2.2:99", 3260).unwrap(), "10.0.2.2:99");
-        assert_eq!(advertised("fe80::1", 3260).unwrap(), "[fe80::1]:3260");
+        for text in ["san.example", "10.0.2.2:99", "fe80::1", "[fe80::1]:99"] {
+            assert!(advertised(text).is_ok(), "{text}");
+        }
         for text in ["", "a b", "x,y", "a/b", "h:99999"] {
-            assert!(advertised(text, 3260).is_err(), "{text}");
+            assert!(advertised(text).is_err(), "{text}");
         }
     }
 

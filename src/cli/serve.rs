@@ -150,7 +150,7 @@ fn addresses<T: PartialEq>(
 /// It is checked now and completed with a port when the door is open.
 fn advertised(text: String) -> Result<String> {
     let refuse = |why| Error::Usage(Message::new(format!("--advertise: {why}")));
-    parse::advertised(&text, ISCSI_PORT).map_err(refuse)?;
+    parse::advertised(&text).map_err(refuse)?;
     Ok(text)
 }
 

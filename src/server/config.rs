@@ -32,6 +32,19 @@ impl std::fmt::Display for Listen {
     }
 }
 
+/// `HOST` or `HOST:PORT` as clients are told it: the port is added where it is missing.
+pub(super) fn with_port(name: &str, port: u16) -> String {
+    if name.parse::<std::net::Ipv6Addr>().is_ok() {
+        return format!("[{name}]:{port}");
+    }
+    let has_port = name.rsplit_once(':').is_some_and(|(_, last)| last.parse::<u16>().is_ok());
+    if has_port {
+        name.to_string()
+    } else {
+        format!("{name}:{port}")
+    }
+}
+
 /// What a server was asked to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServeConfig {
@@ -73,6 +86,15 @@ impl ServeConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_advertised_has_a_port() {
+        assert_eq!(with_port("san.example", 3260), "san.example:3260");
+        assert_eq!(with_port("10.0.2.2:99", 3260), "10.0.2.2:99");
+        assert_eq!(with_port("fe80::1", 3260), "[fe80::1]:3260");
+        assert_eq!(with_port("[fe80::1]:99", 3260), "[fe80::1]:99");
+        assert_eq!(with_port("[fe80::1]", 3260), "[fe80::1]:3260");
+    }
 
     #[test]
     fn nothing_is_open_to_the_world_by_accident() {

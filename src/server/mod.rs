@@ -7,6 +7,7 @@
 mod config;
 mod disk;
 mod doors;
+mod iscsi_targets;
 mod nbd_exports;
 
 pub use config::{Listen, ServeConfig};

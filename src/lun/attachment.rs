@@ -130,12 +130,8 @@ impl Attachment {
                 attachment.gone.store(true, Ordering::Release);
                 return Err(Error::Gone);
             }
-            users
-                .sessions
-                .insert(attachment.id.0, Arc::downgrade(&attachment));
-            lun.lease
-                .block_login(attachment.id.0, &attachment.label())
-                .1
+            users.sessions.insert(attachment.id.0, Arc::downgrade(&attachment));
+            lun.lease.block_login(attachment.id.0, &attachment.label()).1
         };
         attachment.log("login", json!({"writable": attachment.writable}));
         lun.log_lease(noted, &attachment.label());
@@ -321,13 +317,7 @@ impl Drop for Attachment {
 
 impl fmt::Debug for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Attachment({} of {:?} by {})",
-            self.id.0,
-            self.lun,
-            self.label()
-        )
+        write!(f, "Attachment({} of {:?} by {})", self.id.0, self.lun, self.label())
     }
 }
 

@@ -34,12 +34,7 @@ impl Lun {
 
     /// New capacity. Shrinking is `Busy` while a door has it open unless `force`.
     pub fn resize(&self, size_bytes: u64, force: bool) -> Result<()> {
-        self.change(force, |before| {
-            Ok(Wanted {
-                settings: before.settings.clone(),
-                size_bytes,
-            })
-        })
+        self.change(force, |before| Ok(Wanted { settings: before.settings.clone(), size_bytes }))
     }
 
     /// As `resize`, but only checks (`--dry-run`).
@@ -47,14 +42,7 @@ impl Lun {
         let _change = self.change.lock();
         let before = self.attributes()?;
         let settings = before.settings.clone();
-        self.check(
-            &before,
-            &Wanted {
-                settings,
-                size_bytes,
-            },
-            force,
-        )
+        self.check(&before, &Wanted { settings, size_bytes }, force)
     }
 
     fn change(&self, force: bool, make: impl FnOnce(&Attributes) -> Result<Wanted>) -> Result<()> {
@@ -66,10 +54,7 @@ impl Lun {
         });
         if let Err(error) = &result {
             let why = error.to_string().replace('\n', "; ");
-            self.log.event(
-                "refused",
-                json!({"what": "a change of attributes", "why": why}),
-            );
+            self.log.event("refused", json!({"what": "a change of attributes", "why": why}));
         }
         result
     }
@@ -81,11 +66,7 @@ impl Lun {
             check_size(wanted)?;
         }
         if other_blocks && !self.users.lock().sessions.is_empty() {
-            return Err(self.busy(
-                "a change of block-size",
-                "block clients are logged in",
-                LOGOUT,
-            ));
+            return Err(self.busy("a change of block-size", "block clients are logged in", LOGOUT));
         }
         if wanted.size_bytes < before.size_bytes && !force {
             self.check_unused("shrinking", "close them, or add --force")?;
@@ -122,9 +103,7 @@ impl Lun {
         }
         self.shared.fs.sync()?;
         if wanted.settings != *old {
-            self.tell(Change::Settings {
-                volume: self.volume(),
-            });
+            self.tell(Change::Settings { volume: self.volume() });
         }
         Ok(())
     }
@@ -148,10 +127,7 @@ impl Lun {
         let from = self.size_bytes();
         self.resize_data(size_bytes)?;
         if from != size_bytes {
-            self.log.event(
-                "resize",
-                json!({"from_bytes": from, "to_bytes": size_bytes}),
-            );
+            self.log.event("resize", json!({"from_bytes": from, "to_bytes": size_bytes}));
         }
         Ok(())
     }
@@ -162,15 +138,10 @@ impl Lun {
             let _alone = self.gate.write();
             let result = self.data.set_size(size_bytes);
             self.live.generation.fetch_add(1, Ordering::AcqRel);
-            self.live
-                .size_bytes
-                .store(self.data.size_bytes(), Ordering::Release);
+            self.live.size_bytes.store(self.data.size_bytes(), Ordering::Release);
             result
         };
-        self.tell(Change::Resized {
-            volume: self.volume(),
-            size_bytes: self.size_bytes(),
-        });
+        self.tell(Change::Resized { volume: self.volume(), size_bytes: self.size_bytes() });
         Ok(result?)
     }
 
@@ -179,10 +150,7 @@ impl Lun {
         let grew = self.live.size_bytes.fetch_max(end, Ordering::AcqRel) < end;
         if grew {
             self.live.generation.fetch_add(1, Ordering::AcqRel);
-            self.tell(Change::Resized {
-                volume: self.volume(),
-                size_bytes: end,
-            });
+            self.tell(Change::Resized { volume: self.volume(), size_bytes: end });
         }
         grew
     }
@@ -214,23 +182,10 @@ pub(super) const LOGOUT: &str = "log out, or end them with: lunfs session drop I
 
 /// A LUN's capacity: whole blocks, at least one, not beyond the format.
 pub(super) fn check_size(wanted: &Wanted) -> Result<()> {
-    let (size_bytes, block) = (
-        wanted.size_bytes,
-        u64::from(wanted.settings.block_bytes.max(1)),
-    );
-    let bad = |why: String, remedy: String| {
-        Err(Error::BadSize {
-            size_bytes,
-            why,
-            remedy,
-        })
-    };
+    let (size_bytes, block) = (wanted.size_bytes, u64::from(wanted.settings.block_bytes.max(1)));
+    let bad = |why: String, remedy: String| Err(Error::BadSize { size_bytes, why, remedy });
     if size_bytes > fs::MAX_FILE_BYTES {
-        let most = format!(
-            "give at most {} ({}T)",
-            fs::MAX_FILE_BYTES,
-            fs::MAX_FILE_BYTES >> 40
-        );
+        let most = format!("give at most {} ({}T)", fs::MAX_FILE_BYTES, fs::MAX_FILE_BYTES >> 40);
         return bad("it is more than the format can hold".to_owned(), most);
     }
     if size_bytes == 0 || size_bytes % block != 0 {
@@ -242,10 +197,7 @@ pub(super) fn check_size(wanted: &Wanted) -> Result<()> {
 }
 
 fn wanted_by(before: &Attributes, changes: &[(String, String)]) -> Result<Wanted> {
-    let mut wanted = Wanted {
-        settings: before.settings.clone(),
-        size_bytes: before.size_bytes,
-    };
+    let mut wanted = Wanted { settings: before.settings.clone(), size_bytes: before.size_bytes };
     for (key, value) in changes {
         wanted.set(key, value)?;
     }
@@ -254,17 +206,11 @@ fn wanted_by(before: &Attributes, changes: &[(String, String)]) -> Result<Wanted
 
 /// The keys but for `size` that differ, as they will be: for the log.
 fn changed_keys(before: &Attributes, wanted: &Wanted) -> Map<String, Value> {
-    let after = Attributes {
-        settings: wanted.settings.clone(),
-        ..before.clone()
-    };
+    let after = Attributes { settings: wanted.settings.clone(), ..before.clone() };
     let lines = |attributes: &Attributes| -> Vec<String> {
         attributes.to_toml().lines().map(str::to_owned).collect()
     };
-    let differ = lines(before)
-        .into_iter()
-        .zip(lines(&after))
-        .filter(|(old, new)| old != new);
+    let differ = lines(before).into_iter().zip(lines(&after)).filter(|(old, new)| old != new);
     differ
         .filter_map(|(_, new)| {
             let (key, value) = new.split_once(" = ")?;

@@ -71,10 +71,7 @@ impl Hub {
     pub(super) fn subscribe(self: &Arc<Self>, listener: Listener) -> Subscription {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.listeners.write().push((id, listener));
-        Subscription {
-            hub: Arc::downgrade(self),
-            id,
-        }
+        Subscription { hub: Arc::downgrade(self), id }
     }
 
     pub(super) fn tell(&self, change: &Change) {
@@ -119,9 +116,7 @@ mod tests {
         let subscription = hub.subscribe(Arc::new(move |_| {
             counted.fetch_add(1, Ordering::Relaxed);
         }));
-        let change = Change::Settings {
-            volume: VolumeId(17),
-        };
+        let change = Change::Settings { volume: VolumeId(17) };
         hub.tell(&change);
         hub.tell(&change);
         drop(subscription);

@@ -27,10 +27,7 @@ pub struct LeaseTiming {
 
 impl Default for LeaseTiming {
     fn default() -> Self {
-        LeaseTiming {
-            file_wait: Duration::from_secs(1),
-            lost_grace: Duration::from_secs(30),
-        }
+        LeaseTiming { file_wait: Duration::from_secs(1), lost_grace: Duration::from_secs(30) }
     }
 }
 
@@ -189,9 +186,7 @@ impl Lease {
         if !self.shared && self.block_held() {
             return FileVerdict::HeldByBlock;
         }
-        FileVerdict::Granted {
-            began: self.file_insert(handle),
-        }
+        FileVerdict::Granted { began: self.file_insert(handle) }
     }
 
     /// The administrator's file writer (import --force): holds whoever else does. True: the file
@@ -255,11 +250,7 @@ impl Lease {
 
     fn block_names(&self) -> Vec<String> {
         let mut names: Vec<String> = self.block.values().cloned().collect();
-        names.extend(
-            self.lost
-                .keys()
-                .map(|client| format!("{client} (connection lost)")),
-        );
+        names.extend(self.lost.keys().map(|client| format!("{client} (connection lost)")));
         if self.lost_others_until.is_some() {
             names.push("more clients (connection lost)".to_owned());
         }

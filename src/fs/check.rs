@@ -39,13 +39,15 @@ pub struct Report {
     pub volumes: u64,
 }
 
+/// Blocks that replaying the log may write into memory: 1 GiB.
+const OVERLAY_BLOCKS: usize = 262_144;
 /// Lines a report holds.
 pub const MAX_ERRORS: usize = 1000;
 
 /// Checks a pool without writing to it.
 pub fn check(devices: &[Arc<dyn BlockDevice>], options: CheckOptions) -> Result<Report> {
     let over = |d: &Arc<dyn BlockDevice>| -> Arc<dyn BlockDevice> {
-        Arc::new(OverlayDevice::new(d.clone()))
+        Arc::new(OverlayDevice::new(d.clone(), OVERLAY_BLOCKS))
     };
     let open =
         OpenOptions { cache_bytes: 64 << 20, clock: Arc::new(SystemClock), background: false };

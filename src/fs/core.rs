@@ -97,7 +97,6 @@ impl Inode {
 
 /// A volume in memory.
 pub(crate) struct Volume {
-    pub id: VolumeId,
     /// Serialises changes of names.
     pub names: Mutex<()>,
     pub next_ino: AtomicU64,
@@ -308,7 +307,7 @@ impl Core {
             return Err(Error::Stale);
         }
         let next = meta.version.next_ino.max(FIRST_INO);
-        let entry = self.volumes.entry(id).or_insert_with(|| Arc::new(Volume::new(id, next)));
+        let entry = self.volumes.entry(id).or_insert_with(|| Arc::new(Volume::new(next)));
         Ok(entry.clone())
     }
 
@@ -540,9 +539,8 @@ impl Core {
 }
 
 impl Volume {
-    pub fn new(id: VolumeId, next_ino: u64) -> Volume {
+    pub fn new(next_ino: u64) -> Volume {
         Volume {
-            id,
             names: Mutex::new(()),
             next_ino: AtomicU64::new(next_ino),
             deleted: AtomicBool::new(false),

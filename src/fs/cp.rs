@@ -10,7 +10,7 @@
 
 use super::core::*;
 use super::error::Result;
-use super::reclaim::{children, Walked};
+use super::reclaim::{children, Owners, Walked};
 use super::space::Run;
 use super::store::Data;
 use super::tree::{Change, Dead, Miss, Slot, Tree};
@@ -150,8 +150,11 @@ impl Core {
         drop(log);
         let epoch = frozen.epoch;
         let mut freed = Vec::new();
-        self.bury(std::mem::take(&mut frozen.dead), cp, &mut freed)?;
-        self.walk_step(&mut frozen, cp, &mut freed)?;
+        let mut walked = Walked::default();
+        self.bury(std::mem::take(&mut frozen.dead), cp, &mut freed, &mut walked.owners)?;
+        cp.reclaim.walk(&self.store, &mut walked)?;
+        freed.append(&mut walked.freed);
+        self.count_down(&mut frozen, walked.owners);
         let table = self.write_trees(&mut frozen, cp, &mut freed)?;
         self.space.apply(&self.store, epoch, &freed)?;
         let space = self.space.write_pages(&self.store)?;
@@ -186,7 +189,13 @@ impl Core {
     }
 
     /// Lists what died: blocks are freed, subtrees go to the reclaim list.
-    fn bury(&self, dead: Vec<Dead>, cp: &mut CpState, freed: &mut Vec<u64>) -> Result<()> {
+    fn bury(
+        &self,
+        dead: Vec<Dead>,
+        cp: &mut CpState,
+        freed: &mut Vec<u64>,
+        owners: &mut Owners,
+    ) -> Result<()> {
         for d in dead {
             match d {
                 Dead::Block(slot) => free_slot(&slot, freed),
@@ -200,24 +209,24 @@ impl Core {
                             ino,
                         })
                     };
-                    dismantle(&slot, height, &mut push, freed);
+                    let gone = dismantle(&slot, height, &mut push, freed);
+                    if ino != 0 && gone > 0 {
+                        *owners.entry((volume, ino)).or_default() += gone;
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    fn walk_step(&self, frozen: &mut Frozen, cp: &mut CpState, freed: &mut Vec<u64>) -> Result<()> {
-        let mut walked = Walked::default();
-        cp.reclaim.walk(&self.store, &mut walked)?;
-        freed.append(&mut walked.freed);
-        for ((volume, ino), blocks) in walked.owners {
+    /// Data was freed: its inodes count fewer blocks.
+    fn count_down(&self, frozen: &mut Frozen, owners: Owners) {
+        for ((volume, ino), blocks) in owners {
             let id = NodeId { volume: VolumeId(volume), ino };
             if let Ok(inode) = self.live(id) {
                 self.lessen_blocks(frozen, &inode, blocks);
             }
         }
-        Ok(())
     }
 
     /// Data of an inode was freed by the walker: its count of blocks falls.
@@ -515,14 +524,26 @@ fn free_slot(slot: &Slot, freed: &mut Vec<u64>) {
 }
 
 /// Takes a detached subtree apart as far as it is only in memory; `push` gets what is on disk.
-fn dismantle(slot: &Slot, height: u8, push: &mut impl FnMut(Pointer, u8), freed: &mut Vec<u64>) {
+/// How many data blocks ended.
+fn dismantle(
+    slot: &Slot,
+    height: u8,
+    push: &mut impl FnMut(Pointer, u8),
+    freed: &mut Vec<u64>,
+) -> u64 {
     match (slot.pointer(), slot) {
-        (Some(p), _) if p.is_hole() => {}
-        (Some(p), _) if height == 0 => freed.push(p.block),
-        (Some(p), _) => push(p, height),
-        (None, Slot::Node(n)) => {
-            n.slots.iter().for_each(|s| dismantle(s, height - 1, push, freed));
+        (Some(p), _) if p.is_hole() => 0,
+        (Some(p), _) if height == 0 => {
+            freed.push(p.block);
+            1
         }
-        (None, _) => {}
+        (Some(p), _) => {
+            push(p, height);
+            0
+        }
+        (None, Slot::Node(n)) => {
+            n.slots.iter().map(|s| dismantle(s, height - 1, push, freed)).sum()
+        }
+        (None, _) => 1,
     }
 }

@@ -305,9 +305,6 @@ impl Core {
             state.tree.get(held, first)?;
             state.tree.get(held, first + count - 1)?;
             self.change(inode, state, now, held, |tree, c| tree.punch(c, first, count))?;
-            if state.tree.root.is_hole() {
-                state.meta.blocks = 0;
-            }
             state.pending.push(Pending::Hole(first, count));
         }
         self.change(inode, state, now, held, |tree, c| {

@@ -243,7 +243,7 @@ fn build(
     };
     let (inodes, volumes) = (DashMap::new(), DashMap::new());
     let next = root.volume_table.version.next_ino.max(FIRST_INO);
-    let table = Arc::new(Volume::new(TABLE, next));
+    let table = Arc::new(Volume::new(next));
     let file = Inode::new(TABLE_FILE, root.volume_table, table.clone());
     volumes.insert(TABLE, table);
     inodes.insert(TABLE_FILE, Arc::new(file));
@@ -600,11 +600,8 @@ impl Core {
         }
         if meta.kind == InodeKind::Version && meta.version.flags != 0 {
             let id = VolumeId(inode.id.ino as u32);
-            let volume = self
-                .volumes
-                .entry(id)
-                .or_insert_with(|| Arc::new(Volume::new(id, FIRST_INO)))
-                .clone();
+            let volume =
+                self.volumes.entry(id).or_insert_with(|| Arc::new(Volume::new(FIRST_INO))).clone();
             volume.deleted.store(true, Ordering::Release);
         }
     }

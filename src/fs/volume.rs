@@ -36,7 +36,7 @@ impl Core {
 
     /// A version inode and the two directories every volume has.
     pub fn make_volume(&self, txn: &mut Txn, table: &Arc<Volume>, id: VolumeId, owner: Owner) {
-        let volume = Arc::new(Volume::new(id, FIRST_INO));
+        let volume = Arc::new(Volume::new(FIRST_INO));
         self.volumes.insert(id, volume.clone());
         let mut unborn = |node: NodeId, volume: &Arc<Volume>, meta: DiskInode| {
             let empty = DiskInode::empty(InodeKind::Free);

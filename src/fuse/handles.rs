@@ -8,7 +8,7 @@ use super::errno::{OrErrno, Result};
 use crate::fs::File;
 use crate::lun::{DataFile, Lun, MAX_ATTRIBUTES_TEXT_BYTES};
 use dashmap::DashMap;
-use fuser::{Errno, FileHandle};
+use fuser::{Errno, FileHandle, LockOwner};
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub enum Handle {
     /// A directory: kept so that it can be listed though it was removed.
     Directory(File),
     /// A LUN's `data`.
-    Data(DataFile),
+    Data(OpenData),
     /// A LUN's `attributes`.
     Attributes(OpenAttributes),
     /// A LUN's `log`, opened for reading, appending or both.
@@ -37,10 +37,67 @@ pub struct OpenFile {
     pub unprivileged_at: AtomicU64,
 }
 
+/// An open `data`.
+pub struct OpenData {
+    /// The file with the lease's rules.
+    pub file: DataFile,
+    /// Who writes it.
+    pub writers: Writers,
+}
+
+impl OpenData {
+    /// Nobody has written yet.
+    pub fn new(file: DataFile) -> OpenData {
+        OpenData { file, writers: Writers::default() }
+    }
+
+    /// FLUSH: gives the lease back with the last who wrote.
+    pub fn flush(&self, owner: LockOwner) {
+        if self.writers.closed_by(owner) {
+            self.file.flush();
+        }
+    }
+}
+
+/// Who has written through a handle and not closed it since.
+///
+/// A FLUSH comes for every descriptor of a handle that is closed, also for those that a fork(2) made
+/// in another process and its execve(2) closes at once. Only the table of descriptors that it belonged to
+/// (the lock owner) tells that from the writer's own close(2). Whoever has not written is not known,
+/// and not missed: the lease is taken again by a write.
+#[derive(Debug, Default)]
+pub struct Writers(Mutex<Vec<u64>>);
+
+/// Tables of descriptors that one handle is written through: beyond these, any close counts.
+const MAX_WRITERS: usize = 32;
+
+impl Writers {
+    /// `owner` writes; `None` for pages that the kernel writes back on nobody's account.
+    pub fn wrote(&self, owner: Option<LockOwner>) {
+        let Some(LockOwner(owner)) = owner else { return };
+        let mut writers = self.0.lock();
+        if !writers.contains(&owner) {
+            if writers.len() >= MAX_WRITERS {
+                writers.clear();
+            }
+            writers.push(owner);
+        }
+    }
+
+    /// `owner` closed a descriptor; whether nobody else is known to write.
+    pub fn closed_by(&self, LockOwner(owner): LockOwner) -> bool {
+        let mut writers = self.0.lock();
+        writers.retain(|&writer| writer != owner);
+        writers.is_empty()
+    }
+}
+
 /// An open `attributes`. What is written waits here until close(2) or fsync(2) asks for the whole.
 pub struct OpenAttributes {
     /// The LUN.
     pub lun: Arc<Lun>,
+    /// Who writes it.
+    pub writers: Writers,
     text: Mutex<Text>,
 }
 
@@ -49,7 +106,7 @@ impl OpenAttributes {
     pub fn new(lun: Arc<Lun>, truncate: bool) -> Result<OpenAttributes> {
         let shown = if truncate { String::new() } else { lun.attributes_toml().or_errno()? };
         let text = Mutex::new(Text { bytes: shown.into_bytes(), changed: false });
-        Ok(OpenAttributes { lun, text })
+        Ok(OpenAttributes { lun, writers: Writers::default(), text })
     }
 
     /// Reads. Whoever begins at the start and wrote nothing sees the attributes of this moment.
@@ -204,6 +261,23 @@ mod tests {
         text.write(9, b"\"x\"\n").unwrap();
         assert_eq!(text.take().unwrap(), b"vendor = \"x\"\n");
         assert_eq!(text.take(), None);
+    }
+
+    #[test]
+    fn only_the_last_writer_closes() {
+        let writers = Writers::default();
+        assert!(writers.closed_by(LockOwner(1)));
+        writers.wrote(Some(LockOwner(1)));
+        writers.wrote(Some(LockOwner(1)));
+        writers.wrote(None);
+        assert!(!writers.closed_by(LockOwner(2)));
+        writers.wrote(Some(LockOwner(2)));
+        assert!(!writers.closed_by(LockOwner(1)));
+        assert!(writers.closed_by(LockOwner(2)));
+        for owner in 0..1000 {
+            writers.wrote(Some(LockOwner(owner)));
+        }
+        assert!(writers.0.lock().len() <= MAX_WRITERS);
     }
 
     #[test]

@@ -6,11 +6,13 @@
 
 use super::door::{Caller, Door};
 use super::errno::{OrErrno, Result};
-use super::handles::{Handle, OpenAttributes, OpenFile};
+use super::handles::{Handle, OpenAttributes, OpenData, OpenFile};
 use super::tree::{Part, Place};
 use crate::fs::{File, NodeId};
 use crate::lun::{DataFile, Lun, OpenIntent};
-use fuser::{Errno, FileHandle, FopenFlags, INodeNo, OpenAccMode, OpenFlags, WriteFlags};
+use fuser::{
+    Errno, FileHandle, FopenFlags, INodeNo, LockOwner, OpenAccMode, OpenFlags, WriteFlags,
+};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
@@ -33,7 +35,10 @@ impl Door {
             Place::Tree(id) => (self.open_ordinary(caller, id, flags)?, ORDINARY),
             Place::LunFile(lun, Part::Data, _) => {
                 let data = lun.open_file(intent(flags)).or_errno()?;
-                (Handle::Data(data), direct | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES)
+                (
+                    Handle::Data(OpenData::new(data)),
+                    direct | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
+                )
             }
             Place::LunFile(lun, Part::Attributes, _) => {
                 let truncate = flags.0 & libc::O_TRUNC != 0;
@@ -97,7 +102,7 @@ impl Door {
     pub fn read(&self, handle: FileHandle, offset: u64, out: &mut [u8]) -> Result<usize> {
         match &*self.handles.get(handle)? {
             Handle::File(open) => open.file.read_at(offset, out).or_errno(),
-            Handle::Data(data) => data.read_at(offset, out).or_errno(),
+            Handle::Data(data) => data.file.read_at(offset, out).or_errno(),
             Handle::Attributes(open) => open.read(offset, out),
             Handle::Log(file, _) => file.read_at(offset, out).or_errno(),
             Handle::Directory(_) => Err(Errno::EISDIR),
@@ -105,31 +110,27 @@ impl Door {
     }
 
     /// Writes all of `data`.
-    pub fn write(
-        &self,
-        handle: FileHandle,
-        offset: u64,
-        data: &[u8],
-        how: WriteFlags,
-        flags: OpenFlags,
-    ) -> Result<()> {
-        let mapped = how.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let appends = flags.0 & libc::O_APPEND != 0 && !mapped;
+    pub fn write(&self, handle: FileHandle, offset: u64, data: &[u8], how: Writing) -> Result<()> {
+        let appends = how.flags.0 & libc::O_APPEND != 0 && !how.mapped();
         match &*self.handles.get(handle)? {
             Handle::File(open) if !open.read_only => {
-                self.prepare_write(open, how)?;
+                self.prepare_write(open, how.how)?;
                 open.file.write_at(offset, data).or_errno()
             }
-            Handle::Data(file) if appends => {
-                file.append(data).or_errno()?;
-                sync_if_asked(file, flags)
+            Handle::Data(open) => {
+                open.writers.wrote(how.owner);
+                if appends {
+                    open.file.append(data).or_errno()?;
+                } else {
+                    open.file.write_at(offset, data).or_errno()?;
+                }
+                sync_if_asked(&open.file, how.flags)
             }
-            Handle::Data(file) => {
-                file.write_at(offset, data).or_errno()?;
-                sync_if_asked(file, flags)
+            Handle::Attributes(open) if !how.mapped() => {
+                open.writers.wrote(how.owner);
+                open.write(offset, data, appends)
             }
-            Handle::Attributes(open) if !mapped => open.write(offset, data, appends),
-            Handle::Log(_, lun) if !mapped => lun.append_log_bytes(data).or_errno(),
+            Handle::Log(_, lun) if !how.mapped() => lun.append_log_bytes(data).or_errno(),
             _ => Err(Errno::EPERM),
         }
     }
@@ -151,10 +152,11 @@ impl Door {
     }
 
     /// FLUSH: one of perhaps several descriptors of a handle is closed.
-    pub fn flush(&self, handle: FileHandle) -> Result<()> {
+    pub fn flush(&self, handle: FileHandle, owner: LockOwner) -> Result<()> {
         match &*self.handles.get(handle)? {
-            Handle::Data(data) => data.flush(),
-            Handle::Attributes(open) => open.apply()?,
+            Handle::Data(data) => data.flush(owner),
+            Handle::Attributes(open) if open.writers.closed_by(owner) => open.apply()?,
+            Handle::Attributes(_) => {}
             Handle::File(_) | Handle::Directory(_) | Handle::Log(..) => {}
         }
         Ok(())
@@ -168,7 +170,7 @@ impl Door {
         match &*self.handles.get(handle)? {
             Handle::File(open) => open.file.sync().or_errno(),
             Handle::Directory(file) | Handle::Log(file, _) => file.sync().or_errno(),
-            Handle::Data(data) => data.sync().or_errno(),
+            Handle::Data(data) => data.file.sync().or_errno(),
             Handle::Attributes(open) => {
                 open.apply()?;
                 self.tree.fs().sync().or_errno()
@@ -216,11 +218,19 @@ impl Door {
     }
 
     /// copy_file_range(2): how much was copied, perhaps less than asked for. Holes stay holes.
-    pub fn copy(&self, from: (FileHandle, u64), to: (FileHandle, u64), len: u64) -> Result<u64> {
+    pub fn copy(
+        &self,
+        caller: Caller,
+        from: (FileHandle, u64),
+        to: (FileHandle, u64),
+        len: u64,
+    ) -> Result<u64> {
         let (source, target) = (self.handles.get(from.0)?, self.handles.get(to.0)?);
         let (source, target) = (Bytes::of(&source)?, Bytes::of(&target)?);
         if let Handle::File(open) = &*self.handles.get(to.0)? {
-            self.prepare_write(open, WriteFlags::empty())?;
+            let keeps = caller.may_keep_privileges();
+            let kill = WriteFlags::FUSE_WRITE_KILL_SUIDGID;
+            self.prepare_write(open, if keeps { WriteFlags::empty() } else { kill })?;
         }
         let rest = source.size()?.saturating_sub(from.1);
         let len = len.min(rest).min(MAX_COPY_BYTES);
@@ -237,6 +247,24 @@ impl Door {
             }
         }
         Ok(done)
+    }
+}
+
+/// How a write comes.
+#[derive(Debug, Clone, Copy)]
+pub struct Writing {
+    /// The kernel's word on it.
+    pub how: WriteFlags,
+    /// Flags of the open file.
+    pub flags: OpenFlags,
+    /// Whose table of descriptors it came through.
+    pub owner: Option<LockOwner>,
+}
+
+impl Writing {
+    /// Whether it is a mapped page that the kernel writes back.
+    fn mapped(&self) -> bool {
+        self.how.contains(WriteFlags::FUSE_WRITE_CACHE)
     }
 }
 
@@ -288,7 +316,7 @@ impl Bytes<'_> {
         match handle {
             Handle::File(open) => Ok(Bytes::File(&open.file)),
             Handle::Log(file, _) => Ok(Bytes::File(file)),
-            Handle::Data(data) => Ok(Bytes::Data(data)),
+            Handle::Data(data) => Ok(Bytes::Data(&data.file)),
             Handle::Attributes(_) | Handle::Directory(_) => Err(Errno::EOPNOTSUPP),
         }
     }

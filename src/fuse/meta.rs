@@ -22,7 +22,9 @@ impl Door {
             Some(Handle::File(open)) => {
                 self.tree.describe_as(&place, &open.file.attr().or_errno()?)
             }
-            Some(Handle::Data(data)) => self.tree.describe_as(&place, &data.attr().or_errno()?),
+            Some(Handle::Data(data)) => {
+                self.tree.describe_as(&place, &data.file.attr().or_errno()?)
+            }
             Some(Handle::Attributes(open)) => {
                 let mut entry = self.tree.describe(&place)?;
                 entry.attr.size = open.size_bytes();
@@ -62,7 +64,7 @@ impl Door {
     fn resize(&self, place: &Place, handle: Option<FileHandle>, size: u64) -> Result<()> {
         let open = handle.and_then(|handle| self.handles.get(handle).ok());
         match (place, open.as_deref()) {
-            (_, Some(Handle::Data(data))) => data.set_size(size).or_errno(),
+            (_, Some(Handle::Data(data))) => data.file.set_size(size).or_errno(),
             (_, Some(Handle::Attributes(open))) => open.set_size(size),
             (Place::LunFile(lun, Part::Data, _), _) => {
                 let intent = OpenIntent { read: false, write: true, truncate: false };

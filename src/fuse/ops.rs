@@ -4,6 +4,7 @@
 use super::attr;
 use super::door::{Caller, Door};
 use super::errno::Result;
+use super::io::Writing;
 use super::names::Maker;
 use super::tree::{Entry, Place};
 use crate::fs::{NewNode, SetAttr};
@@ -264,17 +265,17 @@ impl Filesystem for Door {
         data: &[u8],
         how: WriteFlags,
         flags: OpenFlags,
-        _: Option<LockOwner>,
+        owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match Door::write(self, fh, offset, data, how, flags) {
+        match Door::write(self, fh, offset, data, Writing { how, flags, owner }) {
             Ok(()) => reply.written(data.len() as u32),
             Err(error) => reply.error(error),
         }
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        empty(reply, Door::flush(self, fh));
+    fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
+        empty(reply, Door::flush(self, fh, owner));
     }
 
     fn release(
@@ -418,7 +419,7 @@ impl Filesystem for Door {
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -429,7 +430,7 @@ impl Filesystem for Door {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        match self.copy((fh_in, offset_in), (fh_out, offset_out), len) {
+        match self.copy(Caller::of(request), (fh_in, offset_in), (fh_out, offset_out), len) {
             Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
             Err(error) => reply.error(error),
         }

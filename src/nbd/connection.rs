@@ -1,11 +1,12 @@
 //! One client's connection: carries bytes between a socket and the sans-I/O parts, and requests to
-//! the LUN. What can be answered from memory is answered on the spot, many requests to a receive and many
-//! replies to a send; the rest goes to blocking threads.
+//! the LUN. What can be answered from memory is answered on the spot, many requests to a receive
+//! and many replies to a send; the rest goes to blocking threads.
 //!
-//! Invariants: nothing is received while the gate is shut (too much unsent, too much in flight), so a
-//! client that does not read its replies is not read from; every job in flight ends in exactly one
-//! event, and the export is dropped only after the last; a reply is written only after its command
-//! has returned, so that a flush, on whatever connection, covers every write that was answered.
+//! Invariants: nothing is received while the gate is shut (too much unsent, too much in flight), so
+//! a client that does not read its replies is not read from; every job in flight ends in exactly
+//! one event, and the export is dropped only after the last; a reply is written only after its
+//! command has returned, so that a flush, on whatever connection, covers every write that was
+//! answered.
 
 use std::io::IoSlice;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -29,8 +30,8 @@ use super::transmission::{self, Command};
 use super::wire::Request;
 use super::work::{self, Done, Job};
 
-/// Requests of one connection on blocking threads: enough to keep a device busy, few enough to leave
-/// threads to others.
+/// Requests of one connection on blocking threads: enough to keep a device busy, few enough to
+/// leave threads to others.
 pub const MAX_IN_FLIGHT: usize = 32;
 /// Memory of these requests above which no further one is begun.
 pub const MAX_IN_FLIGHT_BYTES: usize = 16 << 20;
@@ -99,12 +100,12 @@ pub async fn run(
         return Ok(());
     };
     let (report, events) = mpsc::channel(MAX_IN_FLIGHT + 2);
-    let session = sessions.enter(peer, export.name.clone(), report.clone());
+    let entry = sessions.enter(peer, export.name.clone(), report.clone());
     let mut connection = Connection {
         stream,
         export,
         terms,
-        session: session.clone(),
+        session: entry.session().clone(),
         inbox: Inbox::new(&leftover),
         outbox: Outbox::default(),
         pool: Pool::default(),
@@ -122,7 +123,6 @@ pub async fn run(
     }
     let outcome = connection.serve().await;
     connection.settle().await;
-    sessions.leave(&session);
     outcome
 }
 
@@ -365,7 +365,8 @@ impl Connection {
         self.in_flight += 1;
         self.in_flight_bytes += job.held_bytes();
         let report = self.report.clone();
-        // The channel has room for every job in flight: a refusal means that nobody listens any more.
+        // The channel has room for every job in flight: a refusal means that nobody listens any
+        // more.
         tokio::task::spawn_blocking(move || {
             let done = catch_unwind(AssertUnwindSafe(|| job.run()));
             let _ = report.try_send(done.map_or(Event::Broken, Event::Done));

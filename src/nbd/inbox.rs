@@ -1,8 +1,9 @@
 //! Requests out of a stream of bytes, however the bytes were cut on their way. Sans-I/O.
 //!
-//! Bytes are received into [`Inbox::space`]. Small requests lie in one buffer of [`RECEIVE_BYTES`], many
-//! of them after one receive, and are handed out in place. A payload of [`BULK_BYTES`] or more that has
-//! not come whole gets a buffer of its own, into which the rest of it is received directly.
+//! Bytes are received into [`Inbox::space`]. Small requests lie in one buffer of [`RECEIVE_BYTES`],
+//! many of them after one receive, and are handed out in place. A payload of [`BULK_BYTES`] or more
+//! that has not come whole gets a buffer of its own, into which the rest of it is received
+//! directly.
 //!
 //! Invariant: while a bulk payload is being received `received` is empty.
 

@@ -1,8 +1,8 @@
 //! The door's own threads: each drives some connections alone, from socket to LUN and back.
 //!
 //! A connection never moves to another thread, so a request wakes one thread, not one to fetch it
-//! and another to keep watch; and a thread with a single connection may poll its socket for a moment
-//! before it sleeps (see [`Eagerness`]) without holding up anybody.
+//! and another to keep watch; and a thread with a single connection may poll its socket for a
+//! moment before it sleeps (see [`Eagerness`]) without holding up anybody.
 
 use std::future::Future;
 use std::io;
@@ -15,8 +15,8 @@ use tokio::sync::oneshot;
 
 /// More threads than this do not make a door faster.
 const MAX_SHARDS: usize = 8;
-/// Blocking threads of one shard, made as they are needed: some connections may wait a second each for
-/// a lease without holding up the others.
+/// Blocking threads of one shard, made as they are needed: some connections may wait a second each
+/// for a lease without holding up the others.
 const BLOCKING_THREADS: usize = 256;
 /// How long a thread looks for the next request before it sleeps. Waking it again costs tens of
 /// microseconds of processor time on a virtual machine, so this much is well spent.

@@ -96,6 +96,11 @@ impl Inbox {
         !matches!(self.state, State::Small) || !self.received.filled().is_empty()
     }
 
+    /// Whether nothing at all is held, an unreleased payload aside.
+    pub fn is_drained(&self) -> bool {
+        matches!(self.state, State::Small) && self.received.filled().len() == self.in_place_bytes
+    }
+
     /// The next complete request, or `None` where more bytes are needed.
     pub fn next(&mut self, pool: &mut Pool) -> Result<Option<Incoming>, Error> {
         match &mut self.state {

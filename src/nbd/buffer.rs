@@ -1,6 +1,7 @@
 //! Byte buffers that are zeroed once and used again and again.
 //!
-//! Invariant of [`Buffer`]: `start <= end <= bytes.len()`; `bytes` is initialised over its whole length.
+//! Invariant of [`Buffer`]: `start <= end <= bytes.len()`; `bytes` is initialised over its whole
+//! length.
 
 /// Bytes of the smallest buffer handed out.
 const SMALLEST_BYTES: usize = 8 << 10;

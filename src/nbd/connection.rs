@@ -1,11 +1,12 @@
 //! One client's connection: carries bytes between a socket and the sans-I/O parts, and requests to
-//! the LUN. What can be answered from memory is answered on the spot, many requests to a receive and many
-//! replies to a send; the rest goes to blocking threads.
+//! the LUN. What can be answered from memory is answered on the spot, many requests to a receive
+//! and many replies to a send; the rest goes to blocking threads.
 //!
-//! Invariants: nothing is received while the gate is shut (too much unsent, too much in flight), so a
-//! client that does not read its replies is not read from; every job in flight ends in exactly one
-//! event, and the export is dropped only after the last; a reply is written only after its command
-//! has returned, so that a flush, on whatever connection, covers every write that was answered.
+//! Invariants: nothing is received while the gate is shut (too much unsent, too much in flight), so
+//! a client that does not read its replies is not read from; every job in flight ends in exactly
+//! one event, and the export is dropped only after the last; a reply is written only after its
+//! command has returned, so that a flush, on whatever connection, covers every write that was
+//! answered.
 
 use std::io::IoSlice;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -29,8 +30,8 @@ use super::transmission::{self, Command};
 use super::wire::Request;
 use super::work::{self, Done, Job};
 
-/// Requests of one connection on blocking threads: enough to keep a device busy, few enough to leave
-/// threads to others.
+/// Requests of one connection on blocking threads: enough to keep a device busy, few enough to
+/// leave threads to others.
 pub const MAX_IN_FLIGHT: usize = 32;
 /// Memory of these requests above which no further one is begun.
 pub const MAX_IN_FLIGHT_BYTES: usize = 16 << 20;
@@ -76,7 +77,10 @@ struct Connection {
     in_flight_bytes: usize,
     tally: Tally,
     seat: Seat,
+    /// For the next request, before sleeping.
     eagerness: Eagerness,
+    /// With a device, on this thread.
+    patience: Eagerness,
     /// No further request is begun.
     leaving: bool,
 }
@@ -99,12 +103,12 @@ pub async fn run(
         return Ok(());
     };
     let (report, events) = mpsc::channel(MAX_IN_FLIGHT + 2);
-    let session = sessions.enter(peer, export.name.clone(), report.clone());
+    let entry = sessions.enter(peer, export.name.clone(), report.clone());
     let mut connection = Connection {
         stream,
         export,
         terms,
-        session: session.clone(),
+        session: entry.session().clone(),
         inbox: Inbox::new(&leftover),
         outbox: Outbox::default(),
         pool: Pool::default(),
@@ -115,6 +119,7 @@ pub async fn run(
         tally: Tally::default(),
         seat,
         eagerness: Eagerness::default(),
+        patience: Eagerness::default(),
         leaving: false,
     };
     if *stop.borrow() {
@@ -122,7 +127,6 @@ pub async fn run(
     }
     let outcome = connection.serve().await;
     connection.settle().await;
-    sessions.leave(&session);
     outcome
 }
 
@@ -362,14 +366,48 @@ impl Connection {
             payload,
             reply: self.pool.take(room),
         };
+        if self.may_wait_here(&job) {
+            return self.wait_here(job);
+        }
         self.in_flight += 1;
         self.in_flight_bytes += job.held_bytes();
         let report = self.report.clone();
-        // The channel has room for every job in flight: a refusal means that nobody listens any more.
+        // The channel has room for every job in flight: a refusal means that nobody listens any
+        // more.
         tokio::task::spawn_blocking(move || {
             let done = catch_unwind(AssertUnwindSafe(|| job.run()));
             let _ = report.try_send(done.map_or(Event::Broken, Event::Done));
         });
+    }
+
+    /// A client that sends one request at a time has nothing that could be done meanwhile; then the
+    /// way to another thread and back would only be added to the device's time.
+    fn may_wait_here(&mut self, job: &Job) -> bool {
+        self.tally.operations == 1
+            && self.in_flight == 0
+            && self.seat.is_alone()
+            && self.inbox.is_drained()
+            && job.is_short()
+            && self.patience.try_now()
+    }
+
+    /// Does it on this thread, and sees whether the client sent more in the meantime.
+    fn wait_here(&mut self, job: Job) {
+        let done = {
+            let _waiting = self.seat.waiting();
+            job.run()
+        };
+        self.outbox.push(done.reply, &mut self.pool);
+        self.pool.give(done.payload);
+        // The end of the stream, or an error, will be met again by the next receive.
+        let more = self
+            .stream
+            .receive_now(self.inbox.space())
+            .ok()
+            .flatten()
+            .unwrap_or(0);
+        self.inbox.received(more);
+        self.patience.learn(more == 0);
     }
 
     fn take_event(&mut self, event: Event) -> Result<(), Error> {
@@ -423,9 +461,7 @@ impl Connection {
         let tally = std::mem::take(&mut self.tally);
         self.session.publish(tally);
         if tally.operations == 1 && self.may_poll() && self.eagerness.try_now() {
-            let found = self.poll_briefly()?;
-            self.eagerness.learn(found.is_some());
-            if let Some(count) = found {
+            if let Some(count) = self.poll_briefly()? {
                 return Ok(Woken::Received(count));
             }
         }
@@ -443,15 +479,16 @@ impl Connection {
     }
 
     /// Looks for the next request for a moment, letting others run in between: the client may need
-    /// this very processor to send it.
+    /// this very processor to send it. It pays only if it was quick: where others keep the processor
+    /// for long, the host wakes a sleeper sooner than one who yielded.
     fn poll_briefly(&mut self) -> Result<Option<usize>, Error> {
         let since = Instant::now();
         loop {
-            if let Some(count) = self.stream.receive_now(self.inbox.space())? {
-                return Ok(Some(count));
-            }
-            if since.elapsed() >= POLL_TIME {
-                return Ok(None);
+            let found = self.stream.receive_now(self.inbox.space())?;
+            let late = since.elapsed() >= POLL_TIME;
+            if late || found.is_some() {
+                self.eagerness.learn(!late);
+                return Ok(found);
             }
             std::thread::yield_now();
         }

@@ -94,8 +94,8 @@ pub trait ExportDirectory: Send + Sync {
     /// Connects `peer` to the export. The empty name is the default export: the only one there is.
     fn open(&self, name: &str, peer: &Peer) -> Result<Export, Refusal>;
 
-    /// As `open`, for a client that only wants to know size and flags: no connection begins. What is
-    /// returned is used for [`BlockIo::geometry`] alone and dropped at once.
+    /// As `open`, for a client that only wants to know size and flags: no connection begins. What
+    /// is returned is used for [`BlockIo::geometry`] alone and dropped at once.
     fn describe(&self, name: &str, peer: &Peer) -> Result<Export, Refusal> {
         self.open(name, peer)
     }

@@ -46,8 +46,8 @@ pub enum Error {
 }
 
 /// Maps an error of the LUN. `writes` tells requests that put data where an end of the disk counts
-/// as a lack of space (proto, NBD_CMD_WRITE). The protocol has no "busy": a LUN held by a file writer
-/// for longer than the lower layer waits is an I/O error that clients may retry.
+/// as a lack of space (proto, NBD_CMD_WRITE). The protocol has no "busy": a LUN held by a file
+/// writer for longer than the lower layer waits is an I/O error that clients may retry.
 pub fn wire_error(error: &BlockError, writes: bool) -> WireError {
     match error {
         BlockError::OutOfRange if writes => WireError::NoSpace,

@@ -1,8 +1,10 @@
-//! The haggling phase as a sans-I/O state machine: bytes of the client in, replies and questions out.
+//! The haggling phase as a sans-I/O state machine: bytes of the client in, replies and questions
+//! out.
 //!
-//! [`Handshake::advance`] takes bytes and says what comes next. Where it asks something of the directory
-//! the carrier answers with `listed`, `described`, `opened` or `refused`, and nothing more is taken in
-//! until then. Replies gather in [`Handshake::output`], to be sent before more is taken in.
+//! [`Handshake::advance`] takes bytes and says what comes next. Where it asks something of the
+//! directory the carrier answers with `listed`, `described`, `opened` or `refused`, and nothing
+//! more is taken in until then. Replies gather in [`Handshake::output`], to be sent before more is
+//! taken in.
 //!
 //! Bounds: an option's data above [`MAX_OPTION_BYTES`] is skipped, never stored; above
 //! [`MAX_SKIPPED_BYTES`], or after [`MAX_OPTIONS`] options, the connection ends.

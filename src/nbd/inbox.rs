@@ -1,8 +1,9 @@
 //! Requests out of a stream of bytes, however the bytes were cut on their way. Sans-I/O.
 //!
-//! Bytes are received into [`Inbox::space`]. Small requests lie in one buffer of [`RECEIVE_BYTES`], many
-//! of them after one receive, and are handed out in place. A payload of [`BULK_BYTES`] or more that has
-//! not come whole gets a buffer of its own, into which the rest of it is received directly.
+//! Bytes are received into [`Inbox::space`]. Small requests lie in one buffer of [`RECEIVE_BYTES`],
+//! many of them after one receive, and are handed out in place. A payload of [`BULK_BYTES`] or more
+//! that has not come whole gets a buffer of its own, into which the rest of it is received
+//! directly.
 //!
 //! Invariant: while a bulk payload is being received `received` is empty.
 
@@ -93,6 +94,11 @@ impl Inbox {
     /// Whether part of a request is held.
     pub fn is_midway(&self) -> bool {
         !matches!(self.state, State::Small) || !self.received.filled().is_empty()
+    }
+
+    /// Whether nothing at all is held, an unreleased payload aside.
+    pub fn is_drained(&self) -> bool {
+        matches!(self.state, State::Small) && self.received.filled().len() == self.in_place_bytes
     }
 
     /// The next complete request, or `None` where more bytes are needed.

@@ -1,7 +1,7 @@
 //! Replies on their way out: written one behind the other, sent many at once. Sans-I/O.
 //!
-//! Invariant: `unsent_bytes` is the sum of what the queued buffers hold; no queued buffer is empty,
-//! but for the last.
+//! Invariants: `unsent_bytes` is the sum of what `queue` and `tail` hold; no buffer in `queue` is
+//! empty.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -19,6 +19,8 @@ pub const MAX_PIECES: usize = 16;
 #[derive(Debug, Default)]
 pub struct Outbox {
     queue: VecDeque<Buffer>,
+    /// Behind the queue; the next reply is appended to it.
+    tail: Buffer,
     unsent_bytes: usize,
 }
 
@@ -28,14 +30,22 @@ impl Outbox {
         self.unsent_bytes
     }
 
-    /// A buffer with room for at least `count` bytes at the end of the queue. What is appended to it
-    /// is announced by [`Outbox::grown`].
+    /// A buffer with room for at least `count` bytes at the end of the queue. What is appended to
+    /// it is announced by [`Outbox::grown`].
     pub fn tail(&mut self, count: usize, pool: &mut Pool) -> &mut Buffer {
-        if self.queue.back().is_none_or(|last| last.room() < count) {
-            self.queue.push_back(pool.take(count.max(GATHER_BYTES)));
+        if self.tail.room() < count {
+            let full = std::mem::replace(&mut self.tail, pool.take(count.max(GATHER_BYTES)));
+            self.enqueue(full, pool);
         }
-        let last = self.queue.len() - 1;
-        &mut self.queue[last]
+        &mut self.tail
+    }
+
+    fn enqueue(&mut self, buffer: Buffer, pool: &mut Pool) {
+        if buffer.filled().is_empty() {
+            pool.give(buffer);
+        } else {
+            self.queue.push_back(buffer);
+        }
     }
 
     /// So many bytes were appended to the tail.
@@ -47,20 +57,19 @@ impl Outbox {
     pub fn push(&mut self, reply: Buffer, pool: &mut Pool) {
         let length = reply.filled().len();
         self.unsent_bytes += length;
-        if length > COPIED_BYTES {
-            self.queue.push_back(reply);
-            return;
+        if length <= COPIED_BYTES {
+            self.tail(length, pool).append(reply.filled());
+            return pool.give(reply);
         }
-        self.tail(length, pool).append(reply.filled());
-        pool.give(reply);
+        let before = std::mem::take(&mut self.tail);
+        self.enqueue(before, pool);
+        self.enqueue(reply, pool);
     }
 
     /// The first pieces to send; returns how many of `pieces` are filled.
     pub fn pieces<'a>(&'a self, pieces: &mut [IoSlice<'a>; MAX_PIECES]) -> usize {
-        let filled = self
-            .queue
-            .iter()
-            .filter(|buffer| !buffer.filled().is_empty());
+        let all = self.queue.iter().chain(std::iter::once(&self.tail));
+        let filled = all.filter(|buffer| !buffer.filled().is_empty());
         let mut count = 0;
         for (piece, buffer) in pieces.iter_mut().zip(filled) {
             *piece = IoSlice::new(buffer.filled());
@@ -76,26 +85,17 @@ impl Outbox {
             let here = first.filled().len().min(count);
             first.consume(here);
             count -= here;
-            if !first.filled().is_empty() || self.queue.len() == 1 {
-                break;
+            if !first.filled().is_empty() {
+                return;
             }
             if let Some(empty) = self.queue.pop_front() {
                 pool.give(empty);
             }
         }
-        self.drop_large_tail(pool);
-    }
-
-    /// An idle connection keeps no more than one buffer to gather in.
-    fn drop_large_tail(&mut self, pool: &mut Pool) {
-        let idle = self.unsent_bytes == 0;
-        if idle
-            && self
-                .queue
-                .back()
-                .is_some_and(|last| last.capacity() > GATHER_BYTES)
-        {
-            self.queue.drain(..).for_each(|buffer| pool.give(buffer));
+        self.tail.consume(count);
+        // An idle connection keeps no more than one buffer to gather in.
+        if self.unsent_bytes == 0 && self.tail.capacity() > GATHER_BYTES {
+            pool.give(std::mem::take(&mut self.tail));
         }
     }
 }
@@ -147,6 +147,6 @@ mod tests {
         outbox.tail(size, &mut pool).commit(size);
         outbox.grown(size);
         send_all(&mut outbox, &mut pool, usize::MAX);
-        assert!(outbox.queue.is_empty());
+        assert!(outbox.queue.is_empty() && outbox.tail.capacity() == 0);
     }
 }

@@ -18,8 +18,8 @@ use super::session::{SessionInfo, Sessions};
 use super::shards::{Seat, Shards};
 use super::stream::Stream;
 
-/// Connections at once; more are closed as they come. Together with the bound of each connection this
-/// bounds the door.
+/// Connections at once; more are closed as they come. Together with the bound of each connection
+/// this bounds the door.
 pub const MAX_CONNECTIONS: u32 = 512;
 /// Pause after a failed accept: out of file descriptors, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -68,8 +68,8 @@ impl NbdServer {
         Ok(bound)
     }
 
-    /// Listens on a Unix socket, for its owner alone (mode 0600). A socket that nobody listens on any
-    /// more is replaced; any other file, and a socket in use, is refused with `AddrInUse`.
+    /// Listens on a Unix socket, for its owner alone (mode 0600). A socket that nobody listens on
+    /// any more is replaced; any other file, and a socket in use, is refused with `AddrInUse`.
     pub async fn listen_unix(&self, path: &Path) -> io::Result<()> {
         remove_stale_socket(path)?;
         let listener = UnixListener::bind(path)?;

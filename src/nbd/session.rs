@@ -98,8 +98,8 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// Enters a session; `leave` takes it out.
-    pub fn enter(&self, peer: Peer, export: String, events: mpsc::Sender<Event>) -> Arc<Session> {
+    /// Enters a session; dropping what is returned takes it out.
+    pub fn enter(&self, peer: Peer, export: String, events: mpsc::Sender<Event>) -> Entry<'_> {
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let session = Arc::new(Session {
             id,
@@ -113,12 +113,10 @@ impl Sessions {
             events,
         });
         self.table.insert(id, session.clone());
-        session
-    }
-
-    /// Takes a session out.
-    pub fn leave(&self, session: &Session) {
-        self.table.remove(&session.id);
+        Entry {
+            sessions: self,
+            session,
+        }
     }
 
     /// All, by number.
@@ -137,5 +135,25 @@ impl Sessions {
     /// Ends all.
     pub fn end_all(&self) {
         self.table.iter().for_each(|entry| entry.end());
+    }
+}
+
+/// A session's place in the list.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    sessions: &'a Sessions,
+    session: Arc<Session>,
+}
+
+impl Entry<'_> {
+    /// The session.
+    pub fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        self.sessions.table.remove(&self.session.id);
     }
 }

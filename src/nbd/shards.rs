@@ -1,8 +1,8 @@
 //! The door's own threads: each drives some connections alone, from socket to LUN and back.
 //!
 //! A connection never moves to another thread, so a request wakes one thread, not one to fetch it
-//! and another to keep watch; and a thread with a single connection may poll its socket for a moment
-//! before it sleeps (see [`Eagerness`]) without holding up anybody.
+//! and another to keep watch; and a thread with a single connection may poll its socket for a
+//! moment before it sleeps (see [`Eagerness`]) without holding up anybody.
 
 use std::future::Future;
 use std::io;
@@ -15,14 +15,17 @@ use tokio::sync::oneshot;
 
 /// More threads than this do not make a door faster.
 const MAX_SHARDS: usize = 8;
-/// Blocking threads of one shard, made as they are needed: some connections may wait a second each for
-/// a lease without holding up the others.
+/// Blocking threads of one shard, made as they are needed: some connections may wait a second each
+/// for a lease without holding up the others.
 const BLOCKING_THREADS: usize = 256;
 /// How long a thread looks for the next request before it sleeps. Waking it again costs tens of
 /// microseconds of processor time on a virtual machine, so this much is well spent.
 pub const POLL_TIME: Duration = Duration::from_micros(50);
-/// Sleeps between two attempts to poll where polling never pays.
+/// Chances between two tries where it never pays.
 const MAX_PENALTY: u32 = 1023;
+
+/// Counts as so many connections: more than there can be.
+const WAITING: usize = 1 << 20;
 
 struct Shard {
     handle: Handle,
@@ -91,14 +94,30 @@ impl Seat {
     }
 }
 
+impl Seat {
+    /// While what is returned lives this thread waits for a device: new connections go elsewhere.
+    pub fn waiting(&self) -> impl Drop {
+        self.0.fetch_add(WAITING, Ordering::Relaxed);
+        Waiting(self.0.clone())
+    }
+}
+
+struct Waiting(Arc<AtomicUsize>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(WAITING, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Seat {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Whether polling before sleeping pays on one connection: each time it did not, twice as many
-/// sleeps go by until it is tried again.
+/// Whether something that is a guess (the next request comes at once; none comes meanwhile) pays on
+/// one connection: each time it did not, twice as many chances go by until it is tried again.
 #[derive(Debug, Default)]
 pub struct Eagerness {
     skip: u32,
@@ -106,7 +125,7 @@ pub struct Eagerness {
 }
 
 impl Eagerness {
-    /// Whether to poll this time.
+    /// Whether to try this time.
     pub fn try_now(&mut self) -> bool {
         self.skip = match self.skip.checked_sub(1) {
             None => return true,
@@ -115,9 +134,9 @@ impl Eagerness {
         false
     }
 
-    /// Whether a poll found something.
-    pub fn learn(&mut self, found: bool) {
-        self.penalty = if found {
+    /// Whether it paid.
+    pub fn learn(&mut self, paid: bool) {
+        self.penalty = if paid {
             0
         } else {
             (self.penalty * 2 + 1).min(MAX_PENALTY)

@@ -63,8 +63,8 @@ impl Stream {
         })
     }
 
-    /// Receives, or arranges to be woken. A receive that came short costs no second system call: the
-    /// runtime then knows that nothing is left.
+    /// Receives, or arranges to be woken. A receive that came short costs no second system call:
+    /// the runtime then knows that nothing is left.
     pub fn poll_receive(
         &mut self,
         context: &mut Context<'_>,
@@ -78,7 +78,8 @@ impl Stream {
         polled.map_ok(|()| buffer.filled().len())
     }
 
-    /// Receives what is there now; `None` where nothing is. Asks the host, whatever the runtime knows.
+    /// Receives what is there now; `None` where nothing is. Asks the host, whatever the runtime
+    /// knows.
     pub fn receive_now(&self, space: &mut [u8]) -> io::Result<Option<usize>> {
         let received = match self {
             Stream::Tcp(stream) => rustix::io::read(stream, space),

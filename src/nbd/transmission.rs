@@ -105,7 +105,8 @@ fn plan_zeroes(request: &Request, terms: &Terms, fua: bool) -> Result<Command, W
     Ok(Command::WriteZeroes { may_unmap, fua })
 }
 
-/// FUA may stand on every command and means something for those that write (proto, "Command flags").
+/// FUA may stand on every command and means something for those that write (proto, "Command
+/// flags").
 fn allowed_flags(kind: u16, terms: &Terms) -> u16 {
     let own = match kind {
         command::READ if terms.structured => command_flag::DF,
@@ -125,9 +126,9 @@ pub fn read_head_bytes(terms: &Terms) -> usize {
     }
 }
 
-/// Completes the reply to a read whose data stands in `space` behind [`read_head_bytes`]; returns the
-/// reply's length. Where chunks were agreed on, nothing but zeros goes as a hole: a hole is content
-/// too, so that this also holds for a read that must not be fragmented.
+/// Completes the reply to a read whose data stands in `space` behind [`read_head_bytes`]; returns
+/// the reply's length. Where chunks were agreed on, nothing but zeros goes as a hole: a hole is
+/// content too, so that this also holds for a read that must not be fragmented.
 pub fn finish_read(space: &mut [u8], request: &Request, terms: &Terms) -> usize {
     let head = read_head_bytes(terms);
     let length = request.length as usize;

@@ -1,4 +1,5 @@
-//! Numbers and fixed layouts of the NBD protocol. All integers are big-endian (proto, "Protocol phases").
+//! Numbers and fixed layouts of the NBD protocol. All integers are big-endian (proto, "Protocol
+//! phases").
 
 /// First eight bytes of the server: `NBDMAGIC`.
 pub const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -241,7 +242,8 @@ pub struct Request {
 }
 
 impl Request {
-    /// Parses one header. `None`: the magic is wrong, or fewer than [`REQUEST_BYTES`] bytes are there.
+    /// Parses one header. `None`: the magic is wrong, or fewer than [`REQUEST_BYTES`] bytes are
+    /// there.
     pub fn parse(header: &[u8]) -> Option<Request> {
         let mut reader = Reader(header);
         if reader.u32()? != REQUEST_MAGIC {

@@ -12,6 +12,9 @@ use crate::lun::{BlockError, BlockIo, Extent};
 /// Bytes read at once to warm the cache.
 const CACHE_STEP_BYTES: usize = 256 << 10;
 
+/// Transfers above this size are not short.
+const SHORT_BYTES: u32 = 256 << 10;
+
 /// A request on its way to a blocking thread, with all the memory it needs.
 #[derive(Debug)]
 pub struct Job {
@@ -62,6 +65,16 @@ impl Job {
     /// Memory it keeps while it is in flight.
     pub fn held_bytes(&self) -> usize {
         self.payload.capacity() + self.reply.capacity()
+    }
+
+    /// Whether it is over when the device has answered once.
+    pub fn is_short(&self) -> bool {
+        match self.command {
+            Command::Read | Command::Write { .. } => self.request.length <= SHORT_BYTES,
+            Command::WriteZeroes { may_unmap, .. } => may_unmap,
+            Command::Cache => false,
+            _ => true,
+        }
     }
 
     /// Does it.

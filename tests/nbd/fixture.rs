@@ -36,7 +36,12 @@ impl Served {
             description: "in memory".to_owned(),
             io: lun.clone(),
         });
-        let server = NbdServer::new(Arc::new(FixedExports::new(exports.collect())), None).unwrap();
+        Served::exports(exports.collect(), luns.clone())
+    }
+
+    /// These exports.
+    pub fn exports(exports: Vec<Export>, luns: Vec<Arc<MemoryLun>>) -> Served {
+        let server = NbdServer::new(Arc::new(FixedExports::new(exports)), None).unwrap();
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("nbd.sock");
         let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -1,9 +1,12 @@
 //! Clients that mean harm, or are merely broken: they harm only themselves.
 
 use std::io::{ErrorKind, Read, Write};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lunfs::lun::{BlockError, BlockIo, Extent, Geometry, Identity, MemoryLun};
 use lunfs::nbd::wire::{self, command, option, Request};
+use lunfs::nbd::Export;
 
 use crate::client::{connect, greet, option_bytes, Client, Style};
 use crate::fixture::{eventually, Served};
@@ -175,4 +178,83 @@ fn a_socket_in_use_is_refused_and_a_stale_one_replaced() {
         .block_on(served.server.listen_unix(&file))
         .is_err());
     assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+}
+
+/// A disk with a bug: it panics where the bytes ask for it.
+#[derive(Debug)]
+struct Cursed(MemoryLun);
+
+impl Cursed {
+    fn strike(&self, offset: u64) {
+        assert_ne!(offset, 4096, "the curse");
+    }
+}
+
+impl BlockIo for Cursed {
+    fn geometry(&self) -> Geometry {
+        self.0.geometry()
+    }
+    fn generation(&self) -> u64 {
+        self.0.generation()
+    }
+    fn identity(&self) -> Identity {
+        self.0.identity()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), BlockError> {
+        self.strike(offset);
+        self.0.read(offset, out)
+    }
+    fn try_read(&self, offset: u64, out: &mut [u8]) -> Option<Result<(), BlockError>> {
+        self.strike(offset);
+        self.0.try_read(offset, out)
+    }
+    fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<(), BlockError> {
+        self.strike(offset);
+        self.0.write(offset, data, fua)
+    }
+    fn try_write(&self, offset: u64, data: &[u8]) -> Option<Result<(), BlockError>> {
+        self.0.try_write(offset, data)
+    }
+    fn flush(&self) -> Result<(), BlockError> {
+        self.0.flush()
+    }
+    fn unmap(&self, offset: u64, length: u64) -> Result<(), BlockError> {
+        self.0.unmap(offset, length)
+    }
+    fn write_zeroes(&self, offset: u64, length: u64, may_unmap: bool) -> Result<(), BlockError> {
+        self.0.write_zeroes(offset, length, may_unmap)
+    }
+    fn compare_and_write(&self, offset: u64, old: &[u8], new: &[u8]) -> Result<(), BlockError> {
+        self.0.compare_and_write(offset, old, new)
+    }
+    fn or_write(&self, offset: u64, data: &[u8]) -> Result<(), BlockError> {
+        self.0.or_write(offset, data)
+    }
+    fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>, BlockError> {
+        self.0.extents(offset, length, max)
+    }
+}
+
+#[test]
+fn a_bug_below_ends_one_connection_and_no_more() {
+    let disk = Arc::new(Cursed(MemoryLun::new("disk", 1 << 20, 512)));
+    let export = Export {
+        name: "disk".into(),
+        description: String::new(),
+        io: disk.clone(),
+    };
+    let served = Served::exports(vec![export], Vec::new());
+    let idle = Arc::strong_count(&disk);
+    for (kind, flags) in [(command::READ, 0), (command::WRITE, 1)] {
+        let mut victim = Client::open(served.address, "disk", Style::Simple);
+        let mut other = Client::open(served.address, "disk", Style::Simple);
+        let request = victim.request(kind, flags, 4096, 512);
+        victim.send(&request, &vec![0; request.payload_bytes()]);
+        assert!(is_closed(&mut victim.stream));
+        assert_eq!(other.write(0, &[1; 512], 1), 0);
+        other.disconnect();
+        eventually("no session", || served.server.sessions().is_empty());
+    }
+    eventually("the LUN is let go", || Arc::strong_count(&disk) == idle);
+    still_serves(&served);
 }

@@ -273,6 +273,7 @@ fn fio_verifies_a_random_workload() {
                 "--verify=crc32c",
                 "--verify_fatal=1",
                 "--do_verify=1",
+                "--verify_state_save=0",
                 "--trim_percentage=5",
                 &format!("--uri={uri}"),
             ],

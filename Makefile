@@ -55,7 +55,7 @@ interop: setup
 	ONLY=$(ONLY) $(CARGO) test --locked --test interop -- --nocapture --test-threads 1
 
 bench: setup build
-	@LUNFS=$(abspath $(LUNFS)) tests/bench/run.sh
+	@LUNFS=$(abspath $(LUNFS)) /usr/bin/python3 tests/bench/doors.py
 
 vm: setup build
 	@tests/vm/attach.sh $(abspath $(LUNFS))

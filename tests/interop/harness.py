@@ -30,6 +30,7 @@ COMMAND_SECONDS = 300
 
 passed = 0
 failed = []
+quiet = False  # true: only failures are shown
 
 
 class Need(Exception):
@@ -41,7 +42,8 @@ def check(text, good, detail=""):
     global passed
     if good:
         passed += 1
-        print(f"  ok    {text}")
+        if not quiet:
+            print(f"  ok    {text}")
     else:
         failed.append(text)
         print(f"  FAIL  {text}{': ' + str(detail)[:2000] if detail != '' else ''}")

@@ -6,8 +6,8 @@
 #   demo     a pool, a LUN, a real disk image, read and written through every door
 #   test     everything that has to hold, within 20 minutes on 2 cores
 #   crash    kill -9 of a busy server, ROUNDS=500 times
-#   sim      crashes of the simulated device, SEEDS=2000 of them from SEED on
-#   fuzz     the parsers under random bytes, for SECONDS=300
+#   sim      crashes of the simulated device: SEEDS=2000 fresh seeds, or SEED=n alone
+#   fuzz     the parsers under random bytes, for DURATION=300 seconds
 #   interop  the clients of others alone (ONLY=word picks)
 #   bench    a short table of speeds on this machine
 #   vm       the Linux kernel's own iSCSI and NBD clients, in a small virtual machine
@@ -19,8 +19,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 LUNFS := $(TARGET)/release/lunfs
 ROUNDS ?= 500
 SEEDS ?= 2000
-SEED ?= 1
-SECONDS ?= 300
+DURATION ?= 300
 
 .PHONY: all setup build check demo test crash sim fuzz interop bench vm clean
 all: build
@@ -42,14 +41,20 @@ test: setup check
 	@tests/run
 
 crash: setup build
-	LUNFS=$(abspath $(LUNFS)) ROUNDS=$(ROUNDS) SEED=$(SEED) /usr/bin/python3 tests/kill9.py
+	LUNFS=$(abspath $(LUNFS)) ROUNDS=$(ROUNDS) $(if $(SEED),SEED=$(SEED)) \
+		/usr/bin/python3 tests/kill9.py
 
 sim: setup
-	LUNFS_SIM_SEEDS=$(SEEDS) LUNFS_SIM_SEED=$(SEED) \
-		$(CARGO) test --release --locked --test sim -- --nocapture
+	$(if $(SEED),LUNFS_SIM_SEED=$(SEED),LUNFS_SIM_SEEDS=$(SEEDS)) \
+		$(CARGO) test --release --locked --test crash -- --nocapture
 
 fuzz: setup
-	LUNFS_FUZZ_SECONDS=$(SECONDS) $(CARGO) test --release --locked fuzz -- --nocapture
+	@end=$$((SECONDS + $(DURATION))); seed=$(or $(SEED),$$RANDOM); \
+	while [ $$SECONDS -lt $$end ]; do \
+		echo "LUNFS_SEED=$$seed"; \
+		LUNFS_SEED=$$seed $(CARGO) test -q --release --locked --workspace fuzz || exit 1; \
+		seed=$$((seed + 1)); \
+	done
 
 interop: setup
 	ONLY=$(ONLY) $(CARGO) test --locked --test interop -- --nocapture --test-threads 1

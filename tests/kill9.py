@@ -394,4 +394,31 @@ def killed_again_and_again(lab):
     lab.verify_pool()
 
 
-run([killed_again_and_again])
+def the_checker_sees(lab):
+    """a lost, a torn and a reordered write are found, a prefix is accepted"""
+    one, two = b"1" * 1024, b"2" * 1024
+
+    def verdict(*there):
+        region = Region("model")
+        region.ask(0, b"0" * SECTOR)
+        region.all_durable()
+        region.ask(4096, one)
+        region.ask(8192, two)
+        image = bytearray(REGION)
+        for offset, data in there:
+            image[offset:offset + len(data)] = data
+        return region.accept(bytes(image))
+    first = (0, b"0" * SECTOR)
+    equal("nothing of the rest", verdict(first), True)
+    equal("the first of the rest", verdict(first, (4096, one)), True)
+    equal("all of it", verdict(first, (4096, one), (8192, two)), True)
+    equal("the acknowledged one lost", verdict(), False)
+    equal("torn", verdict(first, (4096, one[:SECTOR])), False)
+    equal("the second without the first", verdict(first, (8192, two)), False)
+    names = Names()
+    names.durable = {"a": b"x"}
+    names.pending = [("rename", "a", "b"), ("unlink", "b", None)]
+    equal("a rename half done", names.accept({"a": b"x", "b": b"x"}), False)
+
+
+run([the_checker_sees, killed_again_and_again])

@@ -29,7 +29,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("scsi", &["lun"]),
     ("iscsi", &["scsi", "lun"]),
     ("nbd", &["lun"]),
-    ("fuse", &["lun", "fs"]),
+    ("fuse", &["lun", "fs", "device"]),
     ("control", &["lun", "fs", "device"]),
     ("cli", &["server", "control", "lun", "fs", "device"]),
 ];

@@ -1,8 +1,8 @@
 """A short table of speeds: each door, 4 KiB at random and 1 MiB in a row, cached reads.
 
 Figures, no proof: compare only within one run, and the server's CPU time for each request before
-the rates, which move with whatever else the machine does. Clients: fio (NBD, files) and qemu-img bench
-(iSCSI, sequential only).
+the rates, which move with whatever else the machine does. Clients: fio (NBD, files) and qemu-img
+bench (iSCSI, sequential only).
 
 Environment: LUNFS the program; SECONDS for each row (default 3); DIR where the pool lies.
 """

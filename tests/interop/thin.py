@@ -12,9 +12,9 @@ HANDFUL_BLOCKS = 256
 def written(lab):
     """Blocks of 4 KiB written to the device since the pool was opened."""
     status = lab.ask("status")
-    got = find(status, "blocks_written")
-    need("status counts the blocks written to the device", got is not None, str(status)[:500])
-    return got
+    got = find(status, "written_bytes")
+    need("status counts what is written to the devices", got is not None, str(status)[:500])
+    return got // 4096
 
 
 def creation(lab):

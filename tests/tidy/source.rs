@@ -55,8 +55,17 @@ impl Source {
             || self.name.contains("/tests/")
     }
 
-    /// The files that its `mod name;` lines stand for, in both of the places they may have.
+    /// The files that its `mod name;` lines stand for, in both of the places they may have, and those
+    /// that a `#[path]` names.
     pub fn declared_modules(&self) -> Vec<String> {
+        let here = self.name.rsplit_once('/').map_or("", |(dir, _)| dir);
+        let by_path = self.text.lines().filter_map(|line| {
+            let path = line
+                .trim()
+                .strip_prefix("#[path = \"")?
+                .strip_suffix("\"]")?;
+            Some(format!("{here}/{path}"))
+        });
         let folder = match self.name.rsplit_once('/') {
             Some((dir, "lib.rs" | "main.rs" | "mod.rs")) => dir.to_owned(),
             _ => self.name.trim_end_matches(".rs").to_owned(),
@@ -68,6 +77,7 @@ impl Source {
         });
         declared
             .flat_map(|m| [format!("{folder}/{m}.rs"), format!("{folder}/{m}/mod.rs")])
+            .chain(by_path)
             .collect()
     }
 

@@ -47,6 +47,7 @@ macro_rules! scripts {
 scripts! {
     commands => "interop/commands.py",
     errors => "interop/errors.py",
+    exerciser => "interop/exerciser.py",
     file_door => "interop/file_door.py",
     fio => "interop/fio.py",
     full_pool => "interop/full_pool.py",

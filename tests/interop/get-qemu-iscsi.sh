@@ -3,10 +3,10 @@
 # the distribution's packages are downloaded and unpacked into a cache; nothing is installed, as
 # installing QEMU's iSCSI driver can take another version of its tools off the machine.
 #
+# usage: get-qemu-iscsi.sh [CACHE]
 # environment: LUNFS_QEMU_CACHE  the cache (default ${TMPDIR:-/tmp}/lunfs-qemu)
 set -euo pipefail
-cache=${LUNFS_QEMU_CACHE:-${TMPDIR:-/tmp}/lunfs-qemu}
-bin=$cache/usr/bin
+cache=${1:-${LUNFS_QEMU_CACHE:-${TMPDIR:-/tmp}/lunfs-qemu}}
 
 # A client that knows the protocol tries to connect and says that it failed; others know no iscsi.
 speaks_iscsi() {
@@ -15,7 +15,18 @@ speaks_iscsi() {
     grep -qi 'failed to connect'
 }
 
+# The newest version that both packages have: a module goes with no other version of the tools.
+common_version() {
+  local version newest=
+  versions() { apt-cache madison "$1" | awk -F'|' '{ gsub(/ /, "", $2); print $2 }' | sort -u; }
+  for version in $(comm -12 <(versions qemu-utils) <(versions qemu-block-extra)); do
+    [ -n "$newest" ] && dpkg --compare-versions "$version" lt "$newest" || newest=$version
+  done
+  printf '%s' "$newest"
+}
+
 mkdir -p "$cache"
+cache=$(cd "$cache" && pwd) bin=$cache/usr/bin
 exec 9>"$cache/lock"
 flock 9
 if speaks_iscsi qemu-img && command -v qemu-io >/dev/null; then
@@ -24,7 +35,7 @@ if speaks_iscsi qemu-img && command -v qemu-io >/dev/null; then
 fi
 if ! speaks_iscsi "$bin/qemu-img"; then
   cd "$cache"
-  version=$(apt-cache madison qemu-block-extra | awk '/main/ { print $3; exit }')
+  version=$(common_version)
   [ -n "$version" ] ||
     { echo "no package qemu-block-extra in the apt sources: run apt-get update" >&2; exit 1; }
   apt-get download -q "qemu-utils=$version" "qemu-block-extra=$version" >download.log 2>&1 ||

@@ -59,7 +59,7 @@ def doors_in_use(lab):
         other.listen()
         port = other.getsockname()[1]
         for door in ("--nbd", "--iscsi"):
-            serve_refused(lab, f"{door} on a port in use", "in use|taken|occupied", lab.pool, door,
+            serve_refused(lab, f"{door} on a port in use", "in use|listens|taken", lab.pool, door,
                           f"127.0.0.1:{port}")
     serve_refused(lab, "a mount point that is not there", "no such|not found|does not exist",
                   lab.pool, "--mount", lab.path("nowhere"))

@@ -13,7 +13,7 @@ use super::error::Result;
 use super::reclaim::{children, Owners, Walked};
 use super::space::Run;
 use super::store::Data;
-use super::tree::{Change, Dead, Miss, Node, Slot, Tree};
+use super::tree::{Change, Dead, Miss, Slot, Tree};
 use super::types::*;
 use crate::device::{Block, BLOCK_BYTES};
 use fs_layout::{
@@ -52,14 +52,11 @@ struct Writer<'a> {
     epoch: u64,
     run: Run,
     batch: Vec<Arc<Data>>,
-    /// Nodes in `batch`. They get their place when it is written: whoever copies a frozen node
-    /// takes a placed child for one that can be read.
-    nodes: Vec<(Arc<Node>, Pointer)>,
 }
 
 impl<'a> Writer<'a> {
     fn new(core: &'a Core, epoch: u64) -> Self {
-        Writer { core, epoch, run: (0, 0), batch: Vec::new(), nodes: Vec::new() }
+        Writer { core, epoch, run: (0, 0), batch: Vec::new() }
     }
 
     fn place(&mut self, data: Arc<Data>) -> Result<u64> {
@@ -83,9 +80,6 @@ impl<'a> Writer<'a> {
         self.core.store.write(&blocks)?;
         for data in self.batch.drain(..) {
             self.core.store.remember(&data);
-        }
-        for (node, pointer) in self.nodes.drain(..) {
-            let _ = node.place.set(pointer);
         }
         Ok(())
     }
@@ -115,7 +109,7 @@ impl<'a> Writer<'a> {
                 let crc = data.crc;
                 let block = self.place(data)?;
                 let pointer = Pointer { block, birth: node.birth, crc };
-                self.nodes.push((node.clone(), pointer));
+                let _ = node.place.set(pointer);
                 Ok(pointer)
             }
         }

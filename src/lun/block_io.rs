@@ -60,7 +60,7 @@ pub struct Geometry {
     pub write_through: bool,
     /// Longest write in bytes that is atomic under a crash.
     pub atomic_max_bytes: u32,
-    /// Rises by one at every change of the fields above.
+    /// Rises by one at every change of the fields above (and of [`BlockIo::media_changes`]).
     pub generation: u64,
 }
 
@@ -106,6 +106,11 @@ pub trait BlockIo: Send + Sync + fmt::Debug {
     fn generation(&self) -> u64;
     /// Names.
     fn identity(&self) -> Identity;
+    /// Rises by one, and `generation` with it, whenever the contents may have changed behind the block
+    /// clients (a file writer closed, an import): a unit attention, MEDIUM MAY HAVE CHANGED.
+    fn media_changes(&self) -> u64 {
+        0
+    }
 
     /// Fills `out` from `offset`.
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), BlockError>;

@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn replies_leave_in_the_order_they_came() {
         let (mut outbox, mut pool) = (Outbox::default(), Pool::default());
-        let mut expected = Vec::new();
+        let mut expected: Vec<u8> = Vec::new();
         for round in 0..200usize {
             let data = vec![round as u8; 1 + round * 37];
             expected.extend(&data);

@@ -1,67 +1,55 @@
-#!/bin/sh
-# Unpacks qemu-img and qemu-io with their iSCSI driver into a directory, without installing anything:
+#!/usr/bin/env bash
+# Prints the folder of a qemu-img and qemu-io that speak iscsi://. Where the ones on PATH do not,
+# the distribution's packages are downloaded and unpacked into a cache; nothing is installed, as
+# installing QEMU's iSCSI driver can take another version of its tools off the machine.
 #
-#   get-qemu-iscsi.sh DIR        prints the directory of the programs: DIR/usr/bin
-#
-# The driver is a module that only fits programs of the very same version, so both come from the
-# distribution's own packages (qemu-utils, qemu-block-extra), whatever versions are installed beside
-# them. Installing these instead may remove newer tools. A second call finds what is there.
-# Needs apt-get, dpkg and libiscsi7 (apt-get install libiscsi7).
-set -eu
+# usage: get-qemu-iscsi.sh [CACHE]
+# environment: LUNFS_QEMU_CACHE  the cache (default ${TMPDIR:-/tmp}/lunfs-qemu)
+set -euo pipefail
+cache=${1:-${LUNFS_QEMU_CACHE:-${TMPDIR:-/tmp}/lunfs-qemu}}
 
-die() { printf '%s\n' "$@" >&2; exit 1; }
-
-# The driver is there if an unreachable target is a failed connection, not an unknown protocol.
-works() {
-    [ -x "$dir/usr/bin/qemu-img" ] && [ -x "$dir/usr/bin/qemu-io" ] || return 1
-    LC_ALL=C "$dir/usr/bin/qemu-img" info iscsi://127.0.0.1:1/iqn.none/0 2>&1 |
-        grep -q 'Failed to connect'
+# A client that knows the protocol tries to connect and says that it failed; others know no iscsi.
+speaks_iscsi() {
+  command -v "$1" >/dev/null || return 1
+  { timeout 20 "$1" info iscsi://127.0.0.1:1/iqn.none:none/0 2>&1 || true; } |
+    grep -qi 'failed to connect'
 }
 
-# Versions that the packages' sources offer.
-versions() { apt-cache madison "$1" | awk -F'|' '{ gsub(/ /, "", $2); print $2 }' | sort -u; }
-
-# The newest version that both packages have; the module comes with no other.
+# The newest version that both packages have: a module goes with no other version of the tools.
 common_version() {
-    list=$(mktemp)
-    versions qemu-utils > "$list"
-    newest=
-    for candidate in $(versions qemu-block-extra | grep -Fx -f "$list" || :); do
-        if [ -z "$newest" ] || dpkg --compare-versions "$candidate" gt "$newest"; then
-            newest=$candidate
-        fi
-    done
-    rm -f "$list"
-    printf '%s' "$newest"
+  local version newest=
+  versions() { apt-cache madison "$1" | awk -F'|' '{ gsub(/ /, "", $2); print $2 }' | sort -u; }
+  for version in $(comm -12 <(versions qemu-utils) <(versions qemu-block-extra)); do
+    [ -n "$newest" ] && dpkg --compare-versions "$version" lt "$newest" || newest=$version
+  done
+  printf '%s' "$newest"
 }
 
-[ $# -eq 1 ] || { echo "usage: get-qemu-iscsi.sh DIR" >&2; exit 2; }
-mkdir -p "$1"
-dir=$(cd "$1" && pwd)
-
-if ! works; then
-    version=$(common_version)
-    [ -n "$version" ] || die \
-        "No version of qemu-utils and qemu-block-extra is offered by the package sources." \
-        "The iSCSI driver only fits programs of its own version." \
-        "Run apt-get update, and see apt-cache madison qemu-block-extra."
-    new=$dir/unpacking.$$
-    trap 'rm -rf "$new"' EXIT
-    mkdir "$new"
-    # An unprivileged helper user of apt may not write there; it then downloads as the caller.
-    (cd "$new" && apt-get download -q "qemu-utils=$version" "qemu-block-extra=$version") >&2
-    for package in "$new"/*.deb; do
-        dpkg -x "$package" "$dir"
-    done
-    missing=$(ldd "$dir/usr/bin/qemu-img" "$dir"/usr/lib/*/qemu/block-iscsi.so 2>/dev/null |
-        awk '/not found/ { print $1 }' | sort -u | tr '\n' ' ')
-    [ -z "$missing" ] || die \
-        "The unpacked programs miss libraries: $missing" \
-        "They are those of Debian's qemu-utils and qemu-block-extra $version." \
-        "For the iSCSI driver: apt-get install libiscsi7."
-    works || die \
-        "The unpacked qemu-img does not know iscsi://." \
-        "It was unpacked from version $version into $dir." \
-        "Delete that directory and try again."
+mkdir -p "$cache"
+cache=$(cd "$cache" && pwd) bin=$cache/usr/bin
+exec 9>"$cache/lock"
+flock 9
+if speaks_iscsi qemu-img && command -v qemu-io >/dev/null; then
+  dirname "$(command -v qemu-img)"
+  exit
 fi
-echo "$dir/usr/bin"
+if ! speaks_iscsi "$bin/qemu-img"; then
+  cd "$cache"
+  version=$(common_version)
+  [ -n "$version" ] ||
+    { echo "no package qemu-block-extra in the apt sources: run apt-get update" >&2; exit 1; }
+  apt-get download -q "qemu-utils=$version" "qemu-block-extra=$version" >download.log 2>&1 ||
+    { cat download.log >&2; exit 1; }
+  for package in ./*.deb; do dpkg -x "$package" .; done
+  rm -f ./*.deb
+fi
+# The driver is a module: outside its usual place it is found through QEMU_MODULE_DIR.
+modules=$(find "$cache" -name 'block-iscsi.so' -printf '%h\n' -quit)
+for tool in qemu-img qemu-io; do
+  [ -e "$bin/$tool.real" ] && continue
+  mv "$bin/$tool" "$bin/$tool.real"
+  printf '#!/bin/sh\nQEMU_MODULE_DIR=%s exec %s "$@"\n' "$modules" "$bin/$tool.real" >"$bin/$tool"
+  chmod 755 "$bin/$tool"
+done
+speaks_iscsi "$bin/qemu-img" || { echo "the unpacked qemu-img does not speak iSCSI" >&2; exit 1; }
+echo "$bin"

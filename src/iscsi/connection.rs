@@ -52,8 +52,8 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct Session {
     pub opened: Opened,
-    /// [`crate::scsi::LogicalUnit::reset_count`] when tasks were last looked through.
-    pub seen_resets: u64,
+    /// [`crate::scsi::Nexus::aborts`] when tasks were last looked through.
+    pub seen_aborts: u64,
 }
 
 /// The state machine.
@@ -364,10 +364,10 @@ impl Connection {
                 header.0[14..16].copy_from_slice(&opened.registration.tsih.to_be_bytes());
                 self.send_status(header, &text);
                 self.params = *params;
-                let seen_resets = opened.nexus.unit().reset_count();
+                let seen_aborts = opened.nexus.aborts();
                 self.phase = Phase::Full(Box::new(Session {
                     opened: *opened,
-                    seen_resets,
+                    seen_aborts,
                 }));
             }
             Err(status) => {

@@ -152,7 +152,13 @@ fn open(
         .directory
         .open(&client, &target)
         .map_err(|refusal: Refusal| Status(refusal.status()))?;
+    let isid = wish
+        .isid
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect::<String>();
     let ports = PortNames {
+        initiator: format!("{},i,0x{isid}", client.initiator),
         port: format!("{target},t,0x{PORTAL_GROUP:04x}"),
         device: target.clone(),
         relative_port: 1,

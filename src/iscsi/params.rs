@@ -14,8 +14,6 @@ const OUR_MAX_BURST_BYTES: u32 = (16 << 20) - 512;
 const MIN_LENGTH: u32 = 512;
 /// Greatest value of the three lengths: 2^24 - 1.
 const MAX_LENGTH: u32 = (1 << 24) - 1;
-/// DefaultTime2Wait that we ask for: an initiator may come back at once.
-const OUR_TIME_TO_WAIT_S: u32 = 0;
 /// Greatest value of the two times.
 const MAX_TIME_S: u32 = 3600;
 
@@ -133,7 +131,7 @@ impl Params {
             }
             "DefaultTime2Wait" => {
                 let offer = within(offer, 0, MAX_TIME_S)?;
-                Reply::Value(offer.max(OUR_TIME_TO_WAIT_S).to_string())
+                Reply::Value(offer.to_string())
             }
             "DefaultTime2Retain" => within(offer, 0, MAX_TIME_S).map(|_| value("0"))?,
             "MaxConnections" | "MaxOutstandingR2T" => {

@@ -209,7 +209,7 @@ impl Service {
         if units.len() >= MAX_IDLE_UNITS && !units.contains_key(&identity.naa) {
             units.retain(|_, unit| Arc::strong_count(unit) > 1);
         }
-        Arc::clone(units.entry(identity.naa).or_insert_with(LogicalUnit::new))
+        Arc::clone(units.entry(identity.naa).or_default())
     }
 }
 

@@ -128,7 +128,7 @@ impl Connection {
     /// A SCSI command. `data` is its immediate data, `None` where that is long and still comes: then
     /// the result says where it goes.
     pub(super) fn scsi_command(&mut self, header: &Header, data: Option<&[u8]>) -> Destination {
-        self.look_for_resets();
+        self.look_for_aborts();
         if !self.admit(header) {
             return Destination::Discard;
         }
@@ -203,17 +203,17 @@ impl Connection {
         &mut self,
         header: &Header,
         request: Request,
-        task: Task,
+        mut task: Task,
         data: Option<&[u8]>,
     ) -> Destination {
-        let needed = task.data_out_bytes;
         let Some(nexus) = self.nexus() else {
             return Destination::Discard;
         };
-        if request.out_expected() < needed {
+        if !task.fit(request.out_expected()) {
             let answer = nexus.check(Sense::INVALID_INFORMATION_UNIT);
-            return self.refuse(header, request, answer, needed);
+            return self.refuse(header, request, answer, task.wanted_bytes);
         }
+        let needed = task.data_out_bytes;
         let whole = data
             .and_then(|data| data.get(..needed))
             .filter(|_| header.is_final());
@@ -227,7 +227,7 @@ impl Connection {
     /// All data is there, in the staging buffer: it is written from where it lies.
     fn write_at_once(&mut self, nexus: &Nexus, request: Request, task: Task, data: &[u8]) {
         match nexus.try_run(&task, data, &mut []) {
-            Some(answer) => self.finish_write(request, answer, data.len()),
+            Some(answer) => self.finish_write(request, answer, task.wanted_bytes),
             None => {
                 let mut buffer = self.pool.take(data.len());
                 buffer.copy_from_slice(data);
@@ -292,7 +292,7 @@ impl Connection {
 
     /// A Data-Out. As in [`Connection::scsi_command`], long data is told where to go.
     pub(super) fn data_out(&mut self, header: &Header, data: Option<&[u8]>) -> Destination {
-        self.look_for_resets();
+        self.look_for_aborts();
         let tag = header.tag();
         let Some(entry) = self.tasks.get_mut(&tag) else {
             return Destination::Discard; // of a task that was aborted meanwhile
@@ -308,9 +308,16 @@ impl Connection {
             State::Running { .. } => return Destination::Discard,
         };
         let at = collect.offset;
-        let Some(mut buffer) = collect.accept(header) else {
-            self.violation(header);
-            return Destination::Discard;
+        let mut buffer = match collect.accept(header) {
+            Accepted::Data(buffer) => buffer,
+            Accepted::OutOfOrder => {
+                self.data_lost(header);
+                return Destination::Discard;
+            }
+            Accepted::Violation => {
+                self.violation(header);
+                return Destination::Discard;
+            }
         };
         let Some(data) = data else {
             return Destination::Task(buffer, at);
@@ -318,6 +325,25 @@ impl Connection {
         copy_at(&mut buffer, at, data);
         self.data_received(header, buffer);
         Destination::Discard
+    }
+
+    /// Data of a command was lost: there is no recovery at level 0 but to end the command.
+    fn data_lost(&mut self, header: &Header) {
+        let tag = header.tag();
+        let Some(nexus) = self.nexus() else { return };
+        let Some(entry) = self.tasks.get_mut(&tag) else {
+            return;
+        };
+        let State::Collecting(collect) = &mut entry.state else {
+            return;
+        };
+        let (solicited, wanted) = (collect.solicited, collect.task.wanted_bytes);
+        let answer = nexus.check(Sense::DATA_PHASE_ERROR);
+        entry.state = State::Refused { answer, wanted };
+        if header.is_final() {
+            self.finish_refused(tag);
+        }
+        self.release(solicited);
     }
 
     fn finish_refused(&mut self, tag: u32) {
@@ -382,7 +408,7 @@ impl Connection {
         let data = buffer.get(..task.data_out_bytes).unwrap_or_default();
         match nexus.try_run(&task, data, &mut []) {
             Some(answer) => {
-                let wanted = task.data_out_bytes;
+                let wanted = task.wanted_bytes;
                 drop(buffer);
                 self.finish_write(request, answer, wanted);
                 self.release(solicited);
@@ -481,7 +507,7 @@ impl Connection {
     ) {
         let Some(nexus) = self.nexus() else { return };
         let reading = task.data_in_bytes;
-        let wanted = task.data_out_bytes.max(task.data_in_bytes);
+        let wanted = task.wanted_bytes;
         let into = if reading > 0 {
             self.pool.take(reading)
         } else {
@@ -509,7 +535,7 @@ impl Connection {
 
     /// A task's job is done.
     pub(super) fn scsi_done(&mut self, tag: u32, answer: Answer, into: Buffer) {
-        self.look_for_resets();
+        self.look_for_aborts();
         let Some(entry) = self.tasks.remove(&tag) else {
             return;
         };
@@ -567,19 +593,33 @@ impl Connection {
     }
 }
 
+/// What a Data-Out is to the open sequence of its command.
+enum Accepted {
+    Data(Buffer),
+    /// Wrong DataSN or offset: data was lost or reordered (RFC 7143 §7.9).
+    OutOfOrder,
+    /// Not asked for, or more than was asked for.
+    Violation,
+}
+
 impl Collect {
-    /// Checks a Data-Out against the open sequence and moves on by it (RFC 7143 §11.7). `None` is a
-    /// protocol error.
-    fn accept(&mut self, header: &Header) -> Option<Buffer> {
+    /// Checks a Data-Out against the open sequence and moves on by it (RFC 7143 §11.7).
+    fn accept(&mut self, header: &Header) -> Accepted {
         let length = header.data_bytes();
-        let in_sequence = self.sequence == Some(header.transfer_tag());
-        let in_order = header.word(36) == self.data_sn && header.word(40) as usize == self.offset;
-        if !in_sequence || !in_order || self.offset + length > self.limit {
-            return None;
+        if self.sequence != Some(header.transfer_tag()) {
+            return Accepted::Violation;
+        }
+        if header.word(36) != self.data_sn || header.word(40) as usize != self.offset {
+            return Accepted::OutOfOrder;
+        }
+        if self.offset + length > self.limit {
+            return Accepted::Violation;
         }
         self.data_sn = self.data_sn.wrapping_add(1);
         self.offset += length;
-        self.buffer.take()
+        self.buffer
+            .take()
+            .map_or(Accepted::Violation, Accepted::Data)
     }
 }
 

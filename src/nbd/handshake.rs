@@ -7,7 +7,7 @@
 //! taken in.
 //!
 //! Bounds: an option's data above [`MAX_OPTION_BYTES`] is skipped, never stored; above
-//! [`MAX_SKIPPED_BYTES`], or after [`MAX_OPTIONS`] options, the connection ends.
+//! `MAX_SKIPPED_BYTES`, or after `MAX_OPTIONS` options, the connection ends.
 
 use super::directory::{ExportEntry, Refusal};
 use super::errors::Error;

@@ -99,6 +99,17 @@ pub enum Command {
     PreventAllow {
         prevent: bool,
     },
+    Reserve6,
+    Release6,
+    PersistentIn {
+        action: u8,
+        allocation_bytes: usize,
+    },
+    PersistentOut {
+        action: u8,
+        scope_type: u8,
+        list_bytes: usize,
+    },
     ReadCapacity10,
     ReadCapacity16 {
         allocation_bytes: usize,
@@ -273,6 +284,8 @@ fn decode6(cdb: &[u8; 16]) -> Result<Command, Sense> {
         },
         0x12 => inquiry(cdb)?,
         0x15 => mode_select(cdb, false),
+        0x16 => Command::Reserve6,
+        0x17 => Command::Release6,
         0x1A => mode_sense(cdb, false),
         0x1B => Command::StartStop {
             power_condition: cdb[4] >> 4,
@@ -343,6 +356,15 @@ fn decode10(cdb: &[u8; 16]) -> Result<Command, Sense> {
         },
         0x55 => mode_select(cdb, true),
         0x5A => mode_sense(cdb, true),
+        0x5E => Command::PersistentIn {
+            action: cdb[1] & 0x1F,
+            allocation_bytes: usize::from(be16(cdb, 7)),
+        },
+        0x5F => Command::PersistentOut {
+            action: cdb[1] & 0x1F,
+            scope_type: cdb[2],
+            list_bytes: be32(cdb, 5) as usize,
+        },
         _ => return Err(Sense::INVALID_OPCODE),
     })
 }

@@ -8,9 +8,9 @@ use super::{mode, provision, Answer, Sense};
 use crate::lun::{BlockError, Geometry};
 
 /// Longest transfer of one command, told in VPD B0h: bounds what one command can make a session hold.
-pub const MAX_TRANSFER_BYTES: u64 = 16 << 20;
-/// Most blocks of COMPARE AND WRITE: the CDB's field is one byte.
-pub(super) const MAX_COMPARE_BLOCKS: u8 = 255;
+pub const MAX_TRANSFER_BYTES: u64 = 32 << 20;
+/// Most blocks of COMPARE AND WRITE: locks and records are one to a few blocks.
+pub(super) const MAX_COMPARE_BLOCKS: u8 = 128;
 /// Work on long ranges goes on in pieces of this size, so that it can be cancelled between them.
 pub(super) const PIECE_BYTES: usize = 1 << 20;
 
@@ -63,6 +63,14 @@ pub(super) enum Kind {
     ModeSelect {
         ten: bool,
     },
+    ReserveOut {
+        action: u8,
+        scope_type: u8,
+    },
+    WriteHead {
+        offset: u64,
+        fua: bool,
+    },
 }
 
 /// A command whose range and lengths were checked, ready to be run once its data-out is there.
@@ -73,6 +81,8 @@ pub struct Task {
     pub data_out_bytes: usize,
     /// Bytes of media data that running it puts into the caller's buffer.
     pub data_in_bytes: usize,
+    /// Bytes that the CDB asks to be moved: residuals are counted from it.
+    pub wanted_bytes: usize,
 }
 
 impl Task {
@@ -81,6 +91,7 @@ impl Task {
             kind,
             data_out_bytes: 0,
             data_in_bytes: 0,
+            wanted_bytes: 0,
         }
     }
 
@@ -89,6 +100,32 @@ impl Task {
             kind,
             data_out_bytes,
             data_in_bytes: 0,
+            wanted_bytes: data_out_bytes,
+        }
+    }
+
+    /// Fits the task to the length that the transport will deliver. False where it must not be run:
+    /// parameter lists may not be cut short, and the length of the other commands' data must be
+    /// exactly theirs. A write goes as far as its data (FCP-4 §9.4.2 rule a, which targets follow).
+    pub fn fit(&mut self, expected_bytes: usize) -> bool {
+        match self.kind {
+            _ if expected_bytes == self.data_out_bytes => true,
+            Kind::Write { offset, fua } if expected_bytes < self.data_out_bytes => {
+                self.kind = Kind::WriteHead { offset, fua };
+                self.data_out_bytes = expected_bytes;
+                true
+            }
+            Kind::WriteAndVerify { offset } if expected_bytes < self.data_out_bytes => {
+                self.kind = Kind::WriteHead { offset, fua: true };
+                self.data_out_bytes = expected_bytes;
+                true
+            }
+            Kind::WriteSame { .. }
+            | Kind::CompareAndWrite { .. }
+            | Kind::OrWrite { .. }
+            | Kind::VerifyEach { .. }
+            | Kind::VerifySame { .. } => false,
+            _ => expected_bytes > self.data_out_bytes,
         }
     }
 }
@@ -132,6 +169,11 @@ impl Nexus {
             Command::OrWrite { range, fua } => {
                 self.plan_out(range, 1, |offset| Kind::OrWrite { offset, fua })
             }
+            Command::CompareAndWrite { range, .. }
+                if range.blocks > u64::from(MAX_COMPARE_BLOCKS) =>
+            {
+                Err(Sense::INVALID_FIELD)
+            }
             Command::CompareAndWrite { range, fua } => {
                 self.plan_out(range, 2, |offset| Kind::CompareAndWrite { offset, fua })
             }
@@ -159,6 +201,7 @@ impl Nexus {
             kind,
             data_out_bytes: 0,
             data_in_bytes: bytes,
+            wanted_bytes: bytes,
         }))
     }
 
@@ -233,6 +276,9 @@ impl Nexus {
                     Err(sense) => self.check(sense),
                 });
             }
+            Kind::ReserveOut { action, scope_type } => {
+                return Some(self.reserve_out(action, scope_type, out));
+            }
             _ => return None,
         };
         Some(self.answer(result, true))
@@ -263,6 +309,7 @@ impl Nexus {
 
     fn run_long(&self, task: &Task, out: &[u8], cancel: &AtomicBool) -> Answer {
         let done = match task.kind {
+            Kind::WriteHead { offset, fua } => self.write_head(offset, out, fua),
             Kind::WriteAndVerify { offset } => self.write_and_verify(offset, out),
             Kind::VerifyEach { offset } => self.verify_each(offset, out),
             Kind::VerifyMedium { offset, length } => self.verify_medium(offset, length, cancel),
@@ -309,6 +356,36 @@ impl Nexus {
 
     pub(super) fn sense_of(&self, error: &BlockError, writing: bool) -> Sense {
         Sense::of_error(error, self.geometry().block_bytes, writing)
+    }
+
+    /// A write whose transport delivers less than its CDB says: whole blocks as they are, the rest
+    /// merged into its block by compare and write.
+    fn write_head(&self, offset: u64, out: &[u8], fua: bool) -> Result<(), Sense> {
+        /// Others may write the block between our read and our write so many times.
+        const TRIES: usize = 16;
+        let failed = |error: BlockError| self.sense_of(&error, true);
+        let block = (self.geometry().block_bytes as usize).max(1);
+        let (whole, rest) = out.split_at(out.len() - out.len() % block);
+        if !whole.is_empty() {
+            self.disk().write(offset, whole, false).map_err(failed)?;
+        }
+        let at = offset + whole.len() as u64;
+        let mut old = vec![0; if rest.is_empty() { 0 } else { block }];
+        for attempt in 0..TRIES {
+            if rest.is_empty() {
+                break;
+            }
+            self.disk().read(at, &mut old).map_err(failed)?;
+            let new = [rest, old.get(rest.len()..).unwrap_or_default()].concat();
+            match self.disk().compare_and_write(at, &old, &new) {
+                Err(BlockError::Miscompare { .. }) if attempt + 1 < TRIES => {}
+                result => {
+                    result.map_err(failed)?;
+                    break;
+                }
+            }
+        }
+        self.durable(fua).map_err(failed)
     }
 
     fn write_and_verify(&self, offset: u64, out: &[u8]) -> Result<(), Sense> {

@@ -18,6 +18,7 @@ mod nexus;
 mod opcodes;
 mod provision;
 mod report;
+mod reserve;
 mod sense;
 mod unit;
 

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::attention::Attention;
 use super::cdb::{decode, Command};
 use super::media::{Kind, Task};
+use super::reserve::{Access, Denied, Order, LIST_BYTES};
 use super::unit::{LogicalUnit, NexusState, FLAG_D_SENSE, FLAG_EJECTED, FLAG_SWP, FLAG_WCE_OFF};
 use super::{inquiry, mode, provision, report, Answer, Sense, Status};
 use crate::lun::{BlockIo, Geometry};
@@ -18,6 +19,8 @@ use crate::lun::{BlockIo, Geometry};
 /// Names of the port that a transport serves the unit through (VPD 83h).
 #[derive(Debug, Clone)]
 pub struct PortNames {
+    /// Name of the initiator port (`IQN,i,0xISID`): registrations are kept by it.
+    pub initiator: String,
     /// SCSI name string of the target device (for iSCSI its IQN).
     pub device: String,
     /// SCSI name string of the target port (`IQN,t,0x0001`).
@@ -59,7 +62,7 @@ impl Drop for Nexus {
 impl Nexus {
     /// Joins `unit`, doing its I/O on `disk`: the session's own handle of the LUN.
     pub fn new(unit: Arc<LogicalUnit>, disk: Arc<dyn BlockIo>, ports: PortNames) -> Nexus {
-        let state = unit.attach();
+        let state = unit.attach(&ports.initiator);
         let seen_generation = AtomicU64::new(disk.generation());
         let geometry = Mutex::new(disk.geometry());
         Nexus {
@@ -75,6 +78,12 @@ impl Nexus {
     /// The unit that all nexuses of this LUN share.
     pub fn unit(&self) -> &Arc<LogicalUnit> {
         &self.unit
+    }
+
+    /// Rises whenever the tasks of this nexus are aborted from outside: a task that began at a lower
+    /// count is not answered.
+    pub fn aborts(&self) -> u64 {
+        self.state.aborts()
     }
 
     pub(super) fn state(&self) -> &NexusState {
@@ -152,6 +161,9 @@ impl Nexus {
             }
         }
         let command = decode(cdb)?;
+        if !self.unit.allows(&self.state, access_of(&command)) {
+            return Ok(Plan::Done(Answer::status(Status::ReservationConflict)));
+        }
         if self.unit.flags() & FLAG_EJECTED != 0 && needs_medium(&command) {
             return Err(Sense::NO_MEDIUM);
         }
@@ -217,6 +229,22 @@ impl Nexus {
             } => {
                 return self.start_stop(&geometry, power_condition, load_eject, start);
             }
+            Command::Reserve6 => return Ok(self.reserved(self.unit.reserve6(&self.state))),
+            Command::Release6 => return Ok(self.reserved(self.unit.release6(&self.state))),
+            Command::PersistentIn {
+                action,
+                allocation_bytes,
+            } => (
+                self.unit.report_reservations(action, &self.ports)?,
+                allocation_bytes,
+            ),
+            Command::PersistentOut {
+                action,
+                scope_type,
+                list_bytes,
+            } => {
+                return plan_reserve_out(action, scope_type, list_bytes);
+            }
             Command::PreventAllow { prevent } => {
                 self.unit.prevent_removal(&self.state, prevent);
                 (Vec::new(), 0)
@@ -225,6 +253,24 @@ impl Nexus {
             _ => (Vec::new(), 0),
         };
         Ok(Plan::Done(Answer::with_data(data, allocation_bytes)))
+    }
+
+    fn reserved(&self, outcome: Result<(), Denied>) -> Plan {
+        Plan::Done(self.reserve_answer(outcome))
+    }
+
+    fn reserve_answer(&self, outcome: Result<(), Denied>) -> Answer {
+        match outcome {
+            Ok(()) => Answer::good(),
+            Err(Denied::Conflict) => Answer::status(Status::ReservationConflict),
+            Err(Denied::Check(sense)) => self.check(sense),
+        }
+    }
+
+    /// PERSISTENT RESERVE OUT with its parameter list.
+    pub(super) fn reserve_out(&self, action: u8, scope_type: u8, list: &[u8]) -> Answer {
+        let order = Order::parse(action, scope_type, list).map_err(Denied::Check);
+        self.reserve_answer(order.and_then(|order| self.unit.reserve_out(&self.state, &order)))
     }
 
     /// REQUEST SENSE (SPC-4 §6.39): reports and clears a pending attention.
@@ -319,7 +365,51 @@ fn needs_medium(command: &Command) -> bool {
             | Command::ReportTargetPortGroups { .. }
             | Command::StartStop { .. }
             | Command::PreventAllow { .. }
+            | Command::Reserve6
+            | Command::Release6
+            | Command::PersistentIn { .. }
+            | Command::PersistentOut { .. }
             | Command::ModeSense(_)
             | Command::ModeSelect { .. }
     )
+}
+
+/// How commands stand to the reservation of another nexus (SPC-4 table 52, SBC-3 table 13). The
+/// reservation commands judge for themselves.
+fn access_of(command: &Command) -> Access {
+    match command {
+        Command::Inquiry { .. }
+        | Command::RequestSense { .. }
+        | Command::ReportLuns { .. }
+        | Command::Reserve6
+        | Command::Release6
+        | Command::PreventAllow { prevent: false } => Access::Always,
+        Command::TestUnitReady
+        | Command::ReadCapacity10
+        | Command::ReadCapacity16 { .. }
+        | Command::ReportOpcodes(_)
+        | Command::ReportTargetPortGroups { .. }
+        | Command::PersistentIn { .. }
+        | Command::PersistentOut { .. } => Access::Query,
+        Command::Read { .. }
+        | Command::Verify { .. }
+        | Command::PreFetch { .. }
+        | Command::ModeSense(_)
+        | Command::GetLbaStatus { .. } => Access::Read,
+        _ => Access::Write,
+    }
+}
+
+/// What the CDB of PERSISTENT RESERVE OUT alone decides.
+fn plan_reserve_out(action: u8, scope_type: u8, list_bytes: usize) -> Result<Plan, Sense> {
+    if action > 6 {
+        return Err(Sense::INVALID_FIELD);
+    }
+    if list_bytes != LIST_BYTES {
+        return Err(Sense::LIST_LENGTH);
+    }
+    Ok(Plan::Run(Task::with_out(
+        Kind::ReserveOut { action, scope_type },
+        list_bytes,
+    )))
 }

@@ -131,8 +131,8 @@ pub(super) fn plan_write_same(nexus: &Nexus, same: &WriteSame) -> Result<Plan, S
     Ok(Plan::Run(Task::with_out(kind, data_out_bytes)))
 }
 
-/// Zeros (or no data-out) become a hole if UNMAP asks for it, else zeros; other data is written out:
-/// UNMAP is then ignored, as unmapped blocks would not read back as it (SBC-3 §5.47).
+/// With UNMAP the blocks become a hole and read as zeros whatever the data-out is, as all targets in
+/// use do it. Without, zeros are kept as blocks and other data is written out.
 pub(super) fn write_same(
     nexus: &Nexus,
     offset: u64,
@@ -142,7 +142,7 @@ pub(super) fn write_same(
     cancel: &AtomicBool,
 ) -> Result<(), Sense> {
     let failed = |error: BlockError| nexus.sense_of(&error, true);
-    if block.iter().all(|&byte| byte == 0) {
+    if unmap || block.iter().all(|&byte| byte == 0) {
         nexus
             .disk()
             .write_zeroes(offset, length, unmap)

@@ -33,6 +33,12 @@ impl Sense {
     pub const LUN_NOT_SUPPORTED: Sense = Sense::new(0x5, 0x25, 0x00);
     /// INVALID FIELD IN PARAMETER LIST.
     pub const INVALID_PARAMETER: Sense = Sense::new(0x5, 0x26, 0x00);
+    /// INVALID RELEASE OF PERSISTENT RESERVATION.
+    pub const INVALID_RELEASE: Sense = Sense::new(0x5, 0x26, 0x04);
+    /// INSUFFICIENT REGISTRATION RESOURCES.
+    pub const NO_REGISTRATION_RESOURCES: Sense = Sense::new(0x5, 0x55, 0x04);
+    /// DATA PHASE ERROR: the transport lost part of the command's data.
+    pub const DATA_PHASE_ERROR: Sense = Sense::new(0xB, 0x4B, 0x00);
     /// PARAMETER LIST LENGTH ERROR.
     pub const LIST_LENGTH: Sense = Sense::new(0x5, 0x1A, 0x00);
     /// INVALID FIELD IN COMMAND INFORMATION UNIT: the transport's expected length is too short.

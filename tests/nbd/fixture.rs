@@ -125,7 +125,7 @@ pub fn seed() -> u64 {
     let seed = std::env::var("LUNFS_SEED")
         .ok()
         .and_then(|text| text.parse().ok());
-    let seed = seed.unwrap_or(0x1bad_cafe);
+    let seed = seed.unwrap_or(0x1bad_cafe).max(1);
     println!("LUNFS_SEED={seed}");
     seed
 }

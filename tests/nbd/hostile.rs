@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lunfs::lun::{BlockError, BlockIo, Extent, Geometry, Identity, MemoryLun};
-use lunfs::nbd::wire::{self, command, option, Request};
+use lunfs::nbd::wire::{self, command, command_flag, option, Request};
 use lunfs::nbd::Export;
 
 use crate::client::{connect, greet, option_bytes, Client, Style};
@@ -155,6 +155,35 @@ fn a_client_that_does_not_read_is_not_read_from() {
         still_serves(&served);
         drop(greedy);
         eventually("no session", || served.server.sessions().is_empty());
+    }
+}
+
+/// A device that hangs and a client that goes on writing: the server takes in what it may hold.
+#[test]
+fn writes_that_wait_are_bounded_in_bytes_and_in_number() {
+    for (length, most) in [(1 << 20, 17), (4096, 33)] {
+        let served = Served::one(64);
+        served.lun().set_blocking(Some(Duration::from_secs(1)));
+        let mut client = Client::open(served.address, "disk", Style::Simple);
+        let mut writer = client.stream.try_clone().unwrap();
+        let request = client.request(command::WRITE, command_flag::FUA, 0, length);
+        let one = [request.encode().to_vec(), vec![5; length as usize]].concat();
+        let sender = std::thread::spawn(move || writer.write_all(&one.repeat(64)));
+        let taken = || {
+            served
+                .server
+                .sessions()
+                .first()
+                .map_or(0, |session| session.operations)
+        };
+        eventually("the server takes what it may", || taken() >= most - 1);
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(taken() <= most, "{} requests of {length} bytes", taken());
+        served.lun().set_blocking(None);
+        for _ in 0..64 {
+            assert_eq!(client.receive(|_| 0).error, 0);
+        }
+        sender.join().unwrap().unwrap();
     }
 }
 

@@ -10,7 +10,7 @@
 
 use super::core::*;
 use super::error::Result;
-use super::reclaim::{children, Walked};
+use super::reclaim::{children, Owners, Walked};
 use super::space::Run;
 use super::store::Data;
 use super::tree::{Change, Dead, Miss, Slot, Tree};
@@ -42,6 +42,8 @@ struct Frozen {
     files: BTreeMap<NodeId, Captured>,
     dead: Vec<Dead>,
     promised: i64,
+    /// Inodes unchanged in this epoch whose count of blocks falls with it.
+    counted_down: BTreeMap<NodeId, DiskInode>,
 }
 
 /// Writes nodes (and the data of inode files) of one consistency point.
@@ -118,6 +120,9 @@ impl Core {
     /// Runs one, if there is anything for it to do. A failure latches the pool.
     pub fn consistency_point(&self, wait_for_space: bool) -> Result<()> {
         let Some(mut cp) = self.lock_unless_alone(&self.cp) else { return Ok(()) };
+        if self.lock_unless_alone(&self.log).is_none() {
+            return Ok(());
+        }
         self.store.check_latch()?;
         self.release_ready()?;
         while !self.pins.may_begin(self.now() + 1) {
@@ -150,8 +155,11 @@ impl Core {
         drop(log);
         let epoch = frozen.epoch;
         let mut freed = Vec::new();
-        self.bury(std::mem::take(&mut frozen.dead), cp, &mut freed)?;
-        self.walk_step(&mut frozen, cp, &mut freed)?;
+        let mut walked = Walked::default();
+        self.bury(std::mem::take(&mut frozen.dead), cp, &mut freed, &mut walked.owners)?;
+        cp.reclaim.walk(&self.store, &mut walked)?;
+        freed.append(&mut walked.freed);
+        self.count_down(&mut frozen, walked.owners)?;
         let table = self.write_trees(&mut frozen, cp, &mut freed)?;
         self.space.apply(&self.store, epoch, &freed)?;
         let space = self.space.write_pages(&self.store)?;
@@ -182,11 +190,17 @@ impl Core {
         let promised = self.epoch_promised.swap(0, Ordering::AcqRel);
         self.epoch_dirty_inodes.store(0, Ordering::Relaxed);
         self.epoch.store(epoch + 1, Ordering::SeqCst);
-        (Frozen { epoch, files, dead, promised }, cut)
+        (Frozen { epoch, files, dead, promised, counted_down: BTreeMap::new() }, cut)
     }
 
     /// Lists what died: blocks are freed, subtrees go to the reclaim list.
-    fn bury(&self, dead: Vec<Dead>, cp: &mut CpState, freed: &mut Vec<u64>) -> Result<()> {
+    fn bury(
+        &self,
+        dead: Vec<Dead>,
+        cp: &mut CpState,
+        freed: &mut Vec<u64>,
+        owners: &mut Owners,
+    ) -> Result<()> {
         for d in dead {
             match d {
                 Dead::Block(slot) => free_slot(&slot, freed),
@@ -200,38 +214,33 @@ impl Core {
                             ino,
                         })
                     };
-                    dismantle(&slot, height, &mut push, freed);
+                    let gone = dismantle(&slot, height, &mut push, freed);
+                    if ino != 0 && gone > 0 {
+                        *owners.entry((volume, ino)).or_default() += gone;
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    fn walk_step(&self, frozen: &mut Frozen, cp: &mut CpState, freed: &mut Vec<u64>) -> Result<()> {
-        let mut walked = Walked::default();
-        cp.reclaim.walk(&self.store, &mut walked)?;
-        freed.append(&mut walked.freed);
-        for ((volume, ino), blocks) in walked.owners {
+    /// Data was freed: its inodes count fewer blocks, now and in the records of this epoch.
+    fn count_down(&self, frozen: &mut Frozen, owners: Owners) -> Result<()> {
+        for ((volume, ino), blocks) in owners {
             let id = NodeId { volume: VolumeId(volume), ino };
-            if let Ok(inode) = self.live(id) {
-                self.lessen_blocks(frozen, &inode, blocks);
+            let Ok(inode) = self.live(id) else { continue };
+            let less = |m: &mut DiskInode| m.blocks = m.blocks.saturating_sub(blocks);
+            less(&mut inode.state.write().meta);
+            match frozen.files.get_mut(&id) {
+                Some(captured) => less(&mut captured.meta),
+                None => {
+                    let Ok(mut record) = self.read_inode(id) else { continue };
+                    less(&mut record);
+                    frozen.counted_down.insert(id, record);
+                }
             }
         }
         Ok(())
-    }
-
-    /// Data of an inode was freed by the walker: its count of blocks falls.
-    fn lessen_blocks(&self, frozen: &mut Frozen, inode: &Arc<Inode>, blocks: u64) {
-        let _shared = self.guard.shared();
-        let mut s = inode.state.write();
-        s.meta.blocks = s.meta.blocks.saturating_sub(blocks);
-        match frozen.files.get_mut(&inode.id) {
-            Some(c) => c.meta.blocks = c.meta.blocks.saturating_sub(blocks),
-            None => {
-                s.record_pending = true;
-                self.touch(inode, &mut s, self.now());
-            }
-        }
     }
 
     /// Writes all trees, from the files up to the volume table; the table's inode for the root.
@@ -244,7 +253,8 @@ impl Core {
         let epoch = frozen.epoch;
         let mut writer = Writer::new(self, epoch);
         let mut versions = BTreeSet::new();
-        let mut records: BTreeMap<NodeId, DiskInode> = BTreeMap::new();
+        let mut records = std::mem::take(&mut frozen.counted_down);
+        versions.extend(records.keys().map(|id| u64::from(id.volume.0)));
         for (id, c) in &frozen.files {
             if c.meta.kind == InodeKind::Version {
                 versions.insert(id.ino);
@@ -515,14 +525,26 @@ fn free_slot(slot: &Slot, freed: &mut Vec<u64>) {
 }
 
 /// Takes a detached subtree apart as far as it is only in memory; `push` gets what is on disk.
-fn dismantle(slot: &Slot, height: u8, push: &mut impl FnMut(Pointer, u8), freed: &mut Vec<u64>) {
+/// How many data blocks ended.
+fn dismantle(
+    slot: &Slot,
+    height: u8,
+    push: &mut impl FnMut(Pointer, u8),
+    freed: &mut Vec<u64>,
+) -> u64 {
     match (slot.pointer(), slot) {
-        (Some(p), _) if p.is_hole() => {}
-        (Some(p), _) if height == 0 => freed.push(p.block),
-        (Some(p), _) => push(p, height),
-        (None, Slot::Node(n)) => {
-            n.slots.iter().for_each(|s| dismantle(s, height - 1, push, freed));
+        (Some(p), _) if p.is_hole() => 0,
+        (Some(p), _) if height == 0 => {
+            freed.push(p.block);
+            1
         }
-        (None, _) => {}
+        (Some(p), _) => {
+            push(p, height);
+            0
+        }
+        (None, Slot::Node(n)) => {
+            n.slots.iter().map(|s| dismantle(s, height - 1, push, freed)).sum()
+        }
+        (None, _) => 1,
     }
 }

@@ -32,8 +32,11 @@ pub(crate) struct ReclaimList {
 pub(crate) struct Walked {
     pub freed: Vec<u64>,
     /// Data blocks less for each (volume, inode).
-    pub owners: HashMap<(u32, u64), u64>,
+    pub owners: Owners,
 }
+
+/// Data blocks freed, by (volume, inode).
+pub(crate) type Owners = HashMap<(u32, u64), u64>;
 
 impl ReclaimList {
     /// Reads the list that a root names.

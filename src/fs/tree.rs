@@ -88,14 +88,10 @@ impl Node {
         Ok(Node { birth, place: OnceLock::new(), slots })
     }
 
-    /// A copy to be changed in `birth`; children that have their place become pointers.
+    /// A copy to be changed in `birth`. A child that has its place may not be written yet: it stays an
+    /// object until [`Tree::trim`].
     fn copy(&self, birth: u64) -> Node {
-        let slots = self.slots.iter().map(|s| match s.pointer() {
-            // Data whose group is not settled may still be only in memory.
-            Some(p) if matches!(s, Slot::Node(_)) => Slot::Ptr(p),
-            _ => s.clone(),
-        });
-        Node { birth, place: OnceLock::new(), slots: slots.collect() }
+        Node { birth, place: OnceLock::new(), slots: self.slots.clone() }
     }
 }
 
@@ -410,6 +406,30 @@ fn writable<'a>(c: &mut Change, slot: &'a mut Slot) -> Result<&'a mut Node, Miss
     }
 }
 
+/// Nodes looked into when a subtree is detached: enough for 64 MiB, and soon done.
+const COUNT_AT_ONCE: u32 = 64;
+
+/// Data blocks below a slot, if so many nodes tell and none must be read for it.
+fn count_data(nodes: &dyn NodeSource, slot: &Slot, height: u8, budget: &mut u32) -> Option<i64> {
+    if slot.is_hole() || height == 0 {
+        return Some(i64::from(!slot.is_hole()));
+    }
+    *budget = budget.checked_sub(1)?;
+    match slot {
+        Slot::Node(n) => n.slots.iter().map(|s| count_data(nodes, s, height - 1, budget)).sum(),
+        Slot::Ptr(p) => {
+            let raw = nodes.node(p)?;
+            let below = |i| count_data(nodes, &pointer_at(&raw, i)?, height - 1, budget);
+            (0..POINTERS_PER_NODE).map(below).sum()
+        }
+        Slot::Data(..) => None,
+    }
+}
+
+fn pointer_at(raw: &Data, index: usize) -> Option<Slot> {
+    Pointer::in_node(&raw.bytes.0, index).ok().map(Slot::Ptr)
+}
+
 fn punch_in(c: &mut Change, slot: &mut Slot, height: u8, first: u64, end: u64) -> Result<(), Miss> {
     if slot.is_hole() {
         return Ok(());
@@ -420,7 +440,14 @@ fn punch_in(c: &mut Change, slot: &mut Slot, height: u8, first: u64, end: u64) -
             c.blocks -= 1;
             c.dead.push(Dead::Block(old));
         } else {
-            c.dead.push(Dead::Tree(old, height, c.volume, c.ino));
+            // Counted at once where the nodes are at hand; else when the walker has freed the data.
+            match count_data(c.nodes, &old, height, &mut COUNT_AT_ONCE.clone()) {
+                Some(n) => {
+                    c.blocks -= n;
+                    c.dead.push(Dead::Tree(old, height, 0, 0));
+                }
+                None => c.dead.push(Dead::Tree(old, height, c.volume, c.ino)),
+            }
         }
         return Ok(());
     }

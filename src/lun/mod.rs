@@ -24,6 +24,7 @@ mod names;
 pub mod transfer;
 mod transfer_job;
 mod unit;
+mod memory;
 
 pub use attachment::{AttachRequest, Attachment, SessionId, SessionInfo};
 pub use attributes::{Access, Attributes, Settings, MAX_ATTRIBUTES_TEXT_BYTES};
@@ -36,3 +37,4 @@ pub use event_log::{LogLine, LOG_LIMIT_BYTES};
 pub use lease::{Holder, LeaseTiming};
 pub use names::{check_name, parse_size};
 pub use unit::Lun;
+pub use memory::MemoryLun;

@@ -7,6 +7,8 @@
 mod sim;
 
 use sim::world::{run, Config, Failure, Report};
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::Arc;
@@ -32,9 +34,28 @@ fn config(seed: u64) -> Config {
     Config {
         seed,
         steps: env("LUNFS_SIM_STEPS").unwrap_or(STEPS),
-        skip: skip.split(',').filter_map(|step| step.trim().parse().ok()).collect(),
+        skip: skip.split(',').filter_map(steps_of).flatten().collect(),
         trace: env::<u32>("LUNFS_SIM_TRACE").is_some(),
     }
+}
+
+/// `7` or `3-9`.
+fn steps_of(text: &str) -> Option<RangeInclusive<u64>> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
+}
+
+/// The other way round.
+fn ranges(steps: &BTreeSet<u64>) -> String {
+    let mut out: Vec<(u64, u64)> = Vec::new();
+    for &step in steps {
+        match out.last_mut() {
+            Some((_, last)) if *last + 1 == step => *last = step,
+            _ => out.push((step, step)),
+        }
+    }
+    let text = |(first, last): (u64, u64)| format!("{first}-{last}");
+    out.into_iter().map(text).collect::<Vec<_>>().join(",")
 }
 
 /// A run that takes for ever ends the whole test, and says which one it was.
@@ -62,7 +83,8 @@ fn run_watched(config: &Config) -> Result<Report, Failure> {
 
 /// Fewer steps, then single steps left out, for as long as it fails for the same kind of reason.
 fn shrink(config: &Config, failure: Failure) -> (Config, Failure) {
-    let mut best = (Config { steps: failure.step + 1, ..config.clone() }, failure);
+    let steps = config.steps.min(failure.step + 1);
+    let mut best = (Config { steps, ..config.clone() }, failure);
     let kind =
         |why: &str| why.chars().take_while(|c| !c.is_ascii_digit()).take(24).collect::<String>();
     let wanted = kind(&best.1.why);
@@ -80,7 +102,7 @@ fn shrink(config: &Config, failure: Failure) -> (Config, Failure) {
             runs += 1;
             if let Err(failure) = run_watched(&smaller) {
                 if kind(&failure.why) == wanted {
-                    smaller.steps = failure.step + 1;
+                    smaller.steps = smaller.steps.min(failure.step + 1);
                     best = (smaller, failure);
                 }
             }
@@ -100,7 +122,6 @@ fn tell(config: &Config, failure: Failure) -> String {
         Some(_) => (config.clone(), failure),
     };
     let (config, failure) = shrunk;
-    let skip: Vec<String> = config.skip.iter().map(u64::to_string).collect();
     format!(
         "seed {}, step {}: {}\nagain: LUNFS_SIM_SEED={} LUNFS_SIM_STEPS={} LUNFS_SIM_SKIP={} \
          LUNFS_SIM_TRACE=1 LUNFS_SIM_NO_SHRINK=1 cargo test --test crash simulated -- --nocapture",
@@ -109,7 +130,7 @@ fn tell(config: &Config, failure: Failure) -> String {
         failure.why,
         config.seed,
         config.steps,
-        skip.join(","),
+        ranges(&config.skip),
     )
 }
 

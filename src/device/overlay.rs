@@ -10,6 +10,9 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
+/// Blocks that an overlay holds unless told otherwise: 1 GiB, above what a recovery writes.
+const DEFAULT_LIMIT_BLOCKS: usize = 262_144;
+
 /// Reads through to a base, keeps writes in memory.
 pub struct OverlayDevice {
     base: Arc<dyn BlockDevice>,
@@ -19,9 +22,14 @@ pub struct OverlayDevice {
 }
 
 impl OverlayDevice {
-    /// An overlay that takes at most `limit_blocks` different blocks; a write beyond answers
+    /// An overlay that holds at most 1 GiB of written blocks.
+    pub fn new(base: Arc<dyn BlockDevice>) -> OverlayDevice {
+        OverlayDevice::with_limit(base, DEFAULT_LIMIT_BLOCKS)
+    }
+
+    /// An overlay that holds at most `limit_blocks` different blocks; a write beyond answers
     /// `StorageFull`.
-    pub fn new(base: Arc<dyn BlockDevice>, limit_blocks: usize) -> OverlayDevice {
+    pub fn with_limit(base: Arc<dyn BlockDevice>, limit_blocks: usize) -> OverlayDevice {
         let written = RwLock::new(HashMap::new());
         OverlayDevice { base, written, limit_blocks, counters: Counters::default() }
     }
@@ -126,7 +134,7 @@ mod tests {
     fn writes_stay_above_the_base() {
         let base = Arc::new(SimDevice::new(100, 1));
         base.write(10, &[&filled(1), &filled(2), &filled(3)]).unwrap();
-        let over = OverlayDevice::new(base.clone(), 10);
+        let over = OverlayDevice::with_limit(base.clone(), 10);
         over.write(11, &[&filled(9)]).unwrap();
         over.write(13, &[&filled(8)]).unwrap();
         over.flush().unwrap();
@@ -138,7 +146,7 @@ mod tests {
 
     #[test]
     fn memory_and_ends_are_bounded() {
-        let over = OverlayDevice::new(Arc::new(SimDevice::new(8, 1)), 2);
+        let over = OverlayDevice::with_limit(Arc::new(SimDevice::new(8, 1)), 2);
         over.write(0, &[&filled(1), &filled(2)]).unwrap();
         over.write(1, &[&filled(3)]).unwrap();
         let full = over.write(5, &[&filled(4)]).unwrap_err();

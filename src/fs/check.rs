@@ -47,7 +47,7 @@ pub const MAX_ERRORS: usize = 1000;
 /// Checks a pool without writing to it.
 pub fn check(devices: &[Arc<dyn BlockDevice>], options: CheckOptions) -> Result<Report> {
     let over = |d: &Arc<dyn BlockDevice>| -> Arc<dyn BlockDevice> {
-        Arc::new(OverlayDevice::new(d.clone(), OVERLAY_BLOCKS))
+        Arc::new(OverlayDevice::with_limit(d.clone(), OVERLAY_BLOCKS))
     };
     let open =
         OpenOptions { cache_bytes: 64 << 20, clock: Arc::new(SystemClock), background: false };

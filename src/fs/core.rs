@@ -350,7 +350,8 @@ impl Core {
         Ok(inode)
     }
 
-    fn read_inode(&self, id: NodeId) -> Result<DiskInode> {
+    /// An inode's record as the last consistency point wrote it.
+    pub fn read_inode(&self, id: NodeId) -> Result<DiskInode> {
         if id.ino > MAX_INO || id == TABLE_FILE {
             return Err(Error::Stale);
         }

@@ -42,6 +42,8 @@ struct Frozen {
     files: BTreeMap<NodeId, Captured>,
     dead: Vec<Dead>,
     promised: i64,
+    /// Inodes unchanged in this epoch whose count of blocks falls with it.
+    counted_down: BTreeMap<NodeId, DiskInode>,
 }
 
 /// Writes nodes (and the data of inode files) of one consistency point.
@@ -118,6 +120,9 @@ impl Core {
     /// Runs one, if there is anything for it to do. A failure latches the pool.
     pub fn consistency_point(&self, wait_for_space: bool) -> Result<()> {
         let Some(mut cp) = self.lock_unless_alone(&self.cp) else { return Ok(()) };
+        if self.lock_unless_alone(&self.log).is_none() {
+            return Ok(());
+        }
         self.store.check_latch()?;
         self.release_ready()?;
         while !self.pins.may_begin(self.now() + 1) {
@@ -154,7 +159,7 @@ impl Core {
         self.bury(std::mem::take(&mut frozen.dead), cp, &mut freed, &mut walked.owners)?;
         cp.reclaim.walk(&self.store, &mut walked)?;
         freed.append(&mut walked.freed);
-        self.count_down(&mut frozen, walked.owners);
+        self.count_down(&mut frozen, walked.owners)?;
         let table = self.write_trees(&mut frozen, cp, &mut freed)?;
         self.space.apply(&self.store, epoch, &freed)?;
         let space = self.space.write_pages(&self.store)?;
@@ -185,7 +190,7 @@ impl Core {
         let promised = self.epoch_promised.swap(0, Ordering::AcqRel);
         self.epoch_dirty_inodes.store(0, Ordering::Relaxed);
         self.epoch.store(epoch + 1, Ordering::SeqCst);
-        (Frozen { epoch, files, dead, promised }, cut)
+        (Frozen { epoch, files, dead, promised, counted_down: BTreeMap::new() }, cut)
     }
 
     /// Lists what died: blocks are freed, subtrees go to the reclaim list.
@@ -219,28 +224,23 @@ impl Core {
         Ok(())
     }
 
-    /// Data was freed: its inodes count fewer blocks.
-    fn count_down(&self, frozen: &mut Frozen, owners: Owners) {
+    /// Data was freed: its inodes count fewer blocks, now and in the records of this epoch.
+    fn count_down(&self, frozen: &mut Frozen, owners: Owners) -> Result<()> {
         for ((volume, ino), blocks) in owners {
             let id = NodeId { volume: VolumeId(volume), ino };
-            if let Ok(inode) = self.live(id) {
-                self.lessen_blocks(frozen, &inode, blocks);
+            let Ok(inode) = self.live(id) else { continue };
+            let less = |m: &mut DiskInode| m.blocks = m.blocks.saturating_sub(blocks);
+            less(&mut inode.state.write().meta);
+            match frozen.files.get_mut(&id) {
+                Some(captured) => less(&mut captured.meta),
+                None => {
+                    let Ok(mut record) = self.read_inode(id) else { continue };
+                    less(&mut record);
+                    frozen.counted_down.insert(id, record);
+                }
             }
         }
-    }
-
-    /// Data of an inode was freed by the walker: its count of blocks falls.
-    fn lessen_blocks(&self, frozen: &mut Frozen, inode: &Arc<Inode>, blocks: u64) {
-        let _shared = self.guard.shared();
-        let mut s = inode.state.write();
-        s.meta.blocks = s.meta.blocks.saturating_sub(blocks);
-        match frozen.files.get_mut(&inode.id) {
-            Some(c) => c.meta.blocks = c.meta.blocks.saturating_sub(blocks),
-            None => {
-                s.record_pending = true;
-                self.touch(inode, &mut s, self.now());
-            }
-        }
+        Ok(())
     }
 
     /// Writes all trees, from the files up to the volume table; the table's inode for the root.
@@ -253,7 +253,8 @@ impl Core {
         let epoch = frozen.epoch;
         let mut writer = Writer::new(self, epoch);
         let mut versions = BTreeSet::new();
-        let mut records: BTreeMap<NodeId, DiskInode> = BTreeMap::new();
+        let mut records = std::mem::take(&mut frozen.counted_down);
+        versions.extend(records.keys().map(|id| u64::from(id.volume.0)));
         for (id, c) in &frozen.files {
             if c.meta.kind == InodeKind::Version {
                 versions.insert(id.ino);

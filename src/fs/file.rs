@@ -504,7 +504,7 @@ impl Core {
         self.check_write(offset, 0)?;
         let end = offset.checked_add(len).filter(|e| *e <= MAX_FILE_BYTES).ok_or(Error::TooBig)?;
         let size = inode.state.read().meta.size;
-        let limit = if keep_size { end.min(size.div_ceil(BS) * BS) } else { end };
+        let limit = if keep_size { end.min(size) } else { end };
         let zeros = vec![0; ATOMIC_WRITE_BYTES];
         let mut at = offset;
         while at < limit {
@@ -513,9 +513,6 @@ impl Core {
             self.write_file(inode, at, &zeros[..n as usize], Wait::May)
                 .unwrap_or(Err(Error::Busy))?;
             at += n;
-        }
-        if keep_size && inode.state.read().meta.size > size {
-            self.truncate_file(inode, size)?;
         }
         Ok(())
     }

@@ -56,7 +56,8 @@ pub(crate) fn read_label(device: &Arc<dyn BlockDevice>) -> Result<Label> {
     }
     let mut last = None;
     for place in LABEL_PLACES {
-        match Label::decode(&read_one(device, place)?.0) {
+        let read = read_one(device, place);
+        match read.and_then(|raw| Label::decode(&raw.0).map_err(layout)) {
             Ok(label) if label.device_blocks > device.block_count() => {
                 return Err(Error::Format(format!(
                     "{} is truncated: {} bytes of {}",
@@ -104,35 +105,68 @@ fn in_order(devices: Vec<Arc<dyn BlockDevice>>) -> Result<(Vec<Arc<dyn BlockDevi
 fn newest_root(devices: &[Arc<dyn BlockDevice>]) -> Result<(Root, [u8; 32], u64)> {
     let mut best: Option<(Root, [u8; 32], u64)> = None;
     for slot in 0..ROOT_SLOTS {
-        let (mut valid, mut bad, mut why) = (0, 0, String::new());
-        for device in devices {
-            for copy in ROOT_COPIES {
-                let raw = read_one(device, copy + slot)?;
-                match Root::decode(&raw.0) {
-                    Ok((root, hash)) => {
-                        valid += 1;
-                        if best.as_ref().is_none_or(|(b, ..)| b.epoch < root.epoch) {
-                            best = Some((root, hash, slot));
-                        }
-                    }
-                    Err(_) if raw.0.iter().all(|b| *b == 0) => {}
-                    Err(e) => {
-                        bad += 1;
-                        why = e.to_string();
-                    }
-                }
+        let found = read_root_slot(devices, slot);
+        // A crash leaves at most one copy of a slot unreadable. Both bad on every device: the newest
+        // root may be lost, and to go on from the older one would undo what was promised.
+        let lost = |copy: &Copies| copy.valid.is_none() && copy.bad.is_some();
+        if let [Copies { bad: Some(why), .. }, _] = found.each_ref() {
+            if found.iter().all(lost) {
+                return Err(Error::Format(format!("both copies of a root are unreadable ({why})")));
             }
         }
-        // A crash leaves at most one copy of a slot unreadable. Both bad: the newest root may be
-        // lost, and to go on from the older one would undo what was promised.
-        if valid == 0 && bad > 1 {
-            return Err(Error::Format(format!("both copies of a root are unreadable ({why})")));
+        for (root, hash) in found.into_iter().filter_map(|c| c.valid) {
+            if best.as_ref().is_none_or(|(b, ..)| b.epoch < root.epoch) {
+                best = Some((root, hash, slot));
+            }
         }
     }
     best.ok_or_else(|| Error::Format("the pool has no root".into()))
 }
 
-fn read_segment_map(device: &Arc<dyn BlockDevice>, root: &Root) -> Result<Vec<SegmentRun>> {
+/// One copy of a slot, on all devices: the newest that is valid, and why another is not.
+#[derive(Default)]
+struct Copies {
+    valid: Option<(Root, [u8; 32])>,
+    bad: Option<String>,
+}
+
+fn read_root_slot(devices: &[Arc<dyn BlockDevice>], slot: u64) -> [Copies; 2] {
+    ROOT_COPIES.map(|copy| {
+        let mut found = Copies::default();
+        for device in devices {
+            let read = read_one(device, copy + slot);
+            let never_written = |raw: &Block| raw.0.iter().all(|b| *b == 0);
+            let root = read.and_then(|raw| match Root::decode(&raw.0) {
+                Err(_) if never_written(&raw) => Ok(None),
+                decoded => decoded.map(Some).map_err(layout),
+            });
+            match root {
+                Ok(None) => {}
+                Ok(Some(root)) => {
+                    if found.valid.as_ref().is_none_or(|(b, _)| b.epoch < root.0.epoch) {
+                        found.valid = Some(root);
+                    }
+                }
+                Err(e) => found.bad = Some(e.to_string()),
+            }
+        }
+        found
+    })
+}
+
+/// The map from whichever device has it whole: all have it.
+fn read_segment_map(devices: &[Arc<dyn BlockDevice>], root: &Root) -> Result<Vec<SegmentRun>> {
+    let mut failure = Error::Invalid("no device given");
+    for device in devices {
+        match read_segment_map_of(device, root) {
+            Ok(runs) => return Ok(runs),
+            Err(e) => failure = e,
+        }
+    }
+    Err(failure)
+}
+
+fn read_segment_map_of(device: &Arc<dyn BlockDevice>, root: &Root) -> Result<Vec<SegmentRun>> {
     let mut runs = Vec::new();
     for (i, (crc, place)) in root.segment_map.iter().enumerate() {
         if *place > 1 {
@@ -349,8 +383,7 @@ pub(crate) fn open(devices: Vec<Arc<dyn BlockDevice>>, o: &OpenOptions) -> Resul
     if root.pool_id != label.pool_id {
         return Err(Error::Format("root and label name different pools".into()));
     }
-    let first = devices.first().ok_or(Error::Invalid("no device given"))?;
-    let map = read_segment_map(first, &root)?;
+    let map = read_segment_map(&devices, &root)?;
     if root.next_group == 0 || root.blocks > 1 << 43 {
         return Err(Error::Format("the root makes no sense".into()));
     }
@@ -589,7 +622,9 @@ impl Core {
 
     fn replay_record(&self, inode: &Arc<Inode>, state: &mut State, meta: DiskInode) {
         state.gone = meta.kind == InodeKind::Free;
-        state.meta = meta;
+        // Blocks are counted as the tree is replayed: the record's count may already lack what a
+        // consistency point that was lost had walked.
+        state.meta = DiskInode { blocks: state.meta.blocks, ..meta };
         if state.gone {
             let tree = std::mem::replace(&mut state.tree, Tree::empty());
             let dead = match tree.height {

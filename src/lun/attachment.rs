@@ -1,8 +1,8 @@
 //! A block client's session with a LUN.
 //!
-//! Invariant: while `grant` equals the lease's epoch this session has a share of the block lease and no
-//! file writer is in; it is looked at under `gate`, so that whoever ends grants and then takes `gate`
-//! for writing has seen the last write off.
+//! Invariant: while `grant` equals the lease's epoch this session has a share of the block lease
+//! and no file writer is in; it is looked at under `gate`, so that whoever ends grants and then
+//! takes `gate` for writing has seen the last write off.
 
 use super::block_io::BlockError;
 use super::error::{Error, Result};
@@ -130,12 +130,8 @@ impl Attachment {
                 attachment.gone.store(true, Ordering::Release);
                 return Err(Error::Gone);
             }
-            users
-                .sessions
-                .insert(attachment.id.0, Arc::downgrade(&attachment));
-            lun.lease
-                .block_login(attachment.id.0, &attachment.label())
-                .1
+            users.sessions.insert(attachment.id.0, Arc::downgrade(&attachment));
+            lun.lease.block_login(attachment.id.0, &attachment.label()).1
         };
         attachment.log("login", json!({"writable": attachment.writable}));
         lun.log_lease(noted, &attachment.label());
@@ -172,14 +168,14 @@ impl Attachment {
         }
     }
 
-    /// The connection broke without a logout: when this is dropped (or logged out), its share of the
-    /// lease outlives it by the grace.
+    /// The connection broke without a logout: when this is dropped (or logged out), its share of
+    /// the lease outlives it by the grace.
     pub fn lost(&self) {
         self.lost.store(true, Ordering::Release);
     }
 
-    /// Logs out now, though somebody may still hold this: no I/O after it returns. Waits for writes that
-    /// are under way.
+    /// Logs out now, though somebody may still hold this: no I/O after it returns. Waits for writes
+    /// that are under way.
     pub fn logout(&self) {
         if !self.gone.swap(true, Ordering::AcqRel) {
             drop(self.lun.gate.write());
@@ -192,8 +188,8 @@ impl Attachment {
         self.gone.load(Ordering::Acquire)
     }
 
-    /// Called once, from another thread, when the session is to end: close the connection. At once if
-    /// that has happened already. It must not block.
+    /// Called once, from another thread, when the session is to end: close the connection. At once
+    /// if that has happened already. It must not block.
     pub fn on_kick(&self, kick: Box<dyn FnOnce() + Send>) {
         let mut slot = self.kick.lock();
         if self.is_gone() {
@@ -321,13 +317,7 @@ impl Drop for Attachment {
 
 impl fmt::Debug for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Attachment({} of {:?} by {})",
-            self.id.0,
-            self.lun,
-            self.label()
-        )
+        write!(f, "Attachment({} of {:?} by {})", self.id.0, self.lun, self.label())
     }
 }
 

@@ -41,10 +41,7 @@ impl Attachment {
         }
         self.wrote(offset, length);
         if fua || self.lun.live.write_through.load(Ordering::Acquire) {
-            self.lun
-                .data
-                .sync()
-                .map_err(|e| self.lun.block_error(e, offset))?;
+            self.lun.data.sync().map_err(|e| self.lun.block_error(e, offset))?;
         }
         Ok(())
     }
@@ -53,11 +50,7 @@ impl Attachment {
         self.counters.wrote(length_bytes);
         if self.lun.live.files_open.load(Ordering::Acquire) > 0 {
             let volume = self.lun.volume();
-            self.lun.tell(Change::Written {
-                volume,
-                offset_bytes,
-                length_bytes,
-            });
+            self.lun.tell(Change::Written { volume, offset_bytes, length_bytes });
         }
     }
 
@@ -69,10 +62,7 @@ impl Attachment {
         }
         let data = &self.lun.data;
         let judge = || -> fs::Result<bool> {
-            let used = data
-                .attr()?
-                .blocks
-                .saturating_mul(crate::device::BLOCK_BYTES as u64);
+            let used = data.attr()?.blocks.saturating_mul(crate::device::BLOCK_BYTES as u64);
             Ok(used.saturating_add(length) <= quota || data.seek_hole(offset)? >= offset + length)
         };
         match judge() {
@@ -85,10 +75,7 @@ impl Attachment {
     fn write_pieces(&self, offset: u64, data: &[u8]) -> Result<()> {
         let mut at = offset;
         for piece in data.chunks(ATOMIC_WRITE_BYTES) {
-            self.lun
-                .data
-                .write_at(at, piece)
-                .map_err(|e| self.lun.block_error(e, at))?;
+            self.lun.data.write_at(at, piece).map_err(|e| self.lun.block_error(e, at))?;
             at += piece.len() as u64;
         }
         Ok(())
@@ -125,10 +112,7 @@ impl Attachment {
 impl BlockIo for Attachment {
     fn geometry(&self) -> Geometry {
         let geometry = self.lun.geometry();
-        Geometry {
-            read_only: geometry.read_only || !self.writable,
-            ..geometry
-        }
+        Geometry { read_only: geometry.read_only || !self.writable, ..geometry }
     }
 
     fn generation(&self) -> u64 {
@@ -194,20 +178,14 @@ impl BlockIo for Attachment {
         if self.is_gone() {
             return Err(BlockError::Gone);
         }
-        self.lun
-            .data
-            .sync()
-            .map_err(|e| self.lun.block_error(e, 0))?;
+        self.lun.data.sync().map_err(|e| self.lun.block_error(e, 0))?;
         self.counters.flush_ops.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
     fn unmap(&self, offset: u64, length: u64) -> Result<()> {
         self.write_with(offset, length, false, || {
-            self.lun
-                .data
-                .punch(offset, length)
-                .map_err(|e| self.lun.block_error(e, offset))
+            self.lun.data.punch(offset, length).map_err(|e| self.lun.block_error(e, offset))
         })
     }
 
@@ -230,19 +208,11 @@ impl BlockIo for Attachment {
 
     fn compare_and_write(&self, offset: u64, expect: &[u8], data: &[u8]) -> Result<()> {
         if expect.len() != data.len() {
-            return Err(BlockError::Invalid(
-                "compare and write data differ in length",
-            ));
+            return Err(BlockError::Invalid("compare and write data differ in length"));
         }
         self.update(offset, data.len(), |range| {
-            match range
-                .iter()
-                .zip(expect)
-                .position(|(is, wanted)| is != wanted)
-            {
-                Some(at) => Err(BlockError::Miscompare {
-                    offset_bytes: at as u64,
-                }),
+            match range.iter().zip(expect).position(|(is, wanted)| is != wanted) {
+                Some(at) => Err(BlockError::Miscompare { offset_bytes: at as u64 }),
                 None => {
                     range.copy_from_slice(data);
                     Ok(())
@@ -253,10 +223,7 @@ impl BlockIo for Attachment {
 
     fn or_write(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.update(offset, data.len(), |range| {
-            range
-                .iter_mut()
-                .zip(data)
-                .for_each(|(to, from)| *to |= from);
+            range.iter_mut().zip(data).for_each(|(to, from)| *to |= from);
             Ok(())
         })
     }
@@ -269,13 +236,7 @@ impl BlockIo for Attachment {
         let mut extents = Vec::new();
         let mut at = offset;
         while at < end && extents.len() < max {
-            let data = self
-                .lun
-                .data
-                .seek_data(at)
-                .map_err(failed)?
-                .unwrap_or(end)
-                .min(end);
+            let data = self.lun.data.seek_data(at).map_err(failed)?.unwrap_or(end).min(end);
             let (until, mapped) = if data > at {
                 (data, false)
             } else {
@@ -283,11 +244,7 @@ impl BlockIo for Attachment {
                 let hole = self.lun.data.seek_hole(at).map_err(failed)?;
                 (hole.max(at + block).min(end), true)
             };
-            extents.push(Extent {
-                offset_bytes: at,
-                length_bytes: until - at,
-                mapped,
-            });
+            extents.push(Extent { offset_bytes: at, length_bytes: until - at, mapped });
             at = until;
         }
         Ok(extents)

@@ -1,7 +1,7 @@
 //! The keys of a LUN's `attributes` file: what they may be, how they are read and shown.
 //!
-//! The file stores the settable keys but for `size` (the length of `data` is the one truth about it).
-//! What a reader of the mount sees is rendered from that and from figures of the moment.
+//! The file stores the settable keys but for `size` (the length of `data` is the one truth about
+//! it). What a reader of the mount sees is rendered from that and from figures of the moment.
 
 use super::error::{Error, Result};
 use super::names::parse_size;
@@ -170,11 +170,7 @@ impl Wanted {
             }
             _ => {
                 let known = format!("settable keys: {SETTABLE_KEYS}");
-                return Err(bad(
-                    &key.escape_debug().to_string(),
-                    "there is no such key",
-                    &known,
-                ));
+                return Err(bad(&key.escape_debug().to_string(), "there is no such key", &known));
             }
         }
         Ok(())
@@ -182,15 +178,13 @@ impl Wanted {
 }
 
 impl Attributes {
-    /// What a text written to `attributes` asks for. Keys that are missing stay as they are; read-only
-    /// ones may stand as they were shown, so that an edited copy of the whole file is accepted.
+    /// What a text written to `attributes` asks for. Keys that are missing stay as they are;
+    /// read-only ones may stand as they were shown, so that an edited copy of the whole file is
+    /// accepted.
     pub(super) fn wanted_by(&self, text: &str) -> Result<Wanted> {
         let table = parse(text)?;
         let shown = parse(&self.to_toml())?;
-        let mut wanted = Wanted {
-            settings: self.settings.clone(),
-            size_bytes: self.size_bytes,
-        };
+        let mut wanted = Wanted { settings: self.settings.clone(), size_bytes: self.size_bytes };
         for (key, value) in &table {
             let moving = MOVING_KEYS.contains(&key.as_str()) && value.is_integer();
             let unchanged = FIXED_KEYS.contains(&key.as_str()) && shown.get(key) == Some(value);
@@ -238,10 +232,7 @@ impl Settings {
 
     /// Reads what [`Settings::to_toml`] stored; keys that are missing have their defaults.
     pub(super) fn from_toml(text: &str) -> Result<Settings> {
-        let mut wanted = Wanted {
-            settings: Settings::default(),
-            size_bytes: 0,
-        };
+        let mut wanted = Wanted { settings: Settings::default(), size_bytes: 0 };
         for (key, value) in &parse(text)? {
             wanted.apply(key, &Given::Toml(value))?;
         }
@@ -262,9 +253,7 @@ fn parse(text: &str) -> Result<toml::Table> {
         return Err(Error::BadText("the text is longer than 64 KiB".to_owned()));
     }
     let first_line = |e: toml::de::Error| {
-        let line = text
-            .get(..e.span().map_or(0, |span| span.start))
-            .map(|t| t.lines().count());
+        let line = text.get(..e.span().map_or(0, |span| span.start)).map(|t| t.lines().count());
         let why = e.message().lines().next().unwrap_or("not TOML").to_owned();
         Error::BadText(format!("line {}: {why}", line.unwrap_or(0).max(1)))
     };
@@ -272,11 +261,7 @@ fn parse(text: &str) -> Result<toml::Table> {
 }
 
 fn bad(key: &str, why: &str, remedy: &str) -> Error {
-    Error::BadSetting {
-        key: key.to_owned(),
-        why: why.to_owned(),
-        remedy: remedy.to_owned(),
-    }
+    Error::BadSetting { key: key.to_owned(), why: why.to_owned(), remedy: remedy.to_owned() }
 }
 
 fn quoted(text: &str) -> String {
@@ -290,13 +275,7 @@ fn bytes(key: &str, value: &Given) -> Result<u64> {
         Given::Toml(Value::String(text)) => parse_size(text),
         Given::Toml(_) => None,
     };
-    size.ok_or_else(|| {
-        bad(
-            key,
-            "the value is not a size",
-            "give bytes, or a number with K M G T",
-        )
-    })
+    size.ok_or_else(|| bad(key, "the value is not a size", "give bytes, or a number with K M G T"))
 }
 
 fn number<T: TryFrom<u64>>(key: &str, value: &Given, min: u64, max: u64) -> Result<T> {
@@ -305,52 +284,30 @@ fn number<T: TryFrom<u64>>(key: &str, value: &Given, min: u64, max: u64) -> Resu
         Given::Toml(Value::Integer(n)) => u64::try_from(*n).ok(),
         Given::Toml(_) => None,
     };
-    let inside = number
-        .filter(|n| (min..=max).contains(n))
-        .and_then(|n| T::try_from(n).ok());
-    inside.ok_or_else(|| {
-        bad(
-            key,
-            "the value is out of range",
-            &format!("give {min} to {max}"),
-        )
-    })
+    let inside = number.filter(|n| (min..=max).contains(n)).and_then(|n| T::try_from(n).ok());
+    inside.ok_or_else(|| bad(key, "the value is out of range", &format!("give {min} to {max}")))
 }
 
 fn one_of(key: &str, value: &Given, allowed: &[u32]) -> Result<u32> {
     let size = bytes(key, value).ok().and_then(|n| u32::try_from(n).ok());
     size.filter(|n| allowed.contains(n)).ok_or_else(|| {
         let names: Vec<String> = allowed.iter().map(u32::to_string).collect();
-        bad(
-            key,
-            "the value is out of range",
-            &format!("give one of {}", names.join(", ")),
-        )
+        bad(key, "the value is out of range", &format!("give one of {}", names.join(", ")))
     })
 }
 
 fn rotation_rate(key: &str, value: &Given) -> Result<u16> {
     let rate: Result<u16> = number(key, value, 0, MAX_ROTATION_RATE);
-    rate.ok()
-        .filter(|r| *r <= 1 || u64::from(*r) >= MIN_ROTATION_RATE)
-        .ok_or_else(|| {
-            bad(
-                key,
-                "the value is out of range",
-                "give 0 (not told), 1 (solid state) or 1025 to 65534",
-            )
-        })
+    rate.ok().filter(|r| *r <= 1 || u64::from(*r) >= MIN_ROTATION_RATE).ok_or_else(|| {
+        bad(key, "the value is out of range", "give 0 (not told), 1 (solid state) or 1025 to 65534")
+    })
 }
 
 fn boolean(key: &str, value: &Given) -> Result<bool> {
     match value {
         Given::Text("true" | "yes" | "on" | "1") | Given::Toml(Value::Boolean(true)) => Ok(true),
         Given::Text("false" | "no" | "off" | "0") | Given::Toml(Value::Boolean(false)) => Ok(false),
-        _ => Err(bad(
-            key,
-            "the value is neither true nor false",
-            "give true or false",
-        )),
+        _ => Err(bad(key, "the value is neither true nor false", "give true or false")),
     }
 }
 
@@ -389,10 +346,7 @@ mod tests {
             name: "vm1".into(),
             volume: VolumeId(17),
             size_bytes: 1 << 30,
-            settings: Settings {
-                serial: "0123abcd".into(),
-                ..Settings::default()
-            },
+            settings: Settings { serial: "0123abcd".into(), ..Settings::default() },
             used_bytes: 4096,
             free_bytes: 1 << 20,
             location: vec!["pool \"x\".img".into()],
@@ -407,22 +361,14 @@ mod tests {
         let shown = shown();
         let text = shown.to_toml();
         let wanted = shown.wanted_by(&text).unwrap();
-        assert_eq!(
-            wanted,
-            Wanted {
-                settings: shown.settings.clone(),
-                size_bytes: 1 << 30
-            }
-        );
+        assert_eq!(wanted, Wanted { settings: shown.settings.clone(), size_bytes: 1 << 30 });
         let moved = text.replace("used = 4096", "used = 8192");
         assert!(shown.wanted_by(&moved).is_ok());
     }
 
     #[test]
     fn a_part_is_enough() {
-        let wanted = shown()
-            .wanted_by("size = \"2G\"\nread-only = true\n")
-            .unwrap();
+        let wanted = shown().wanted_by("size = \"2G\"\nread-only = true\n").unwrap();
         assert_eq!(wanted.size_bytes, 2 << 30);
         assert!(wanted.settings.read_only);
         assert_eq!(wanted.settings.serial, "0123abcd");
@@ -464,10 +410,7 @@ mod tests {
 
     #[test]
     fn settings_survive_their_file() {
-        let mut wanted = Wanted {
-            settings: Settings::default(),
-            size_bytes: 0,
-        };
+        let mut wanted = Wanted { settings: Settings::default(), size_bytes: 0 };
         for (key, value) in [
             ("size", "20G"),
             ("block-size", "4K"),
@@ -495,23 +438,12 @@ mod tests {
         let error = shown().wanted_by("a = 1\nb = \n").unwrap_err();
         assert!(error.to_string().contains("line 2"), "{error}");
         assert!(error.to_string().lines().count() <= 3);
-        assert!(
-            shown()
-                .wanted_by("x = 1")
-                .unwrap_err()
-                .to_string()
-                .lines()
-                .count()
-                <= 3
-        );
+        assert!(shown().wanted_by("x = 1").unwrap_err().to_string().lines().count() <= 3);
     }
 
     #[test]
     fn times() {
         assert_eq!(rfc3339(Timestamp(0)), "1970-01-01T00:00:00.000Z");
-        assert_eq!(
-            rfc3339(Timestamp(1_795_226_400_123_456_789)),
-            "2026-11-21T02:00:00.123Z"
-        );
+        assert_eq!(rfc3339(Timestamp(1_795_226_400_123_456_789)), "2026-11-21T02:00:00.123Z");
     }
 }

@@ -1,8 +1,8 @@
 //! All LUNs of a pool.
 //!
-//! Invariants: `index` is what the volumes of the pool say; it is changed only under `names` held for
-//! writing, after the filesystem was. Two LUNs, or a LUN and an entry of the mount's root, never have
-//! names that are equal without regard to case.
+//! Invariants: `index` is what the volumes of the pool say; it is changed only under `names` held
+//! for writing, after the filesystem was. Two LUNs, or a LUN and an entry of the mount's root,
+//! never have names that are equal without regard to case.
 
 use super::attachment::{Attachment, SessionId, SessionInfo};
 use super::attributes::{Settings, Wanted};
@@ -40,12 +40,7 @@ impl CatalogOptions {
     /// The usual times, no location, redundancy `none`.
     pub fn new(clock: Arc<dyn Clock>) -> CatalogOptions {
         let timing = LeaseTiming::default();
-        CatalogOptions {
-            clock,
-            timing,
-            location: Vec::new(),
-            redundancy: "none".into(),
-        }
+        CatalogOptions { clock, timing, location: Vec::new(), redundancy: "none".into() }
     }
 }
 
@@ -89,6 +84,7 @@ pub struct Catalog {
 struct Index {
     by_name: BTreeMap<String, Arc<Lun>>,
     by_volume: HashMap<VolumeId, Arc<Lun>>,
+    unusable: Vec<(String, String)>,
 }
 
 impl Index {
@@ -102,29 +98,29 @@ impl Catalog {
     /// Finds the LUNs of a pool; finishes what a crash interrupted.
     pub fn open(fs: Arc<Fs>, options: CatalogOptions) -> Result<Arc<Catalog>> {
         let hub = Arc::new(Hub::default());
-        let shared = Arc::new(Shared {
-            fs,
-            options,
-            hub,
-            next_id: AtomicU64::new(1),
-        });
+        let shared = Arc::new(Shared { fs, options, hub, next_id: AtomicU64::new(1) });
         let mut index = Index::default();
         for (name, volume) in shared.fs.volume_list()? {
-            if check_name(&name).is_err() {
-                continue;
-            }
-            match Lun::find(&shared, &name, volume)? {
-                Found::Lun(lun) => index.insert(lun),
+            match Lun::find(&shared, &name, volume) {
+                Ok(Found::Lun(lun)) if check_name(&name).is_ok() => index.insert(lun),
                 // It is away at the next start, if not now (a pool that is read-only, or full).
-                Found::Unfinished => drop(shared.fs.volume_delete(&name)),
-                Found::Foreign => {}
+                Ok(Found::Unfinished) => drop(shared.fs.volume_delete(&name)),
+                Ok(Found::Foreign | Found::Lun(_)) => {
+                    index.unusable.push((name, "it does not hold the files of a LUN".to_owned()));
+                }
+                Err(error) => {
+                    let why = error.to_string().replace('\n', "; ");
+                    index.unusable.push((name, why));
+                }
             }
         }
-        Ok(Arc::new(Catalog {
-            shared,
-            names: RwLock::new(()),
-            index: RwLock::new(index),
-        }))
+        Ok(Arc::new(Catalog { shared, names: RwLock::new(()), index: RwLock::new(index) }))
+    }
+
+    /// Volumes that cannot be served as LUNs, and why (damaged ones): for `status`.
+    /// [`Catalog::delete`] with force removes them.
+    pub fn unusable(&self) -> Vec<(String, String)> {
+        self.index.read().unusable.clone()
     }
 
     /// The filesystem below.
@@ -136,11 +132,7 @@ impl Catalog {
     pub fn create(&self, name: &str, request: &CreateLun) -> Result<Arc<Lun>> {
         let _names = self.names.write();
         let wanted = self.judge_create(name, request)?;
-        let root = Owner {
-            mode: 0o755,
-            uid: request.uid,
-            gid: request.gid,
-        };
+        let root = Owner { mode: 0o755, uid: request.uid, gid: request.gid };
         let volume = self.shared.fs.volume_create(name, root)?;
         let owner = (request.uid, request.gid);
         let made = Lun::make(&self.shared, name, volume, &wanted, owner).and_then(|lun| {
@@ -148,15 +140,9 @@ impl Catalog {
             Ok(lun)
         });
         let lun = made.inspect_err(|_| drop(self.shared.fs.volume_delete(name)))?;
-        lun.log.event(
-            "create",
-            json!({"name": name, "size_bytes": wanted.size_bytes}),
-        );
+        lun.log.event("create", json!({"name": name, "size_bytes": wanted.size_bytes}));
         self.index.write().insert(Arc::clone(&lun));
-        lun.tell(Change::Created {
-            volume,
-            name: name.to_owned(),
-        });
+        lun.tell(Change::Created { volume, name: name.to_owned() });
         Ok(lun)
     }
 
@@ -169,10 +155,7 @@ impl Catalog {
     fn judge_create(&self, name: &str, request: &CreateLun) -> Result<Wanted> {
         check_name(name)?;
         let settings = Settings::default();
-        let mut wanted = Wanted {
-            settings,
-            size_bytes: request.size_bytes,
-        };
+        let mut wanted = Wanted { settings, size_bytes: request.size_bytes };
         for (key, value) in &request.settings {
             wanted.set(key, value)?;
         }
@@ -214,11 +197,7 @@ impl Catalog {
             index.insert(Arc::clone(&lun));
         }
         lun.log.event("rename", json!({"from": old, "to": to}));
-        lun.tell(Change::Renamed {
-            volume: lun.volume(),
-            from: old,
-            to: to.to_owned(),
-        });
+        lun.tell(Change::Renamed { volume: lun.volume(), from: old, to: to.to_owned() });
         Ok(self.shared.fs.sync()?)
     }
 
@@ -238,10 +217,13 @@ impl Catalog {
         Ok(lun)
     }
 
-    /// `Busy` while a door has it open unless forced. Durable on return; its space comes back in the
-    /// background.
+    /// `Busy` while a door has it open unless forced. Durable on return; its space comes back in
+    /// the background.
     pub fn delete(&self, name: &str, options: DeleteOptions) -> Result<()> {
         let _names = self.names.write();
+        if options.force && self.unusable().iter().any(|(unusable, _)| unusable == name) {
+            return self.delete_unusable(name);
+        }
         let lun = self.get(name)?;
         let sessions = close_for_deletion(&lun, options)?;
         for session in sessions {
@@ -255,10 +237,13 @@ impl Catalog {
             index.by_name.remove(&key_of(&name));
             index.by_volume.remove(&lun.volume());
         }
-        lun.tell(Change::Removed {
-            volume: lun.volume(),
-            name,
-        });
+        lun.tell(Change::Removed { volume: lun.volume(), name });
+        Ok(self.shared.fs.sync()?)
+    }
+
+    fn delete_unusable(&self, name: &str) -> Result<()> {
+        self.shared.fs.volume_delete(name)?;
+        self.index.write().unusable.retain(|(unusable, _)| unusable != name);
         Ok(self.shared.fs.sync()?)
     }
 
@@ -271,12 +256,10 @@ impl Catalog {
         }
     }
 
-    /// The file door is about to make `name` in the mount's root: `NameTaken` if a LUN has it. Hold the
-    /// guard until the entry is made; make no LUN meanwhile on the same thread.
+    /// The file door is about to make `name` in the mount's root: `NameTaken` if a LUN has it. Hold
+    /// the guard until the entry is made; make no LUN meanwhile on the same thread.
     pub fn check_tree_name(&self, name: &[u8]) -> Result<TreeNameGuard<'_>> {
-        let guard = TreeNameGuard {
-            _names: self.names.read(),
-        };
+        let guard = TreeNameGuard { _names: self.names.read() };
         let name = String::from_utf8_lossy(name);
         match self.index.read().by_name.get(&key_of(&name)) {
             None => Ok(guard),
@@ -292,9 +275,8 @@ impl Catalog {
             }
         }
         let volumes = self.shared.fs.volume_list()?;
-        let other = volumes
-            .iter()
-            .find(|(it, id)| it.eq_ignore_ascii_case(name) && Some(*id) != but);
+        let other =
+            volumes.iter().find(|(it, id)| it.eq_ignore_ascii_case(name) && Some(*id) != but);
         if let Some((other, _)) = other {
             return Err(taken(name, format!("a volume that is no LUN, '{other}'")));
         }
@@ -302,10 +284,7 @@ impl Catalog {
         loop {
             let root = NodeId::root(VolumeId::TREE);
             let page = self.shared.fs.readdir(root, cookie, ROOT_PAGE_ENTRIES)?;
-            if page
-                .iter()
-                .any(|entry| entry.name.eq_ignore_ascii_case(name.as_bytes()))
-            {
+            if page.iter().any(|entry| entry.name.eq_ignore_ascii_case(name.as_bytes())) {
                 return Err(taken(name, "an entry of the mount's root".to_owned()));
             }
             match page.last() {
@@ -327,8 +306,8 @@ impl Catalog {
         self.attachment(id).map(|attachment| attachment.info())
     }
 
-    /// Ends it: its I/O answers `Gone`, its connection is closed, its share of the lease ends. Waits
-    /// for writes that are under way.
+    /// Ends it: its I/O answers `Gone`, its connection is closed, its share of the lease ends.
+    /// Waits for writes that are under way.
     pub fn drop_session(&self, id: SessionId) -> Result<()> {
         self.attachment(id)?.end("dropped by the administrator");
         Ok(())
@@ -336,8 +315,7 @@ impl Catalog {
 
     fn attachment(&self, id: SessionId) -> Result<Arc<Attachment>> {
         let mut all = self.list().into_iter().flat_map(|lun| lun.attachments());
-        all.find(|attachment| attachment.id() == id)
-            .ok_or(Error::NoSession(id.0))
+        all.find(|attachment| attachment.id() == id).ok_or(Error::NoSession(id.0))
     }
 
     /// Tells `listener` of every change until the subscription is dropped. See [`Change`].
@@ -367,8 +345,5 @@ fn close_for_deletion(lun: &Arc<Lun>, options: DeleteOptions) -> Result<Vec<Arc<
 }
 
 fn taken(name: &str, by: String) -> Error {
-    Error::NameTaken {
-        name: name.escape_debug().to_string(),
-        by,
-    }
+    Error::NameTaken { name: name.escape_debug().to_string(), by }
 }

@@ -1,6 +1,6 @@
 //! Changing a LUN's settings and size.
 
-use super::attributes::{Access, Attributes, Wanted};
+use super::attributes::{Access, Attributes, Settings, Wanted};
 use super::changes::Change;
 use super::error::{Error, Result};
 use super::unit::Lun;
@@ -26,20 +26,15 @@ impl Lun {
         self.check(&before, &wanted_by(&before, changes)?, false)
     }
 
-    /// The mount's `attributes` was written: all of the text is checked, then applied. Keys that are
-    /// missing stay as they are. Refusals are logged.
+    /// The mount's `attributes` was written: all of the text is checked, then applied. Keys that
+    /// are missing stay as they are. Refusals are logged.
     pub fn apply_attributes_toml(&self, text: &str) -> Result<()> {
         self.change(false, |before| before.wanted_by(text))
     }
 
     /// New capacity. Shrinking is `Busy` while a door has it open unless `force`.
     pub fn resize(&self, size_bytes: u64, force: bool) -> Result<()> {
-        self.change(force, |before| {
-            Ok(Wanted {
-                settings: before.settings.clone(),
-                size_bytes,
-            })
-        })
+        self.change(force, |before| Ok(Wanted { settings: before.settings.clone(), size_bytes }))
     }
 
     /// As `resize`, but only checks (`--dry-run`).
@@ -47,14 +42,7 @@ impl Lun {
         let _change = self.change.lock();
         let before = self.attributes()?;
         let settings = before.settings.clone();
-        self.check(
-            &before,
-            &Wanted {
-                settings,
-                size_bytes,
-            },
-            force,
-        )
+        self.check(&before, &Wanted { settings, size_bytes }, force)
     }
 
     fn change(&self, force: bool, make: impl FnOnce(&Attributes) -> Result<Wanted>) -> Result<()> {
@@ -66,10 +54,7 @@ impl Lun {
         });
         if let Err(error) = &result {
             let why = error.to_string().replace('\n', "; ");
-            self.log.event(
-                "refused",
-                json!({"what": "a change of attributes", "why": why}),
-            );
+            self.log.event("refused", json!({"what": "a change of attributes", "why": why}));
         }
         result
     }
@@ -81,11 +66,7 @@ impl Lun {
             check_size(wanted)?;
         }
         if other_blocks && !self.users.lock().sessions.is_empty() {
-            return Err(self.busy(
-                "a change of block-size",
-                "block clients are logged in",
-                LOGOUT,
-            ));
+            return Err(self.busy("a change of block-size", "block clients are logged in", LOGOUT));
         }
         if wanted.size_bytes < before.size_bytes && !force {
             self.check_unused("shrinking", "close them, or add --force")?;
@@ -94,33 +75,50 @@ impl Lun {
     }
 
     fn apply(&self, before: &Attributes, mut wanted: Wanted) -> Result<()> {
-        let access = wanted.settings.access;
-        if access != before.settings.access {
-            let (done, noted) = self.lease.set_shared(access == Access::Shared);
-            self.log_lease(noted, "");
-            if !done {
-                let why = "files and block clients are writing at this moment";
-                return Err(self.busy("access=exclusive", why, "close the files, or log out"));
-            }
-        }
-        let changed = changed_keys(before, &wanted);
-        if wanted.size_bytes != before.size_bytes {
-            self.set_data_size(wanted.size_bytes)?;
-        }
         if wanted.settings.serial == self.default_serial() {
             wanted.settings.serial.clear();
         }
-        if wanted.settings != self.settings() {
-            self.put_settings(&wanted.settings)?;
-            self.tell(Change::Settings {
-                volume: self.volume(),
-            });
+        let changed = changed_keys(before, &wanted);
+        let old = self.settings();
+        self.set_access(wanted.settings.access)?;
+        let applied = self.apply_checked(&old, &wanted, before.size_bytes);
+        if applied.is_err() {
+            // All or nothing: what was there before has its space already.
+            let _ = self.set_access(old.access);
+            let _ = self.put_settings(&old);
         }
+        applied?;
         if !changed.is_empty() {
             self.log.event("set", Value::Object(changed));
-            self.shared.fs.sync()?;
         }
         Ok(())
+    }
+
+    fn apply_checked(&self, old: &Settings, wanted: &Wanted, size_before: u64) -> Result<()> {
+        if wanted.settings != *old {
+            self.put_settings(&wanted.settings)?;
+        }
+        if wanted.size_bytes != size_before {
+            self.set_data_size(wanted.size_bytes)?;
+        }
+        self.shared.fs.sync()?;
+        if wanted.settings != *old {
+            self.tell(Change::Settings { volume: self.volume() });
+        }
+        Ok(())
+    }
+
+    fn set_access(&self, access: Access) -> Result<()> {
+        if access == self.settings().access {
+            return Ok(());
+        }
+        let (done, noted) = self.lease.set_shared(access == Access::Shared);
+        self.log_lease(noted, "");
+        if done {
+            return Ok(());
+        }
+        let why = "files and block clients are writing at this moment";
+        Err(self.busy("access=exclusive", why, "close the files, or log out"))
     }
 
     /// Truncates or extends `data` (it stays sparse), logs it and tells the doors. The caller has
@@ -129,10 +127,7 @@ impl Lun {
         let from = self.size_bytes();
         self.resize_data(size_bytes)?;
         if from != size_bytes {
-            self.log.event(
-                "resize",
-                json!({"from_bytes": from, "to_bytes": size_bytes}),
-            );
+            self.log.event("resize", json!({"from_bytes": from, "to_bytes": size_bytes}));
         }
         Ok(())
     }
@@ -143,15 +138,10 @@ impl Lun {
             let _alone = self.gate.write();
             let result = self.data.set_size(size_bytes);
             self.live.generation.fetch_add(1, Ordering::AcqRel);
-            self.live
-                .size_bytes
-                .store(self.data.size_bytes(), Ordering::Release);
+            self.live.size_bytes.store(self.data.size_bytes(), Ordering::Release);
             result
         };
-        self.tell(Change::Resized {
-            volume: self.volume(),
-            size_bytes: self.size_bytes(),
-        });
+        self.tell(Change::Resized { volume: self.volume(), size_bytes: self.size_bytes() });
         Ok(result?)
     }
 
@@ -160,10 +150,7 @@ impl Lun {
         let grew = self.live.size_bytes.fetch_max(end, Ordering::AcqRel) < end;
         if grew {
             self.live.generation.fetch_add(1, Ordering::AcqRel);
-            self.tell(Change::Resized {
-                volume: self.volume(),
-                size_bytes: end,
-            });
+            self.tell(Change::Resized { volume: self.volume(), size_bytes: end });
         }
         grew
     }
@@ -195,23 +182,10 @@ pub(super) const LOGOUT: &str = "log out, or end them with: lunfs session drop I
 
 /// A LUN's capacity: whole blocks, at least one, not beyond the format.
 pub(super) fn check_size(wanted: &Wanted) -> Result<()> {
-    let (size_bytes, block) = (
-        wanted.size_bytes,
-        u64::from(wanted.settings.block_bytes.max(1)),
-    );
-    let bad = |why: String, remedy: String| {
-        Err(Error::BadSize {
-            size_bytes,
-            why,
-            remedy,
-        })
-    };
+    let (size_bytes, block) = (wanted.size_bytes, u64::from(wanted.settings.block_bytes.max(1)));
+    let bad = |why: String, remedy: String| Err(Error::BadSize { size_bytes, why, remedy });
     if size_bytes > fs::MAX_FILE_BYTES {
-        let most = format!(
-            "give at most {} ({}T)",
-            fs::MAX_FILE_BYTES,
-            fs::MAX_FILE_BYTES >> 40
-        );
+        let most = format!("give at most {} ({}T)", fs::MAX_FILE_BYTES, fs::MAX_FILE_BYTES >> 40);
         return bad("it is more than the format can hold".to_owned(), most);
     }
     if size_bytes == 0 || size_bytes % block != 0 {
@@ -223,30 +197,20 @@ pub(super) fn check_size(wanted: &Wanted) -> Result<()> {
 }
 
 fn wanted_by(before: &Attributes, changes: &[(String, String)]) -> Result<Wanted> {
-    let mut wanted = Wanted {
-        settings: before.settings.clone(),
-        size_bytes: before.size_bytes,
-    };
+    let mut wanted = Wanted { settings: before.settings.clone(), size_bytes: before.size_bytes };
     for (key, value) in changes {
         wanted.set(key, value)?;
     }
     Ok(wanted)
 }
 
-/// The keys that differ, as they will be: for the log.
+/// The keys but for `size` that differ, as they will be: for the log.
 fn changed_keys(before: &Attributes, wanted: &Wanted) -> Map<String, Value> {
-    let after = Attributes {
-        settings: wanted.settings.clone(),
-        size_bytes: wanted.size_bytes,
-        ..before.clone()
-    };
+    let after = Attributes { settings: wanted.settings.clone(), ..before.clone() };
     let lines = |attributes: &Attributes| -> Vec<String> {
         attributes.to_toml().lines().map(str::to_owned).collect()
     };
-    let differ = lines(before)
-        .into_iter()
-        .zip(lines(&after))
-        .filter(|(old, new)| old != new);
+    let differ = lines(before).into_iter().zip(lines(&after)).filter(|(old, new)| old != new);
     differ
         .filter_map(|(_, new)| {
             let (key, value) = new.split_once(" = ")?;

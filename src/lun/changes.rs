@@ -6,8 +6,9 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-/// A change of the catalog. Delivered on the thread that made it, after it took effect; a subscriber
-/// must only note it (in its own bounded queue) and return; it must not subscribe or unsubscribe there.
+/// A change of the catalog. Delivered on the thread that made it, after it took effect; a
+/// subscriber must only note it (in its own bounded queue) and return; it must not subscribe or
+/// unsubscribe there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// A LUN was made.
@@ -70,10 +71,7 @@ impl Hub {
     pub(super) fn subscribe(self: &Arc<Self>, listener: Listener) -> Subscription {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.listeners.write().push((id, listener));
-        Subscription {
-            hub: Arc::downgrade(self),
-            id,
-        }
+        Subscription { hub: Arc::downgrade(self), id }
     }
 
     pub(super) fn tell(&self, change: &Change) {
@@ -118,9 +116,7 @@ mod tests {
         let subscription = hub.subscribe(Arc::new(move |_| {
             counted.fetch_add(1, Ordering::Relaxed);
         }));
-        let change = Change::Settings {
-            volume: VolumeId(17),
-        };
+        let change = Change::Settings { volume: VolumeId(17) };
         hub.tell(&change);
         hub.tell(&change);
         drop(subscription);

@@ -1,7 +1,9 @@
 //! `data` opened through the mount: an open file with the lease's rules.
 //!
-//! Invariant: while `holding` is set, and looked at under the LUN's gate, this handle has the file lease.
+//! Invariant: while `holding` is set, and looked at under the LUN's gate, this handle has the file
+//! lease.
 
+use super::attributes::Access;
 use super::change::LOGOUT;
 use super::error::{Error, Result};
 use super::lease::{FileVerdict, FileWish, Holder};
@@ -27,28 +29,16 @@ pub struct OpenIntent {
 impl OpenIntent {
     fn wish(self) -> FileWish {
         match self {
-            OpenIntent {
-                write: false,
-                truncate: false,
-                ..
-            } => FileWish::Read,
-            OpenIntent {
-                write: false,
-                truncate: true,
-                ..
-            } => FileWish::TruncateOnly,
-            OpenIntent {
-                write: true,
-                read: false,
-                truncate: false,
-            } => FileWish::WriteOnly,
+            OpenIntent { write: false, truncate: false, .. } => FileWish::Read,
+            OpenIntent { write: false, truncate: true, .. } => FileWish::TruncateOnly,
+            OpenIntent { write: true, read: false, truncate: false } => FileWish::WriteOnly,
             OpenIntent { write: true, .. } => FileWish::Write,
         }
     }
 }
 
-/// An open `data`. Reads always work. Writes need the file lease, which open takes where it may, and
-/// which a write takes again after a flush: `Busy` where a block client has the LUN by then.
+/// An open `data`. Reads always work. Writes need the file lease, which open takes where it may,
+/// and which a write takes again after a flush: `Busy` where a block client has the LUN by then.
 /// [`DataFile::flush`] belongs to FLUSH, dropping to RELEASE.
 pub struct DataFile {
     lun: Arc<Lun>,
@@ -116,10 +106,7 @@ impl DataFile {
 
     /// Up to the end of the file; how many bytes that was.
     pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
-        self.lun
-            .data
-            .read_at(offset, out)
-            .map_err(|e| self.failed(e, offset))
+        self.lun.data.read_at(offset, out).map_err(|e| self.failed(e, offset))
     }
 
     /// From memory alone; `None`: use `read_at`.
@@ -131,12 +118,8 @@ impl DataFile {
     /// Writes; beyond the end it is a resize.
     pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
         let _gate = self.enter_write()?;
-        self.lun
-            .data
-            .write_at(offset, data)
-            .map_err(|e| self.failed(e, offset))?;
-        self.lun
-            .note_growth(offset.saturating_add(data.len() as u64));
+        self.lun.data.write_at(offset, data).map_err(|e| self.failed(e, offset))?;
+        self.lun.note_growth(offset.saturating_add(data.len() as u64));
         Ok(())
     }
 
@@ -145,15 +128,10 @@ impl DataFile {
         if !self.holding.load(Ordering::Acquire) || self.is_read_only() {
             return None;
         }
-        let _gate = self
-            .lun
-            .gate
-            .try_read()
-            .filter(|_| self.holding.load(Ordering::Acquire))?;
+        let _gate = self.lun.gate.try_read().filter(|_| self.holding.load(Ordering::Acquire))?;
         let written = self.lun.data.try_write_at(offset, data)?;
         if written.is_ok() {
-            self.lun
-                .note_growth(offset.saturating_add(data.len() as u64));
+            self.lun.note_growth(offset.saturating_add(data.len() as u64));
         }
         Some(written.map_err(|e| self.failed(e, offset)))
     }
@@ -162,13 +140,12 @@ impl DataFile {
     pub fn append(&self, data: &[u8]) -> Result<u64> {
         let _gate = self.enter_write()?;
         let offset = self.lun.data.append(data).map_err(|e| self.failed(e, 0))?;
-        self.lun
-            .note_growth(offset.saturating_add(data.len() as u64));
+        self.lun.note_growth(offset.saturating_add(data.len() as u64));
         Ok(offset)
     }
 
-    /// ftruncate: a resize. Growing works under a block lease too; shrinking is `Busy` while a block
-    /// client is logged in.
+    /// ftruncate: a resize. Growing works under a block lease too; shrinking is `Busy` while a
+    /// block client is logged in.
     pub fn set_size(&self, size_bytes: u64) -> Result<()> {
         let _change = self.lun.change.lock();
         if self.is_read_only() {
@@ -199,18 +176,14 @@ impl DataFile {
     /// fallocate PUNCH_HOLE|KEEP_SIZE.
     pub fn punch(&self, offset: u64, length: u64) -> Result<()> {
         let _gate = self.enter_write()?;
-        self.lun
-            .data
-            .punch(offset, length)
-            .map_err(|e| self.failed(e, offset))
+        self.lun.data.punch(offset, length).map_err(|e| self.failed(e, offset))
     }
 
     /// fallocate ZERO_RANGE (`keep_size`: with KEEP_SIZE).
     pub fn allocate_zeros(&self, offset: u64, length: u64, keep_size: bool) -> Result<()> {
         let _gate = self.enter_write()?;
         let data = &self.lun.data;
-        data.allocate_zeros(offset, length, keep_size)
-            .map_err(|e| self.failed(e, offset))?;
+        data.allocate_zeros(offset, length, keep_size).map_err(|e| self.failed(e, offset))?;
         if !keep_size {
             self.lun.note_growth(offset.saturating_add(length));
         }
@@ -232,8 +205,8 @@ impl DataFile {
         Ok(self.lun.data.sync()?)
     }
 
-    /// FLUSH, at each close(2): gives the file lease back. With the last writer's, block clients go on
-    /// and get a unit attention.
+    /// FLUSH, at each close(2): gives the file lease back. With the last writer's, block clients go
+    /// on and get a unit attention.
     pub fn flush(&self) {
         if !self.holding.load(Ordering::Acquire) {
             return;
@@ -242,8 +215,11 @@ impl DataFile {
             // Alone: writes of this handle that are under way end first.
             let _gate = self.lun.gate.write();
             self.holding.store(false, Ordering::Release);
-            self.lun.media_changed();
-            self.lun.lease.file_flush(self.id)
+            let noted = self.lun.lease.file_flush(self.id);
+            if noted.ended && self.lun.settings().access == Access::Exclusive {
+                self.lun.media_changed();
+            }
+            noted
         };
         self.log_growth();
         self.lun.log_lease(noted, "files of the mount");
@@ -254,10 +230,7 @@ impl DataFile {
         let from = self.logged_size_bytes.swap(to, Ordering::AcqRel);
         if from < to {
             let by = "a file of the mount";
-            self.lun.log.event(
-                "resize",
-                json!({"from_bytes": from, "to_bytes": to, "by": by}),
-            );
+            self.lun.log.event("resize", json!({"from_bytes": from, "to_bytes": to, "by": by}));
         }
     }
 
@@ -291,11 +264,7 @@ impl DataFile {
         if self.lun.users.lock().sessions.is_empty() {
             return Ok(());
         }
-        Err(self.lun.busy(
-            "shrinking through the mount",
-            "block clients are logged in",
-            LOGOUT,
-        ))
+        Err(self.lun.busy("shrinking through the mount", "block clients are logged in", LOGOUT))
     }
 
     /// A block client has the LUN: the log names it.
@@ -307,18 +276,12 @@ impl DataFile {
         let fields = json!({"what": format!("{what} through the mount"), "held_by": holders});
         self.lun.log.event("refused", fields);
         let why = format!("block clients have it: {}", holders.join(", "));
-        self.lun
-            .busy(&format!("{what} through the mount"), &why, LOGOUT)
+        self.lun.busy(&format!("{what} through the mount"), &why, LOGOUT)
     }
 
     fn failed(&self, error: fs::Error, offset: u64) -> Error {
-        if let fs::Error::Corrupt {
-            block,
-            file_offset_bytes,
-        } = &error
-        {
-            self.lun
-                .medium_error(*block, file_offset_bytes.unwrap_or(offset));
+        if let fs::Error::Corrupt { block, file_offset_bytes } = &error {
+            self.lun.medium_error(*block, file_offset_bytes.unwrap_or(offset));
         }
         Error::Fs(error)
     }
@@ -337,9 +300,6 @@ impl Drop for DataFile {
 impl fmt::Debug for DataFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let holding = self.holding.load(Ordering::Relaxed);
-        f.debug_struct("DataFile")
-            .field("lun", &self.lun)
-            .field("holding", &holding)
-            .finish()
+        f.debug_struct("DataFile").field("lun", &self.lun).field("holding", &holding).finish()
     }
 }

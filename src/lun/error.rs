@@ -1,4 +1,5 @@
-//! The one errors enum of the LUN layer. `Display` is the three lines a user sees: what, why, what to do.
+//! The one errors enum of the LUN layer. `Display` is the three lines a user sees: what, why, what
+//! to do.
 
 use crate::fs;
 

@@ -1,7 +1,8 @@
 //! A LUN's `log`: append-only JSON lines, cut at a limit with the older half kept as `log.1`.
 //!
-//! Invariants: all appends go through one lock, so lines never mix; `log` keeps its inode when it is
-//! cut, and a crash in the middle of a cut leaves whole lines (some in both files, or blank ones).
+//! Invariants: all appends go through one lock, so lines never mix; `log` keeps its inode when it
+//! is cut, and a crash in the middle of a cut leaves whole lines (some in both files, or blank
+//! ones).
 
 use super::attributes::rfc3339;
 use crate::fs::{self, Clock, File, Fs, NewNode, NodeId, Owner};
@@ -53,13 +54,7 @@ struct Bucket {
 
 impl EventLog {
     pub(super) fn new(fs: Arc<Fs>, dir: NodeId, file: File, clock: Arc<dyn Clock>) -> EventLog {
-        EventLog {
-            fs,
-            dir,
-            file,
-            clock,
-            state: Mutex::default(),
-        }
+        EventLog { fs, dir, file, clock, state: Mutex::default() }
     }
 
     pub(super) fn node(&self) -> NodeId {
@@ -71,10 +66,7 @@ impl EventLog {
     pub(super) fn event(&self, event: &'static str, fields: Value) {
         let now = self.clock.now();
         let mut state = self.state.lock();
-        let bucket = state
-            .limits
-            .entry(event)
-            .or_insert_with(|| Bucket::full(now.0));
+        let bucket = state.limits.entry(event).or_insert_with(|| Bucket::full(now.0));
         let Some(suppressed) = bucket.take(now.0) else {
             return;
         };
@@ -131,9 +123,7 @@ impl EventLog {
         let (older, newer) = bytes.split_at(newline.map_or(bytes.len(), |at| half + at + 1));
         replace(&self.older()?, older)?;
         replace(&self.file, newer)?;
-        state.cut_bytes = state
-            .cut_bytes
-            .saturating_add(size_before - newer.len() as u64);
+        state.cut_bytes = state.cut_bytes.saturating_add(size_before - newer.len() as u64);
         Ok(())
     }
 
@@ -141,11 +131,7 @@ impl EventLog {
         let node = match self.fs.lookup(self.dir, OLDER_NAME) {
             Err(fs::Error::NotFound) => {
                 let like = self.file.attr()?;
-                let owner = Owner {
-                    mode: like.mode,
-                    uid: like.uid,
-                    gid: like.gid,
-                };
+                let owner = Owner { mode: like.mode, uid: like.uid, gid: like.gid };
                 self.fs.create(self.dir, OLDER_NAME, NewNode::File, owner)?
             }
             found => found?,
@@ -156,22 +142,14 @@ impl EventLog {
 
 impl Bucket {
     fn full(now_ns: i64) -> Bucket {
-        Bucket {
-            tokens: BURST_EVENTS,
-            refilled_ns: now_ns,
-            suppressed: 0,
-        }
+        Bucket { tokens: BURST_EVENTS, refilled_ns: now_ns, suppressed: 0 }
     }
 
     /// Whether one more may be logged, and how many were left out before it.
     fn take(&mut self, now_ns: i64) -> Option<u64> {
         let refills = now_ns.saturating_sub(self.refilled_ns).max(0) / REFILL_NS;
         self.tokens = BURST_EVENTS.min(self.tokens.saturating_add(refills as u64));
-        self.refilled_ns = if refills > 0 {
-            now_ns
-        } else {
-            self.refilled_ns.min(now_ns)
-        };
+        self.refilled_ns = if refills > 0 { now_ns } else { self.refilled_ns.min(now_ns) };
         if self.tokens == 0 {
             self.suppressed += 1;
             return None;
@@ -181,8 +159,8 @@ impl Bucket {
     }
 }
 
-/// Makes `bytes` the contents of a small file, whole under a crash: one atomic write that blanks what
-/// is longer, then the length.
+/// Makes `bytes` the contents of a small file, whole under a crash: one atomic write that blanks
+/// what is longer, then the length.
 pub(super) fn replace(file: &File, bytes: &[u8]) -> fs::Result<()> {
     let old = usize::try_from(file.size_bytes()).unwrap_or(usize::MAX);
     let mut padded = bytes.to_vec();
@@ -212,11 +190,7 @@ fn read_range(file: &File, from: u64, to: u64) -> fs::Result<Vec<u8>> {
 
 fn lines_of(bytes: &[u8]) -> Vec<LogLine> {
     let lines = bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty());
-    lines
-        .map(|line| LogLine {
-            text: String::from_utf8_lossy(line).into_owned(),
-        })
-        .collect()
+    lines.map(|line| LogLine { text: String::from_utf8_lossy(line).into_owned() }).collect()
 }
 
 /// One line: time and event first, then the fields by name.
@@ -229,15 +203,8 @@ fn line_of(now: fs::Timestamp, event: &str, fields: Value, suppressed: u64) -> V
     if suppressed > 0 {
         fields.insert("suppressed".into(), suppressed.into());
     }
-    let mut line = format!(
-        "{{\"time\":\"{}\",\"event\":{}",
-        rfc3339(now),
-        Value::from(event)
-    );
-    for (key, value) in fields
-        .iter()
-        .filter(|(key, _)| !matches!(key.as_str(), "time" | "event"))
-    {
+    let mut line = format!("{{\"time\":\"{}\",\"event\":{}", rfc3339(now), Value::from(event));
+    for (key, value) in fields.iter().filter(|(key, _)| !matches!(key.as_str(), "time" | "event")) {
         let _ = write!(line, ",{}:{value}", Value::from(key.as_str()));
     }
     line.push_str("}\n");

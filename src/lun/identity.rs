@@ -33,11 +33,7 @@ pub(super) fn naa(pool_id: &[u8; 16], volume: VolumeId) -> [u8; 16] {
 /// The unit serial number where none is set: 16 hexadecimal digits.
 pub(super) fn default_serial(pool_id: &[u8; 16], volume: VolumeId) -> String {
     let digest = digest(pool_id, volume, "serial");
-    digest
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! The lease between block doors and the file door, as a state machine without clock or I/O.
 //!
 //! Invariants:
-//! - In exclusive mode block holders (present or lost within their grace) and file writers are never
-//!   both there, but for a file writer that was forced in by the administrator; it has the precedence.
+//! - In exclusive mode block holders (present or lost within their grace) and file writers are
+//!   never both there, but for a file writer that was forced in by the administrator; it has the
+//!   precedence.
 //! - Who holds is followed in shared mode too, so that going back to exclusive can be judged.
 //! - Reading asks for nothing.
 //!
@@ -11,8 +12,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Lost clients that are remembered one by one; beyond it they share one grace and must write to hold
-/// the lease again. Bounds the memory that a flapping network can take.
+/// Lost clients that are remembered one by one; beyond it they share one grace and must write to
+/// hold the lease again. Bounds the memory that a flapping network can take.
 const MAX_LOST_CLIENTS: usize = 1024;
 
 /// Times of the lease.
@@ -26,10 +27,7 @@ pub struct LeaseTiming {
 
 impl Default for LeaseTiming {
     fn default() -> Self {
-        LeaseTiming {
-            file_wait: Duration::from_secs(1),
-            lost_grace: Duration::from_secs(30),
-        }
+        LeaseTiming { file_wait: Duration::from_secs(1), lost_grace: Duration::from_secs(30) }
     }
 }
 
@@ -188,9 +186,7 @@ impl Lease {
         if !self.shared && self.block_held() {
             return FileVerdict::HeldByBlock;
         }
-        FileVerdict::Granted {
-            began: self.file_insert(handle),
-        }
+        FileVerdict::Granted { began: self.file_insert(handle) }
     }
 
     /// The administrator's file writer (import --force): holds whoever else does. True: the file
@@ -254,11 +250,7 @@ impl Lease {
 
     fn block_names(&self) -> Vec<String> {
         let mut names: Vec<String> = self.block.values().cloned().collect();
-        names.extend(
-            self.lost
-                .keys()
-                .map(|client| format!("{client} (connection lost)")),
-        );
+        names.extend(self.lost.keys().map(|client| format!("{client} (connection lost)")));
         if self.lost_others_until.is_some() {
             names.push("more clients (connection lost)".to_owned());
         }

@@ -121,10 +121,7 @@ impl LeaseRoom {
     fn step<R>(&self, act: impl FnOnce(&mut Lease, Duration, &mut Noted) -> R) -> (R, Noted) {
         let mut lease = self.state.lock();
         let now = self.origin.elapsed();
-        let mut noted = Noted {
-            block_expired: lease.expire(now),
-            ..Noted::default()
-        };
+        let mut noted = Noted { block_expired: lease.expire(now), ..Noted::default() };
         let result = act(&mut lease, now, &mut noted);
         (result, noted)
     }
@@ -141,13 +138,7 @@ mod tests {
 
     fn room(file_wait_ms: u64) -> LeaseRoom {
         let file_wait = Duration::from_millis(file_wait_ms);
-        LeaseRoom::new(
-            LeaseTiming {
-                file_wait,
-                lost_grace: Duration::ZERO,
-            },
-            false,
-        )
+        LeaseRoom::new(LeaseTiming { file_wait, lost_grace: Duration::ZERO }, false)
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! A LUN is a directory of three files: `attributes`, `data`, `log`. This layer makes and finds LUNs,
-//! keeps the lease between the doors, and maps LBAs to bytes of `data`.
+//! A LUN is a directory of three files: `attributes`, `data`, `log`. This layer makes and finds
+//! LUNs, keeps the lease between the doors, and maps LBAs to bytes of `data`.
 //!
 //! - [`Catalog`]: all LUNs of a pool; make, find, rename, delete; sessions; changes for the doors.
 //! - [`Lun`]: one of them: settings, resize, log.
@@ -24,6 +24,7 @@ mod names;
 pub mod transfer;
 mod transfer_job;
 mod unit;
+mod memory;
 
 pub use attachment::{AttachRequest, Attachment, SessionId, SessionInfo};
 pub use attributes::{Access, Attributes, Settings, MAX_ATTRIBUTES_TEXT_BYTES};
@@ -36,3 +37,4 @@ pub use event_log::{LogLine, LOG_LIMIT_BYTES};
 pub use lease::{Holder, LeaseTiming};
 pub use names::{check_name, parse_size};
 pub use unit::Lun;
+pub use memory::MemoryLun;

@@ -1,8 +1,8 @@
 //! Import and export of raw images: large I/O, holes stay holes, memory bounded.
 //!
 //! A file is cut into chunks that a few workers move; a pipe is read or written by one thread while
-//! others do the other side. Memory: a chunk for each worker, as many between a pipe and the workers,
-//! and one more: 9 MiB.
+//! others do the other side. Memory: a chunk for each worker, as many between a pipe and the
+//! workers, and one more: 9 MiB.
 
 use super::attributes::{Settings, Wanted};
 use super::catalog::{Catalog, CreateLun, DeleteOptions};
@@ -36,7 +36,8 @@ pub enum Target {
     Stream(Box<dyn Write + Send>),
 }
 
-/// Told from time to time how far it is: (bytes of the image done, bytes of the image). `false` stops.
+/// Told from time to time how far it is: (bytes of the image done, bytes of the image). `false`
+/// stops.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) -> bool + Sync);
 
 /// What was moved.
@@ -48,9 +49,10 @@ pub struct Moved {
     pub data_bytes: u64,
 }
 
-/// Makes a LUN from an image. A stream needs `request.size_bytes`, the LUN's size, and may be shorter;
-/// with a file 0 means the file's size (rounded up to whole blocks). Block writes of clients wait or
-/// are refused until it is done. On failure the LUN is deleted again. Durable on return.
+/// Makes a LUN from an image. A stream needs `request.size_bytes`, the LUN's size, and may be
+/// shorter; with a file 0 means the file's size (rounded up to whole blocks). Block writes of
+/// clients wait or are refused until it is done. On failure the LUN is deleted again. Durable on
+/// return.
 pub fn import_new(
     catalog: &Catalog,
     name: &str,
@@ -64,32 +66,20 @@ pub fn import_new(
         (0, Some(size)) => size.max(1).next_multiple_of(block_bytes(request)),
         (given, _) => given,
     };
-    let lun = catalog.create(
-        name,
-        &CreateLun {
-            size_bytes,
-            ..request.clone()
-        },
-    )?;
+    let lun = catalog.create(name, &CreateLun { size_bytes, ..request.clone() })?;
     let moved = DataFile::open_by_force(&lun).and_then(|file| import(&file, source, progress));
     match moved {
         Ok(moved) => Ok((lun, moved)),
         Err(error) => {
-            let _ = catalog.delete(
-                name,
-                DeleteOptions {
-                    recursive: true,
-                    force: true,
-                },
-            );
+            let _ = catalog.delete(name, DeleteOptions { recursive: true, force: true });
             Err(error)
         }
     }
 }
 
 /// Replaces the contents of a LUN; what lies behind the image's end becomes a hole. `Busy` while a
-/// door has it open unless `force`. Block writes of clients wait or are refused until it is done, then
-/// they get a unit attention. Durable on return.
+/// door has it open unless `force`. Block writes of clients wait or are refused until it is done,
+/// then they get a unit attention. Durable on return.
 pub fn import_into(
     lun: &Arc<Lun>,
     source: Source,
@@ -117,15 +107,9 @@ pub fn export(lun: &Arc<Lun>, target: Target, progress: Progress) -> Result<Move
         Target::Stream(writer) => export_stream(lun, writer, &job, progress),
         Target::File(file) => export_file(lun, &file, &job, progress),
     };
-    let moved = Moved {
-        size_bytes,
-        data_bytes: job.data_bytes(),
-    };
+    let moved = Moved { size_bytes, data_bytes: job.data_bytes() };
     ran.map_err(|error| explained("the export", lun, error))?;
-    lun.log.event(
-        "export",
-        json!({"size_bytes": size_bytes, "data_bytes": moved.data_bytes}),
-    );
+    lun.log.event("export", json!({"size_bytes": size_bytes, "data_bytes": moved.data_bytes}));
     Ok(moved)
 }
 
@@ -137,17 +121,10 @@ fn import(file: &DataFile, source: Source, progress: Progress) -> Result<Moved> 
         Source::File(image) => import_file(file, &image, &job, progress),
         Source::Stream(reader) => import_stream(file, reader, &job, progress),
     };
-    ran.and_then(|()| file.sync())
-        .map_err(|error| explained("the import", lun, error))?;
-    let moved = Moved {
-        size_bytes: job.done_bytes(),
-        data_bytes: job.data_bytes(),
-    };
+    ran.and_then(|()| file.sync()).map_err(|error| explained("the import", lun, error))?;
+    let moved = Moved { size_bytes: job.done_bytes(), data_bytes: job.data_bytes() };
     let (size_bytes, data_bytes) = (moved.size_bytes, moved.data_bytes);
-    lun.log.event(
-        "import",
-        json!({"size_bytes": size_bytes, "data_bytes": data_bytes}),
-    );
+    lun.log.event("import", json!({"size_bytes": size_bytes, "data_bytes": data_bytes}));
     Ok(moved)
 }
 
@@ -159,9 +136,7 @@ fn import_file(file: &DataFile, image: &File, job: &Job, progress: Progress) -> 
             let Some(chunk) = buffer.get_mut(..length) else {
                 break;
             };
-            image
-                .read_exact_at(chunk, offset)
-                .map_err(|e| far_end("the image", &e))?;
+            image.read_exact_at(chunk, offset).map_err(|e| far_end("the image", &e))?;
             put(file, offset, chunk, job)?;
             job.add_done(length as u64);
         }
@@ -244,15 +219,9 @@ fn put(file: &DataFile, offset: u64, chunk: &[u8], job: &Job) -> Result<()> {
 
 fn export_file(lun: &Arc<Lun>, file: &File, job: &Job, progress: Progress) -> Result<()> {
     let failed = |e: io::Error| far_end("the target file", &e);
-    let is_device = file
-        .metadata()
-        .map_err(failed)?
-        .file_type()
-        .is_block_device();
+    let is_device = file.metadata().map_err(failed)?.file_type().is_block_device();
     if !is_device {
-        file.set_len(0)
-            .and_then(|()| file.set_len(job.size_bytes))
-            .map_err(failed)?;
+        file.set_len(0).and_then(|()| file.set_len(job.size_bytes)).map_err(failed)?;
     }
     let chunks = Mutex::new(Chunks::new(job.size_bytes, |from| match is_device {
         // What a device held before must go: holes are written as zeros.
@@ -271,8 +240,7 @@ fn export_file(lun: &Arc<Lun>, file: &File, job: &Job, progress: Progress) -> Re
                 job.add_data(length as u64);
             } else {
                 for (at, piece) in pieces_of_data(chunk) {
-                    file.write_all_at(piece, offset + at as u64)
-                        .map_err(failed)?;
+                    file.write_all_at(piece, offset + at as u64).map_err(failed)?;
                     job.add_data(piece.len() as u64);
                 }
             }
@@ -322,11 +290,7 @@ fn export_stream(
 /// Reads all of a chunk; what a shrinking LUN has not any more is zeros.
 fn get(lun: &Lun, offset: u64, chunk: &mut [u8]) -> Result<()> {
     let read = lun.data.read_at(offset, chunk).inspect_err(|error| {
-        if let crate::fs::Error::Corrupt {
-            block,
-            file_offset_bytes,
-        } = error
-        {
+        if let crate::fs::Error::Corrupt { block, file_offset_bytes } = error {
             lun.medium_error(*block, file_offset_bytes.unwrap_or(offset));
         }
     });
@@ -362,15 +326,9 @@ impl Source {
         let Source::File(file) = self else {
             return Ok(self);
         };
-        let kind = file
-            .metadata()
-            .map_err(|e| far_end("the image", &e))?
-            .file_type();
+        let kind = file.metadata().map_err(|e| far_end("the image", &e))?.file_type();
         if kind.is_dir() {
-            return Err(far_end(
-                "the image",
-                &io::Error::from(io::ErrorKind::IsADirectory),
-            ));
+            return Err(far_end("the image", &io::Error::from(io::ErrorKind::IsADirectory)));
         }
         match kind.is_file() || kind.is_block_device() {
             true => Ok(Source::File(file)),
@@ -389,10 +347,7 @@ impl Source {
 }
 
 fn block_bytes(request: &CreateLun) -> u64 {
-    let mut wanted = Wanted {
-        settings: Settings::default(),
-        size_bytes: 0,
-    };
+    let mut wanted = Wanted { settings: Settings::default(), size_bytes: 0 };
     for (key, value) in &request.settings {
         // What is wrong with it is said when the LUN is made.
         let _ = wanted.set(key, value);
@@ -440,8 +395,7 @@ fn far_end(what: &str, error: &io::Error) -> Error {
 fn explained(what: &str, lun: &Lun, error: Error) -> Error {
     let why = error.to_string();
     let mut lines = why.lines();
-    lun.log
-        .event("error", json!({"kind": what, "why": lines.next()}));
+    lun.log.event("error", json!({"kind": what, "why": lines.next()}));
     match error {
         Error::Fs(error) => Error::Transfer {
             what: format!("{what} of LUN '{}' failed", lun.name()),

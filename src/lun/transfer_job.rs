@@ -29,12 +29,7 @@ pub(super) struct Chunks<F> {
 impl<F: FnMut(u64) -> Result<Option<(u64, u64)>>> Chunks<F> {
     /// `find` tells the first run of data at or after an offset.
     pub(super) fn new(size_bytes: u64, find: F) -> Chunks<F> {
-        Chunks {
-            size_bytes,
-            next: 0,
-            extent_end: 0,
-            find,
-        }
+        Chunks { size_bytes, next: 0, extent_end: 0, find }
     }
 
     /// The next (offset, length); holes count as done.
@@ -65,11 +60,7 @@ pub(super) struct Pool(Mutex<Vec<Vec<u8>>>);
 impl Pool {
     /// An empty one.
     pub(super) fn take(&self) -> Vec<u8> {
-        let mut buffer = self
-            .0
-            .lock()
-            .pop()
-            .unwrap_or_else(|| Vec::with_capacity(CHUNK_BYTES));
+        let mut buffer = self.0.lock().pop().unwrap_or_else(|| Vec::with_capacity(CHUNK_BYTES));
         buffer.clear();
         buffer
     }
@@ -86,16 +77,10 @@ pub(super) fn pieces_of_data(chunk: &[u8]) -> impl Iterator<Item = (usize, &[u8]
     let mut at = 0;
     std::iter::from_fn(move || {
         let rest = chunk.get(at..)?;
-        let skipped = rest
-            .chunks(ZERO_BYTES)
-            .take_while(|piece| is_zero(piece))
-            .count();
+        let skipped = rest.chunks(ZERO_BYTES).take_while(|piece| is_zero(piece)).count();
         let start = (at + skipped * ZERO_BYTES).min(chunk.len());
         let rest = chunk.get(start..).filter(|rest| !rest.is_empty())?;
-        let run = rest
-            .chunks(ZERO_BYTES)
-            .take_while(|piece| !is_zero(piece))
-            .count();
+        let run = rest.chunks(ZERO_BYTES).take_while(|piece| !is_zero(piece)).count();
         let length = (run * ZERO_BYTES).min(rest.len());
         at = start + length;
         Some((start, rest.get(..length)?))
@@ -228,9 +213,7 @@ mod tests {
         chunk[ZERO_BYTES] = 1;
         chunk[3 * ZERO_BYTES - 1] = 1;
         chunk[5 * ZERO_BYTES + 99] = 1;
-        let found: Vec<_> = pieces_of_data(&chunk)
-            .map(|(at, piece)| (at, piece.len()))
-            .collect();
+        let found: Vec<_> = pieces_of_data(&chunk).map(|(at, piece)| (at, piece.len())).collect();
         assert_eq!(found, [(ZERO_BYTES, 2 * ZERO_BYTES), (5 * ZERO_BYTES, 100)]);
         assert_eq!(pieces_of_data(&[0; 10_000]).count(), 0);
         assert_eq!(pieces_of_data(&[]).count(), 0);
@@ -246,11 +229,7 @@ mod tests {
             (size - 5, size),
         ];
         let find = |from| {
-            Ok(extents
-                .iter()
-                .copied()
-                .find(|(_, end)| *end > from)
-                .map(|(s, e)| (s.max(from), e)))
+            Ok(extents.iter().copied().find(|(_, end)| *end > from).map(|(s, e)| (s.max(from), e)))
         };
         let job = Job::new(size);
         let mut chunks = Chunks::new(size, find);
@@ -282,10 +261,7 @@ mod tests {
             }
             Ok(())
         });
-        assert!(matches!(
-            job.run(&|_, _| true, [wait, fail]),
-            Err(Error::Gone)
-        ));
+        assert!(matches!(job.run(&|_, _| true, [wait, fail]), Err(Error::Gone)));
     }
 
     #[test]
@@ -297,9 +273,6 @@ mod tests {
             }
             Ok(())
         };
-        assert!(matches!(
-            job.run(&|_, _| false, [wait]),
-            Err(Error::Transfer { .. })
-        ));
+        assert!(matches!(job.run(&|_, _| false, [wait]), Err(Error::Transfer { .. })));
     }
 }

@@ -1,10 +1,12 @@
 //! One LUN: what it is, who uses it, what it logs.
 //!
 //! Invariants:
-//! - `size_bytes` is the length of `data`: it rises under a read of `gate`, falls under its write, so
-//!   that no write which was judged by an older length can make the file longer again.
-//! - `generation` has risen before anybody can see what changed.
-//! - Locks are taken in the order `change`, `gate`, `users`; the lease's and the log's own are leaves.
+//! - `size_bytes` is the length of `data`: it rises under a read of `gate`, falls under its write,
+//!   so that no write which was judged by an older length can make the file longer again.
+//! - `generation` rises after what it stands for has changed, and is read before it is: who sees a
+//!   generation has seen all it stands for, or will see a higher one.
+//! - Locks are taken in the order `change`, `gate`, `users`; the lease's and the log's own are
+//!   leaves.
 
 use super::attachment::{AttachRequest, Attachment, SessionInfo};
 use super::attributes::{Access, Attributes, Settings, Wanted};
@@ -101,17 +103,12 @@ impl Lun {
     ) -> Result<Arc<Lun>> {
         let root = NodeId::root(volume);
         let create = |name, mode| {
-            let made = shared
-                .fs
-                .create(root, name, NewNode::File, Owner { mode, uid, gid })?;
+            let made = shared.fs.create(root, name, NewNode::File, Owner { mode, uid, gid })?;
             shared.fs.open_file(made.id)
         };
         create(DATA, 0o600)?.set_size(wanted.size_bytes)?;
         create(LOG, 0o644)?;
-        event_log::replace(
-            &create(ATTRIBUTES, 0o644)?,
-            wanted.settings.to_toml().as_bytes(),
-        )?;
+        event_log::replace(&create(ATTRIBUTES, 0o644)?, wanted.settings.to_toml().as_bytes())?;
         match Lun::find(shared, name, volume)? {
             Found::Lun(lun) => Ok(lun),
             Found::Unfinished | Found::Foreign => Err(Error::Gone),
@@ -128,20 +125,16 @@ impl Lun {
         };
         let (data, log, stored) = (open(DATA)?, open(LOG)?, open(ATTRIBUTES)?);
         match (data, log, stored) {
-            (Some(data), Some(log), Some(stored)) if stored.size_bytes() > 0 => Ok(Found::Lun(
-                Arc::new(Lun::load(shared, name, volume, data, log, stored)?),
-            )),
+            (Some(data), Some(log), Some(stored)) if stored.size_bytes() > 0 => {
+                Ok(Found::Lun(Arc::new(Lun::load(shared, name, volume, data, log, stored)?)))
+            }
             (data, _, stored) => {
                 let never_used = match &data {
                     Some(data) => data.attr()?.blocks == 0,
                     None => shared.fs.readdir(root, 0, 1)?.is_empty(),
                 };
                 let unfinished = never_used && stored.is_none_or(|file| file.size_bytes() == 0);
-                Ok(if unfinished {
-                    Found::Unfinished
-                } else {
-                    Found::Foreign
-                })
+                Ok(if unfinished { Found::Unfinished } else { Found::Foreign })
             }
         }
     }
@@ -161,10 +154,7 @@ impl Lun {
         let settings = load_settings(&stored).unwrap_or_else(|why| {
             log.event("error", json!({"file": "attributes", "why": why}));
             // Whether writing was allowed is not known any more.
-            Settings {
-                read_only: true,
-                ..Settings::default()
-            }
+            Settings { read_only: true, ..Settings::default() }
         });
         let lease = LeaseRoom::new(shared.options.timing, settings.access == Access::Shared);
         Ok(Lun {
@@ -222,10 +212,7 @@ impl Lun {
     /// Everything `attributes` shows.
     pub fn attributes(&self) -> Result<Attributes> {
         let options = &self.shared.options;
-        let settings = Settings {
-            serial: self.serial(),
-            ..self.settings()
-        };
+        let settings = Settings { serial: self.serial(), ..self.settings() };
         Ok(Attributes {
             name: self.name(),
             volume: self.volume,
@@ -328,20 +315,12 @@ impl Lun {
 
     /// Its block sessions.
     pub(super) fn attachments(&self) -> Vec<Arc<Attachment>> {
-        self.users
-            .lock()
-            .sessions
-            .values()
-            .filter_map(Weak::upgrade)
-            .collect()
+        self.users.lock().sessions.values().filter_map(Weak::upgrade).collect()
     }
 
     /// Sessions of its block clients, sorted by id.
     pub fn sessions(&self) -> Vec<SessionInfo> {
-        self.attachments()
-            .iter()
-            .map(|attachment| attachment.info())
-            .collect()
+        self.attachments().iter().map(|attachment| attachment.info()).collect()
     }
 
     /// Handles of `data` open through the mount.
@@ -379,16 +358,13 @@ impl Lun {
     pub(super) fn log_lease(&self, noted: Noted, who: &str) {
         if noted.block_expired {
             let why = "the grace after a lost connection is over";
-            self.log
-                .event("lease", json!({"state": "ended", "why": why}));
+            self.log.event("lease", json!({"state": "ended", "why": why}));
         }
         if noted.began {
-            self.log
-                .event("lease", json!({"state": "begun", "by": who}));
+            self.log.event("lease", json!({"state": "begun", "by": who}));
         }
         if noted.ended {
-            self.log
-                .event("lease", json!({"state": "ended", "by": who}));
+            self.log.event("lease", json!({"state": "ended", "by": who}));
         }
     }
 
@@ -400,10 +376,7 @@ impl Lun {
             fs::Error::ReadOnly => BlockError::ReadOnly,
             fs::Error::Stale | fs::Error::NotFound => BlockError::Gone,
             fs::Error::Invalid(why) => BlockError::Invalid(why),
-            fs::Error::Corrupt {
-                block,
-                file_offset_bytes,
-            } => {
+            fs::Error::Corrupt { block, file_offset_bytes } => {
                 let offset_bytes = file_offset_bytes.unwrap_or(offset).max(offset);
                 self.medium_error(block, offset_bytes);
                 BlockError::Medium { offset_bytes }
@@ -439,22 +412,16 @@ impl Live {
     }
 
     fn follow(&self, settings: &Settings) {
-        self.block_bytes
-            .store(settings.block_bytes, Ordering::Release);
+        self.block_bytes.store(settings.block_bytes, Ordering::Release);
         self.read_only.store(settings.read_only, Ordering::Release);
-        self.write_through
-            .store(settings.write_through, Ordering::Release);
-        self.quota_bytes
-            .store(settings.quota_bytes, Ordering::Release);
+        self.write_through.store(settings.write_through, Ordering::Release);
+        self.quota_bytes.store(settings.quota_bytes, Ordering::Release);
     }
 }
 
 impl fmt::Debug for Lun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lun")
-            .field("name", &self.name())
-            .field("volume", &self.volume)
-            .finish()
+        f.debug_struct("Lun").field("name", &self.name()).field("volume", &self.volume).finish()
     }
 }
 

@@ -1,14 +1,20 @@
 //! The offline check of a pool, as the simulator uses it.
 
 use lunfs::device::BlockDevice;
-use lunfs::fs::{check as recount, CheckOptions};
+use lunfs::fs::CheckOptions;
 use std::sync::Arc;
+
+/// Lines of a report that a failure tells.
+const TOLD: usize = 6;
 
 /// Recounts a pool over `devices`; what it found, if anything.
 pub fn check(devices: &[Arc<dyn BlockDevice>]) -> Result<(), String> {
-    let report = recount(devices, CheckOptions { data: true }).map_err(|e| e.to_string())?;
-    match report.errors.first() {
-        None => Ok(()),
-        Some(first) => Err(format!("{} errors, the first: {first}", report.errors.len())),
+    let report = lunfs::fs::check(devices, CheckOptions { data: true });
+    let mut errors = report.map_err(|e| format!("check: {e}"))?.errors;
+    let count = errors.len();
+    errors.truncate(TOLD);
+    match count {
+        0 => Ok(()),
+        _ => Err(format!("check found {count} errors: {}", errors.join("; "))),
     }
 }

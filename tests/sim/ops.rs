@@ -328,7 +328,12 @@ impl Generator<'_> {
         let room = (MAX_FILE_BYTES - offset.min(MAX_FILE_BYTES)).max(1);
         Some(match self.rng.below(24) {
             0..=11 => Op::Write { node, offset, data: self.bytes() },
-            12..=13 => Op::Append { node, data: self.bytes() },
+            12..=13 => {
+                // An append is one atomic step, so no longer than that.
+                let mut data = self.bytes();
+                data.len = data.len.min(ATOMIC_WRITE_BYTES);
+                Op::Append { node, data }
+            }
             14..=16 => {
                 let mut data = self.bytes();
                 data.len = data.len.min(ATOMIC_WRITE_BYTES).min(room as usize);

@@ -1,0 +1,524 @@
+//! One connection, which is one session: bytes in, bytes and jobs out.
+//!
+//! A carrier does, again and again: [`Connection::process`], run every [`Connection::next_job`] and hand
+//! its outcome to [`Connection::completed`], send [`Connection::outgoing`], and, where
+//! [`Connection::willing`], receive into [`Connection::space`] and tell [`Connection::received`].
+//!
+//! Invariants: StatSN rises by one with each status; MaxCmdSN never falls; a task is in `tasks` from its
+//! command to its response and its tag is unique there; after `closing` nothing more is read.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::discovery::TextState;
+use super::job::{Done, Job, Opened};
+use super::login::{self, Login, Status, Step, Wish};
+use super::outbox::Outbox;
+use super::params::{Params, LOGIN_SEGMENT_BYTES, OUR_RECV_SEGMENT_BYTES};
+use super::pdu::{
+    self, padded, request, response, sn_before, Header, RejectReason, DIGEST_BYTES, HEADER_BYTES,
+    NO_TAG,
+};
+use super::pool::Pool;
+use super::receive::{Bulk, Destination, Receiver, IN_PLACE_BYTES};
+use super::session::Service;
+use super::transfer::Entry;
+
+/// Commands that an initiator may have outstanding: MaxCmdSN - ExpCmdSN + 1 at rest.
+pub const WINDOW: usize = 128;
+/// Immediate commands beside the window; more are rejected.
+const MAX_IMMEDIATE: usize = 16;
+/// Answers that may wait to be sent, or to be read, before we stop receiving from the client.
+pub const MAX_OUTGOING_BYTES: usize = 8 << 20;
+/// Jobs of one connection that run at a time; the others wait their turn.
+const MAX_RUNNING: usize = 32;
+
+/// Where a connection is in its life.
+#[derive(Debug)]
+pub(super) enum Phase {
+    Login(Box<Login>),
+    /// The target is being opened; this response waits for it.
+    Opening(Header, Vec<u8>, Box<Params>),
+    Discovery(Wish),
+    Full(Box<Session>),
+    Closed,
+}
+
+/// The session in full feature phase.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub opened: Opened,
+    /// [`crate::scsi::LogicalUnit::reset_count`] when tasks were last looked through.
+    pub seen_resets: u64,
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub struct Connection {
+    pub(super) service: Arc<Service>,
+    /// Address that discovery names.
+    pub(super) portal: String,
+    peer: SocketAddr,
+    end: CancellationToken,
+    receiver: Receiver,
+    pub(super) out: Outbox,
+    pub(super) pool: Arc<Pool>,
+    pub(super) phase: Phase,
+    pub(super) params: Params,
+    pub(super) stat_sn: u32,
+    exp_cmd_sn: u32,
+    max_cmd_sn: u32,
+    pub(super) tasks: HashMap<u32, Entry>,
+    pub(super) jobs: VecDeque<Job>,
+    running: usize,
+    /// Bytes of buffers that reads on other threads are filling.
+    pub(super) reading_bytes: usize,
+    /// Bytes granted by R2T, or to be granted next.
+    pub(super) solicited_bytes: usize,
+    /// Writes that wait for room to be solicited.
+    pub(super) waiting: VecDeque<u32>,
+    pub(super) next_transfer_tag: u32,
+    /// Task management requests whose tasks still run.
+    pub(super) management: Vec<Header>,
+    pub(super) text: TextState,
+    closing: bool,
+}
+
+impl Connection {
+    /// A connection that was just accepted. `portal` is what discovery tells as our address,
+    /// cancelling `end` ends the session.
+    pub fn new(
+        service: Arc<Service>,
+        portal: String,
+        peer: SocketAddr,
+        end: CancellationToken,
+    ) -> Connection {
+        Connection {
+            service,
+            portal,
+            peer,
+            end,
+            receiver: Receiver::new(),
+            out: Outbox::default(),
+            pool: Arc::default(),
+            phase: Phase::Login(Box::default()),
+            params: Params::default(),
+            stat_sn: 1,
+            exp_cmd_sn: 0,
+            max_cmd_sn: 0,
+            tasks: HashMap::new(),
+            jobs: VecDeque::new(),
+            running: 0,
+            reading_bytes: 0,
+            solicited_bytes: 0,
+            waiting: VecDeque::new(),
+            next_transfer_tag: 1,
+            management: Vec::new(),
+            text: TextState::default(),
+            closing: false,
+        }
+    }
+
+    /// Is it to be read from? Not while closing, while a target is opened, or while the client does
+    /// not take its answers.
+    pub fn willing(&self) -> bool {
+        let opening = matches!(self.phase, Phase::Opening(..) | Phase::Closed);
+        let answers = self.out.queued_bytes() + self.reading_bytes;
+        !self.closing && !opening && answers < MAX_OUTGOING_BYTES
+    }
+
+    /// Will it come to its end once what is queued was sent?
+    pub fn is_closing(&self) -> bool {
+        self.closing
+    }
+
+    /// Has the login come to its end?
+    pub fn is_logged_in(&self) -> bool {
+        matches!(self.phase, Phase::Discovery(_) | Phase::Full(_))
+    }
+
+    /// What waits to be sent.
+    pub fn outgoing(&mut self) -> &mut Outbox {
+        &mut self.out
+    }
+
+    /// Room for received bytes; call only while [`Connection::willing`].
+    pub fn space(&mut self) -> &mut [u8] {
+        self.receiver.space()
+    }
+
+    /// `bytes` were received into [`Connection::space`].
+    pub fn received(&mut self, bytes: usize) {
+        self.receiver.received(bytes);
+    }
+
+    /// The next job to be run on another thread, if one may begin.
+    pub fn next_job(&mut self) -> Option<Job> {
+        if self.running >= MAX_RUNNING {
+            return None;
+        }
+        let job = self.jobs.pop_front()?;
+        self.running += 1;
+        Some(job)
+    }
+
+    /// How many jobs run.
+    pub fn running_jobs(&self) -> usize {
+        self.running
+    }
+
+    /// Gives up: nothing more is read, no job begins, those that run are told to stop.
+    pub fn close(&mut self) {
+        self.closing = true;
+        self.jobs.clear();
+        for entry in self.tasks.values() {
+            entry.cancel();
+        }
+    }
+
+    /// Handles all that was received, as far as it is willing to.
+    pub fn process(&mut self) {
+        let (staging, mut start, end) = self.receiver.lend();
+        while self.willing() {
+            let took = self.take(staging.get(start..end).unwrap_or_default());
+            if took == 0 {
+                break;
+            }
+            start += took;
+        }
+        self.receiver.put_back(staging, start);
+    }
+
+    /// Takes one PDU, or a part of a long one; returns the bytes used, 0 where more are needed.
+    fn take(&mut self, bytes: &[u8]) -> usize {
+        if self.receiver.in_bulk() {
+            let (took, bulk) = self.receiver.feed_bulk(bytes);
+            if let Some(bulk) = bulk {
+                self.bulk_done(bulk);
+            }
+            return took;
+        }
+        let Some(header) = Header::parse(bytes) else {
+            return 0;
+        };
+        let limit = match self.is_logged_in() {
+            true => OUR_RECV_SEGMENT_BYTES,
+            false => LOGIN_SEGMENT_BYTES,
+        };
+        if header.data_bytes() > limit as usize {
+            return self.fail(&header, RejectReason::InvalidField, bytes.len());
+        }
+        self.take_pdu(&header, bytes)
+    }
+
+    fn take_pdu(&mut self, header: &Header, bytes: &[u8]) -> usize {
+        let head = HEADER_BYTES + header.ahs_bytes();
+        let digest = if self.params.header_digest {
+            DIGEST_BYTES
+        } else {
+            0
+        };
+        let (Some(covered), Some(found)) = (bytes.get(..head), bytes.get(head..head + digest))
+        else {
+            return 0;
+        };
+        if digest != 0 && pdu::digest(&[covered]) != *found {
+            self.close(); // nothing of this header can be believed (RFC 7143 §7.8)
+            return bytes.len();
+        }
+        let start = head + digest;
+        let data = header.data_bytes();
+        let with_digest = self.params.data_digest && data != 0;
+        let body = padded(data) + if with_digest { DIGEST_BYTES } else { 0 };
+        if let Some(body) = bytes.get(start..start + body) {
+            let (segment, found) = body.split_at(padded(data));
+            if with_digest && pdu::digest(&[segment]) != *found {
+                return self.fail(header, RejectReason::DataDigestError, bytes.len());
+            }
+            self.pdu(header, segment.get(..data).unwrap_or_default());
+            return start + body.len();
+        }
+        if body <= IN_PLACE_BYTES {
+            return 0;
+        }
+        let to = self.destination(header);
+        self.receiver
+            .begin_bulk(Bulk::new(*header, to, with_digest));
+        start
+    }
+
+    /// Rejects a PDU after which the stream cannot be believed, and closes (RFC 7143 §7.12).
+    fn fail(&mut self, header: &Header, reason: RejectReason, used: usize) -> usize {
+        if self.is_logged_in() {
+            self.reject(header, reason);
+        }
+        self.close();
+        used
+    }
+
+    /// A protocol error: reject and close.
+    pub(super) fn violation(&mut self, header: &Header) {
+        self.fail(header, RejectReason::ProtocolError, 0);
+    }
+
+    /// Where the long data segment of `header` goes.
+    fn destination(&mut self, header: &Header) -> Destination {
+        match (&self.phase, header.opcode()) {
+            (Phase::Full(_), request::SCSI_COMMAND) => self.scsi_command(header, None),
+            (Phase::Full(_), request::DATA_OUT) => self.data_out(header, None),
+            _ => Destination::Own(vec![0; header.data_bytes()]),
+        }
+    }
+
+    fn bulk_done(&mut self, bulk: Bulk) {
+        if !bulk.digest_is_right() {
+            self.fail(&bulk.header, RejectReason::DataDigestError, 0);
+            return;
+        }
+        match bulk.to {
+            Destination::Task(buffer, _) => self.data_received(&bulk.header, buffer),
+            Destination::Own(data) => self.pdu(&bulk.header, &data),
+            Destination::Discard => {}
+        }
+    }
+
+    /// One whole PDU.
+    fn pdu(&mut self, header: &Header, data: &[u8]) {
+        match (&mut self.phase, header.opcode()) {
+            (Phase::Login(login), request::LOGIN) => {
+                let step = login.request(header, data);
+                self.login_step(header, step);
+            }
+            (Phase::Full(_), request::SCSI_COMMAND) => {
+                self.scsi_command(header, Some(data));
+            }
+            (Phase::Full(_), request::DATA_OUT) => {
+                self.data_out(header, Some(data));
+            }
+            (Phase::Full(_) | Phase::Discovery(_), _) => self.other_pdu(header, data),
+            _ => self.close(), // nothing but a login is answered before one
+        }
+    }
+
+    fn other_pdu(&mut self, header: &Header, data: &[u8]) {
+        match header.opcode() {
+            request::NOP_OUT => self.nop_out(header, data),
+            request::TASK_MANAGEMENT if self.is_full() => self.task_management(header),
+            request::TEXT => self.text_request(header, data),
+            request::LOGOUT => self.logout(header),
+            request::SNACK => self.reject(header, RejectReason::SnackReject),
+            request::LOGIN => self.violation(header),
+            _ => self.reject(header, RejectReason::CommandNotSupported),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        matches!(self.phase, Phase::Full(_))
+    }
+
+    fn login_step(&mut self, request: &Header, step: Step) {
+        if self.exp_cmd_sn == 0 && self.stat_sn == 1 {
+            self.exp_cmd_sn = request.cmd_sn();
+            self.max_cmd_sn = self.exp_cmd_sn.wrapping_add(WINDOW as u32 - 1);
+        }
+        match step {
+            Step::Reply(header, text) => self.send_status(header, &text),
+            Step::Refuse(header) => {
+                self.send_status(header, &[]);
+                self.close();
+            }
+            Step::Finish(header, text, wish) => self.login_finish(header, text, wish),
+        }
+    }
+
+    fn login_finish(&mut self, mut header: Header, text: Vec<u8>, wish: Wish) {
+        let Phase::Login(login) = std::mem::replace(&mut self.phase, Phase::Closed) else {
+            return;
+        };
+        if wish.target.is_none() {
+            let tsih = self.service.tsih();
+            header.0[14..16].copy_from_slice(&tsih.to_be_bytes());
+            self.send_status(header, &text);
+            self.params = login.params;
+            self.phase = Phase::Discovery(wish);
+            return;
+        }
+        let (service, end) = (Arc::clone(&self.service), self.end.clone());
+        self.jobs
+            .push_back(Job::open(service, wish, self.peer, end));
+        self.phase = Phase::Opening(header, text, Box::new(login.params));
+    }
+
+    fn opened(&mut self, outcome: Result<Box<Opened>, Status>) {
+        let Phase::Opening(mut header, text, params) =
+            std::mem::replace(&mut self.phase, Phase::Closed)
+        else {
+            return;
+        };
+        match outcome {
+            Ok(opened) => {
+                header.0[14..16].copy_from_slice(&opened.registration.tsih.to_be_bytes());
+                self.send_status(header, &text);
+                self.params = *params;
+                let seen_resets = opened.nexus.unit().reset_count();
+                self.phase = Phase::Full(Box::new(Session {
+                    opened: *opened,
+                    seen_resets,
+                }));
+            }
+            Err(status) => {
+                self.send_status(login::reply(&header, 0, status), &[]);
+                self.close();
+            }
+        }
+    }
+
+    /// Takes a job's outcome.
+    pub fn completed(&mut self, done: Done) {
+        self.running = self.running.saturating_sub(1);
+        match done {
+            Done::Opened(outcome) => self.opened(outcome),
+            Done::Listed(names) => self.listed(&names),
+            Done::Scsi(tag, answer, into) => self.scsi_done(tag, answer, into),
+            Done::Lost => self.close(),
+        }
+    }
+
+    /// CmdSN rules (RFC 7143 §4.2.2.1): false for what is to be ignored silently.
+    pub(super) fn admit(&mut self, header: &Header) -> bool {
+        if header.is_immediate() {
+            let room = self.tasks.len() + self.management.len() < WINDOW + MAX_IMMEDIATE;
+            if !room {
+                self.reject(header, RejectReason::TooManyImmediate);
+            }
+            return room;
+        }
+        let sn = header.cmd_sn();
+        if sn_before(sn, self.exp_cmd_sn) || sn_before(self.max_cmd_sn, sn) {
+            return false;
+        }
+        if sn != self.exp_cmd_sn {
+            // a gap on the only connection is never filled
+            self.violation(header);
+            return false;
+        }
+        self.exp_cmd_sn = self.exp_cmd_sn.wrapping_add(1);
+        true
+    }
+
+    /// The window as it is now; it opens as tasks end, and never closes by itself.
+    fn max_cmd_sn(&mut self) -> u32 {
+        let room = WINDOW.saturating_sub(self.tasks.len()) as u32;
+        let now = self.exp_cmd_sn.wrapping_add(room).wrapping_sub(1);
+        if sn_before(self.max_cmd_sn, now) {
+            self.max_cmd_sn = now;
+        }
+        self.max_cmd_sn
+    }
+
+    /// Writes StatSN, ExpCmdSN and MaxCmdSN into a header; `advance` where it carries a status.
+    pub(super) fn stamp(&mut self, header: &mut Header, advance: bool) {
+        header.set_word(24, self.stat_sn);
+        header.set_word(28, self.exp_cmd_sn);
+        header.set_word(32, self.max_cmd_sn());
+        if advance {
+            self.stat_sn = self.stat_sn.wrapping_add(1);
+        }
+    }
+
+    /// Sends a PDU that carries a status, with a short data segment.
+    pub(super) fn send_status(&mut self, mut header: Header, data: &[u8]) {
+        self.stamp(&mut header, true);
+        self.send(header, data);
+    }
+
+    /// Sends a PDU whose sequence numbers are set.
+    pub(super) fn send(&mut self, mut header: Header, data: &[u8]) {
+        header.set_data_bytes(data.len());
+        self.out.push(&header.0);
+        if self.params.header_digest {
+            self.out.push(&pdu::digest(&[&header.0]));
+        }
+        if data.is_empty() {
+            return;
+        }
+        self.out.push(data);
+        self.send_tail(data);
+    }
+
+    /// Padding and digest after a data segment.
+    pub(super) fn send_tail(&mut self, data: &[u8]) {
+        let pad = [0u8; 3];
+        let pad = pad
+            .get(..padded(data.len()) - data.len())
+            .unwrap_or_default();
+        self.out.push(pad);
+        if self.params.data_digest {
+            self.out.push(&pdu::digest(&[data, pad]));
+        }
+    }
+
+    /// Reject with the header complained of (RFC 7143 §11.17).
+    pub(super) fn reject(&mut self, bad: &Header, reason: RejectReason) {
+        let mut header = Header::reply(response::REJECT, pdu::FINAL, NO_TAG);
+        header.0[2] = reason as u8;
+        self.send_status(header, &bad.0);
+    }
+
+    /// NOP-Out (RFC 7143 §11.18): a ping is echoed.
+    fn nop_out(&mut self, request: &Header, data: &[u8]) {
+        if request.tag() == NO_TAG {
+            return; // an answer to a ping of ours, or a mere acknowledgement
+        }
+        if !self.admit(request) {
+            return;
+        }
+        let mut header = Header::reply(response::NOP_IN, pdu::FINAL, request.tag());
+        header.0[8..16].copy_from_slice(&request.0[8..16]);
+        header.set_word(20, NO_TAG);
+        let most = self.params.send_segment_bytes as usize;
+        let data = data.get(..data.len().min(most)).unwrap_or_default();
+        self.send_status(header, data);
+    }
+
+    /// Logout (RFC 7143 §11.14): of the session or of its only connection, which is the same.
+    fn logout(&mut self, request: &Header) {
+        /// Reason code: remove the connection for recovery.
+        const FOR_RECOVERY: u8 = 2;
+        /// Response: connection recovery is not supported.
+        const NO_RECOVERY: u8 = 2;
+        if !self.admit(request) {
+            return;
+        }
+        let recovery = request.flags() & 0x7F == FOR_RECOVERY;
+        let mut header = Header::reply(response::LOGOUT, pdu::FINAL, request.tag());
+        header.0[2] = if recovery { NO_RECOVERY } else { 0 };
+        if !recovery {
+            self.close();
+            self.tasks.clear();
+        }
+        self.send_status(header, &[]);
+    }
+
+    pub(super) fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// A flag that a task's job watches.
+    pub(super) fn cancel_flag() -> Arc<AtomicBool> {
+        Arc::new(AtomicBool::new(false))
+    }
+}
+
+impl Entry {
+    /// Tells the task's job, if there is one, to stop.
+    pub(super) fn cancel(&self) {
+        if let Some(flag) = self.cancel_flag() {
+            flag.store(true, Ordering::Relaxed);
+        }
+    }
+}

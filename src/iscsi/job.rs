@@ -1,0 +1,170 @@
+//! Work that may have to wait: opening and listing targets, and SCSI tasks that memory alone cannot
+//! answer. A connection yields [`Job`]s; whoever carries it runs them on threads that may block and
+//! hands the [`Done`] back.
+
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::directory::{Client, Refusal};
+use super::login::{Status, Wish, PORTAL_GROUP};
+use super::pool::Buffer;
+use super::session::{Registration, Service, SessionKey};
+use crate::scsi::{Answer, Nexus, PortNames, Task};
+
+/// SPC-4 protocol identifier of iSCSI.
+const PROTOCOL_ISCSI: u8 = 5;
+
+/// A session that was opened. Fields drop in this order: the disk before its place in the table.
+#[derive(Debug)]
+pub struct Opened {
+    /// The disk, behind its SCSI nexus.
+    pub nexus: Arc<Nexus>,
+    /// The place in the session table.
+    pub registration: Registration,
+    /// Whose it is.
+    pub client: Client,
+    /// TargetName.
+    pub target: String,
+}
+
+/// Work to be done elsewhere.
+#[derive(Debug)]
+pub struct Job(Work);
+
+#[derive(Debug)]
+enum Work {
+    Open {
+        service: Arc<Service>,
+        wish: Wish,
+        peer: SocketAddr,
+        end: CancellationToken,
+    },
+    List {
+        service: Arc<Service>,
+        client: Client,
+    },
+    Scsi(Scsi),
+}
+
+/// A SCSI task with its data.
+#[derive(Debug)]
+pub struct Scsi {
+    /// Initiator task tag.
+    pub tag: u32,
+    /// Where it runs.
+    pub nexus: Arc<Nexus>,
+    /// What is to be run.
+    pub task: Task,
+    /// Data-out, at least `task.data_out_bytes`.
+    pub out: Buffer,
+    /// Room for data-in: `task.data_in_bytes`.
+    pub into: Buffer,
+    /// Set when the command is aborted.
+    pub cancel: Arc<AtomicBool>,
+}
+
+/// What a job came to.
+#[derive(Debug)]
+pub enum Done {
+    /// A session, or why there is none.
+    Opened(Result<Box<Opened>, Status>),
+    /// The targets that the client may see.
+    Listed(Vec<String>),
+    /// A SCSI task, with its data-in.
+    Scsi(u32, Answer, Buffer),
+    /// The job was lost (its thread panicked): the connection cannot go on.
+    Lost,
+}
+
+impl Job {
+    pub(super) fn open(
+        service: Arc<Service>,
+        wish: Wish,
+        peer: SocketAddr,
+        end: CancellationToken,
+    ) -> Job {
+        Job(Work::Open {
+            service,
+            wish,
+            peer,
+            end,
+        })
+    }
+
+    pub(super) fn list(service: Arc<Service>, client: Client) -> Job {
+        Job(Work::List { service, client })
+    }
+
+    pub(super) fn scsi(scsi: Scsi) -> Job {
+        Job(Work::Scsi(scsi))
+    }
+
+    /// Does the work; may block.
+    pub fn run(self) -> Done {
+        match self.0 {
+            Work::Open {
+                service,
+                wish,
+                peer,
+                end,
+            } => Done::Opened(open(&service, wish, peer, end).map(Box::new)),
+            Work::List { service, client } => Done::Listed(service.directory.list(&client)),
+            Work::Scsi(Scsi {
+                tag,
+                nexus,
+                task,
+                out,
+                mut into,
+                cancel,
+            }) => {
+                let data = out.get(..task.data_out_bytes).unwrap_or_default();
+                let answer = nexus.run(&task, data, &mut into, &cancel);
+                Done::Scsi(tag, answer, into)
+            }
+        }
+    }
+}
+
+fn open(
+    service: &Arc<Service>,
+    wish: Wish,
+    peer: SocketAddr,
+    end: CancellationToken,
+) -> Result<Opened, Status> {
+    let target = wish.target.unwrap_or_default();
+    let client = Client {
+        initiator: wish.initiator,
+        peer,
+        user: None,
+    };
+    let key = SessionKey {
+        initiator: client.initiator.clone(),
+        isid: wish.isid,
+        target: target.clone(),
+    };
+    let registration = service
+        .register(key, peer, end)
+        .ok_or(Status::UNAVAILABLE)?;
+    let disk = service
+        .directory
+        .open(&client, &target)
+        .map_err(|refusal: Refusal| Status(refusal.status()))?;
+    let ports = PortNames {
+        port: format!("{target},t,0x{PORTAL_GROUP:04x}"),
+        device: target.clone(),
+        relative_port: 1,
+        port_group: PORTAL_GROUP,
+        protocol: PROTOCOL_ISCSI,
+    };
+    let unit = service.unit(&disk.identity());
+    let nexus = Arc::new(Nexus::new(unit, disk, ports));
+    Ok(Opened {
+        nexus,
+        registration,
+        client,
+        target,
+    })
+}

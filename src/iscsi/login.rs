@@ -1,0 +1,301 @@
+//! The login phase (RFC 7143 §6.3, §11.12, §11.13): security and operational negotiation, from the
+//! first Login Request to the decision that a session begins. AuthMethod is None; CHAP has its room in
+//! [`Login::security`].
+//!
+//! Invariant: the text of one negotiation step is bounded by [`text::MAX_TEXT_BYTES`] over all its
+//! continued PDUs, and nothing is allocated for a session before the last step.
+
+use super::params::{Params, Reply, OUR_RECV_SEGMENT_BYTES};
+use super::pdu::{response, Header, CONTINUE, FINAL};
+use super::text;
+
+/// Target portal group tag: all addresses of a server are one group.
+pub const PORTAL_GROUP: u16 = 1;
+/// Login steps that an initiator may take; a negotiation needs two or three.
+const MAX_STEPS: u32 = 32;
+/// The longest name (RFC 7143 §4.2.7.1).
+const MAX_NAME_BYTES: usize = 223;
+
+/// Login status, class and detail (RFC 7143 §11.13.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Status(pub u16);
+
+impl Status {
+    /// Success.
+    pub const SUCCESS: Status = Status(0x0000);
+    /// Initiator error.
+    pub const INITIATOR_ERROR: Status = Status(0x0200);
+    /// Authentication failure: no common method.
+    pub const AUTHENTICATION: Status = Status(0x0201);
+    /// Unsupported version.
+    pub const VERSION: Status = Status(0x0205);
+    /// A second connection for a session.
+    pub const TOO_MANY_CONNECTIONS: Status = Status(0x0206);
+    /// InitiatorName or TargetName is missing.
+    pub const MISSING_PARAMETER: Status = Status(0x0207);
+    /// SessionType is neither Normal nor Discovery.
+    pub const SESSION_TYPE: Status = Status(0x0209);
+    /// TSIH names no session.
+    pub const NO_SESSION: Status = Status(0x020A);
+    /// Service unavailable.
+    pub const UNAVAILABLE: Status = Status(0x0301);
+}
+
+/// What the initiator asked for when its login came to an end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    /// InitiatorName.
+    pub initiator: String,
+    /// TargetName; `None` for a discovery session.
+    pub target: Option<String>,
+    /// Initiator session identifier.
+    pub isid: [u8; 6],
+}
+
+/// What to do after a Login Request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Send this response and go on.
+    Reply(Header, Vec<u8>),
+    /// Send this response and close.
+    Refuse(Header),
+    /// Open the session; its outcome decides what is sent: this, or a refusal.
+    Finish(Header, Vec<u8>, Wish),
+}
+
+/// A login in progress.
+#[derive(Debug, Default)]
+pub struct Login {
+    /// What was agreed so far.
+    pub params: Params,
+    pending: Vec<u8>,
+    steps: u32,
+    names: Names,
+    segment_declared: bool,
+}
+
+#[derive(Debug, Default)]
+struct Names {
+    initiator: Option<String>,
+    target: Option<String>,
+    discovery: bool,
+    group_told: bool,
+}
+
+/// A login response with the fields that repeat the request.
+pub fn reply(request: &Header, flags: u8, status: Status) -> Header {
+    let mut header = Header::reply(response::LOGIN, flags, request.tag());
+    header.0[8..16].copy_from_slice(&request.0[8..16]);
+    let [class, detail] = status.0.to_be_bytes();
+    header.0[36..38].copy_from_slice(&[class, detail]);
+    header
+}
+
+impl Login {
+    /// Takes one Login Request with its data segment.
+    pub fn request(&mut self, header: &Header, data: &[u8]) -> Step {
+        match self.step(header, data) {
+            Ok(step) => step,
+            Err(status) => Step::Refuse(reply(header, 0, status)),
+        }
+    }
+
+    fn step(&mut self, header: &Header, data: &[u8]) -> Result<Step, Status> {
+        self.check_header(header)?;
+        if self.pending.len() + data.len() > text::MAX_TEXT_BYTES {
+            return Err(Status::INITIATOR_ERROR);
+        }
+        self.pending.extend_from_slice(data);
+        let flags = header.flags();
+        if flags & CONTINUE != 0 {
+            // the initiator has more text for this step: an empty answer asks for it
+            let header = reply(header, flags & 0x0C, Status::SUCCESS);
+            return Ok(Step::Reply(header, Vec::new()));
+        }
+        let pairs = text::parse(&std::mem::take(&mut self.pending));
+        let pairs = pairs.map_err(|_| Status::INITIATOR_ERROR)?;
+        self.take_names(&pairs)?;
+        self.advance(header, &pairs)
+    }
+
+    fn check_header(&mut self, header: &Header) -> Result<(), Status> {
+        self.steps += 1;
+        let flags = header.flags();
+        let (transit, next) = (flags & FINAL != 0, flags & 3);
+        let current = (flags >> 2) & 3;
+        let both = transit && flags & CONTINUE != 0;
+        let backwards = transit && (next <= current || next == 2);
+        if self.steps > MAX_STEPS || current > 1 || both || backwards {
+            return Err(Status::INITIATOR_ERROR);
+        }
+        if header.0[3] > 0 {
+            return Err(Status::VERSION); // version-min above 0
+        }
+        match header.word(12) & 0xFFFF {
+            0 => Ok(()),
+            // MaxConnections is 1: no session takes a second connection (RFC 7143 §6.3.1)
+            _ if self.steps == 1 => Err(Status::NO_SESSION),
+            _ => Ok(()),
+        }
+    }
+
+    fn take_names(&mut self, pairs: &[(String, String)]) -> Result<(), Status> {
+        for (key, value) in pairs {
+            let name =
+                || (!value.is_empty() && value.len() <= MAX_NAME_BYTES).then(|| value.clone());
+            match key.as_str() {
+                "InitiatorName" => {
+                    self.names.initiator = Some(name().ok_or(Status::INITIATOR_ERROR)?);
+                }
+                "TargetName" => self.names.target = Some(name().ok_or(Status::INITIATOR_ERROR)?),
+                "SessionType" => match value.as_str() {
+                    "Discovery" => self.names.discovery = true,
+                    "Normal" => {}
+                    _ => return Err(Status::SESSION_TYPE),
+                },
+                _ => {}
+            }
+        }
+        let target_known = self.names.discovery || self.names.target.is_some();
+        if self.names.initiator.is_none() || !target_known {
+            return Err(Status::MISSING_PARAMETER);
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, header: &Header, pairs: &[(String, String)]) -> Result<Step, Status> {
+        let mut out = Vec::new();
+        let flags = header.flags();
+        let operational = (flags >> 2) & 3 == 1;
+        for (key, offer) in pairs {
+            match key.as_str() {
+                "InitiatorName" | "TargetName" | "SessionType" | "InitiatorAlias" => {}
+                "AuthMethod" => self.security(offer, &mut out)?,
+                _ => self.operational(key, offer, &mut out),
+            }
+        }
+        if !self.names.discovery && !self.names.group_told {
+            self.names.group_told = true;
+            text::put(&mut out, "TargetPortalGroupTag", &PORTAL_GROUP.to_string());
+        }
+        let transit = flags & FINAL != 0;
+        let finish = transit && flags & 3 == 3;
+        if (operational || finish) && !self.segment_declared {
+            self.segment_declared = true;
+            let ours = OUR_RECV_SEGMENT_BYTES.to_string();
+            text::put(&mut out, "MaxRecvDataSegmentLength", &ours);
+        }
+        let echoed = if transit { flags & 0x8F } else { flags & 0x0C };
+        let answer = reply(header, echoed, Status::SUCCESS);
+        if !finish {
+            return Ok(Step::Reply(answer, out));
+        }
+        self.params.settle();
+        Ok(Step::Finish(answer, out, self.wish(header)?))
+    }
+
+    /// AuthMethod: None, where it is among what the initiator offers.
+    fn security(&mut self, offer: &str, out: &mut Vec<u8>) -> Result<(), Status> {
+        if !offer.split(',').any(|method| method == "None") {
+            return Err(Status::AUTHENTICATION);
+        }
+        text::put(out, "AuthMethod", "None");
+        Ok(())
+    }
+
+    fn operational(&mut self, key: &str, offer: &str, out: &mut Vec<u8>) {
+        if let Reply::Value(value) = self.params.negotiate(key, offer) {
+            text::put(out, key, &value);
+        }
+    }
+
+    fn wish(&self, header: &Header) -> Result<Wish, Status> {
+        let initiator = self
+            .names
+            .initiator
+            .clone()
+            .ok_or(Status::MISSING_PARAMETER)?;
+        let target = self.names.target.clone().filter(|_| !self.names.discovery);
+        let mut isid = [0; 6];
+        isid.copy_from_slice(&header.0[8..14]);
+        Ok(Wish {
+            initiator,
+            target,
+            isid,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pdu::request;
+    use super::*;
+
+    fn ask(login: &mut Login, flags: u8, text: &[u8]) -> Step {
+        let mut header = Header::reply(request::LOGIN | 0x40, flags, 1);
+        header.0[8..14].copy_from_slice(&[0x80, 1, 2, 3, 4, 5]);
+        login.request(&header, text)
+    }
+
+    fn status(step: &Step) -> u16 {
+        let (Step::Reply(header, _) | Step::Refuse(header) | Step::Finish(header, ..)) = step;
+        u16::from_be_bytes([header.0[36], header.0[37]])
+    }
+
+    #[test]
+    fn one_step_is_enough() {
+        let text = b"InitiatorName=iqn.a\0TargetName=iqn.t\0InitialR2T=No\0";
+        let step = ask(&mut Login::default(), 0x87, text);
+        let Step::Finish(header, out, wish) = step else {
+            panic!("{step:?}")
+        };
+        assert_eq!(header.flags(), 0x87);
+        assert_eq!(
+            (wish.initiator.as_str(), wish.target.as_deref()),
+            ("iqn.a", Some("iqn.t"))
+        );
+        let keys = text::parse(&out).unwrap();
+        assert!(keys.contains(&("InitialR2T".into(), "No".into())));
+        assert!(keys.contains(&("TargetPortalGroupTag".into(), "1".into())));
+    }
+
+    #[test]
+    fn security_then_operational() {
+        let mut login = Login::default();
+        let text = b"InitiatorName=iqn.a\0SessionType=Discovery\0AuthMethod=CHAP,None\0";
+        let step = ask(&mut login, 0x81, text);
+        assert!(matches!(&step, Step::Reply(header, out)
+            if header.flags() == 0x81 && out == b"AuthMethod=None\0"));
+        let step = ask(&mut login, 0x87, b"HeaderDigest=CRC32C\0");
+        assert!(matches!(
+            step,
+            Step::Finish(_, _, Wish { target: None, .. })
+        ));
+        assert!(login.params.header_digest);
+    }
+
+    #[test]
+    fn refusals_have_their_status() {
+        let refuse = |flags, text: &[u8]| status(&ask(&mut Login::default(), flags, text));
+        assert_eq!(refuse(0x87, b"InitiatorName=iqn.a\0"), 0x0207);
+        assert_eq!(refuse(0x87, b"TargetName=iqn.a\0"), 0x0207);
+        assert_eq!(refuse(0x87, b"nonsense\0"), 0x0200);
+        assert_eq!(
+            refuse(0x87, b"InitiatorName=a\0SessionType=Other\0"),
+            0x0209
+        );
+        let chap = b"InitiatorName=a\0TargetName=b\0AuthMethod=CHAP\0";
+        assert_eq!(refuse(0x81, chap), 0x0201);
+        assert_eq!(refuse(0x84, &[b'a'; text::MAX_TEXT_BYTES + 1]), 0x0200);
+        assert_eq!(refuse(0x8C, b""), 0x0200); // full feature phase is no stage to be in
+    }
+
+    #[test]
+    fn continued_text_is_joined() {
+        let mut login = Login::default();
+        let step = ask(&mut login, 0x44, b"InitiatorName=iq");
+        assert!(matches!(step, Step::Reply(_, out) if out.is_empty()));
+        let step = ask(&mut login, 0x87, b"n.a\0SessionType=Discovery\0");
+        assert!(matches!(step, Step::Finish(_, _, wish) if wish.initiator == "iqn.a"));
+    }
+}

@@ -1,0 +1,254 @@
+//! Carries iSCSI over TCP: one task a connection, which answers what it can on the thread that received
+//! it; the rest runs on tokio's blocking threads, a bounded number for each connection.
+
+use std::future::{poll_fn, Future};
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::{pin, Pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::connection::Connection;
+use super::job::Done;
+use super::session::Service;
+
+/// Slices given to one vectored write.
+const MAX_SLICES: usize = 64;
+/// After a failed accept (out of file descriptors, mostly): not at once again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A closing connection's client has this long to take its last answers.
+const LINGER: Duration = Duration::from_secs(2);
+/// Silence after which TCP asks whether the peer is still there, how often, and how many times.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// Serves one listening address until `stop`; returns when its connections have ended.
+pub async fn serve(service: Arc<Service>, listener: TcpListener, stop: CancellationToken) {
+    let room = Arc::new(Semaphore::new(service.options.max_connections));
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, peer)) = accepted else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        // beyond the limit a connection is closed at once: the client sees it and may come again
+        if let Ok(permit) = Arc::clone(&room).try_acquire_owned() {
+            let (service, end) = (Arc::clone(&service), stop.child_token());
+            connections.spawn(async move {
+                carry(service, stream, peer, end).await;
+                drop(permit);
+            });
+        }
+    }
+    connections.close();
+    connections.wait().await;
+}
+
+/// The address that discovery tells: what is advertised, or what the initiator dialled.
+fn portal_address(advertise: Option<&str>, local: SocketAddr) -> String {
+    let local = SocketAddr::new(local.ip().to_canonical(), local.port());
+    let Some(name) = advertise else {
+        return local.to_string();
+    };
+    let literal = name.parse::<std::net::Ipv6Addr>().is_ok();
+    let has_port = name.parse::<SocketAddr>().is_ok()
+        || (!literal
+            && name
+                .rsplit_once(':')
+                .is_some_and(|(_, port)| port.parse::<u16>().is_ok()));
+    match (has_port, literal) {
+        (true, _) => name.to_owned(),
+        (false, true) => format!("[{name}]:{}", local.port()),
+        (false, false) => format!("{name}:{}", local.port()),
+    }
+}
+
+/// A dead peer must not hold its session for hours.
+fn prepare(stream: &TcpStream) {
+    use rustix::net::sockopt;
+    let _ = stream.set_nodelay(true);
+    let _ = sockopt::set_socket_keepalive(stream, true);
+    let _ = sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE);
+    let _ = sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL);
+    let _ = sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES);
+}
+
+async fn carry(service: Arc<Service>, stream: TcpStream, peer: SocketAddr, end: CancellationToken) {
+    let Ok(local) = stream.local_addr() else {
+        return;
+    };
+    prepare(&stream);
+    let portal = portal_address(service.options.advertise.as_deref(), local);
+    let login_timeout = service.options.login_timeout;
+    let core = Connection::new(service, portal, peer, end.clone());
+    let (done_to, done) = mpsc::unbounded_channel(); // bounded by the connection's running jobs
+    let mut carrier = Carrier {
+        core,
+        stream,
+        done_to,
+        done,
+    };
+    carrier.run(end, login_timeout).await;
+    carrier.core.close();
+    carrier.wait_for_jobs().await;
+    let Carrier { core, stream, .. } = carrier;
+    drop(stream);
+    // letting go of a disk may wait for it
+    let _ = tokio::task::spawn_blocking(move || drop(core)).await;
+}
+
+/// What a connection's task wakes up for.
+enum Event {
+    Received(io::Result<usize>),
+    Writable,
+    Done(Done),
+    End,
+    TimedOut,
+}
+
+struct Carrier {
+    core: Connection,
+    stream: TcpStream,
+    done_to: mpsc::UnboundedSender<Done>,
+    done: mpsc::UnboundedReceiver<Done>,
+}
+
+impl Carrier {
+    async fn run(&mut self, end: CancellationToken, login_timeout: Duration) {
+        let mut ended = pin!(end.cancelled());
+        let mut deadline = pin!(tokio::time::sleep(login_timeout));
+        let mut lingering = false;
+        loop {
+            self.core.process();
+            self.start_jobs();
+            if self.send().is_err() {
+                return;
+            }
+            if self.core.is_closing() && self.core.outgoing().is_empty() {
+                return;
+            }
+            if self.core.is_closing() && !lingering {
+                lingering = true;
+                deadline
+                    .as_mut()
+                    .reset(tokio::time::Instant::now() + LINGER);
+            }
+            let timed = lingering || !self.core.is_logged_in();
+            let event = poll_fn(|cx| {
+                let timer = if timed { Some(deadline.as_mut()) } else { None };
+                self.poll_event(cx, ended.as_mut(), timer)
+            });
+            match event.await {
+                Event::Received(Ok(0) | Err(_)) | Event::TimedOut => return,
+                Event::Received(Ok(bytes)) => self.core.received(bytes),
+                Event::Done(done) => self.core.completed(done),
+                Event::End => self.core.close(),
+                Event::Writable => {}
+            }
+            while let Ok(done) = self.done.try_recv() {
+                self.core.completed(done);
+            }
+        }
+    }
+
+    fn poll_event(
+        &mut self,
+        cx: &mut Context<'_>,
+        ended: Pin<&mut impl Future>,
+        timer: Option<Pin<&mut tokio::time::Sleep>>,
+    ) -> Poll<Event> {
+        if self.core.willing() {
+            let mut space = ReadBuf::new(self.core.space());
+            if let Poll::Ready(result) = Pin::new(&mut self.stream).poll_read(cx, &mut space) {
+                let bytes = space.filled().len();
+                return Poll::Ready(Event::Received(result.map(|()| bytes)));
+            }
+        }
+        if let Poll::Ready(Some(done)) = self.done.poll_recv(cx) {
+            return Poll::Ready(Event::Done(done));
+        }
+        let sending = !self.core.outgoing().is_empty();
+        if sending && self.stream.poll_write_ready(cx).is_ready() {
+            return Poll::Ready(Event::Writable);
+        }
+        if !self.core.is_closing() && ended.poll(cx).is_ready() {
+            return Poll::Ready(Event::End);
+        }
+        match timer.map(|timer| timer.poll(cx)) {
+            Some(Poll::Ready(())) => Poll::Ready(Event::TimedOut),
+            _ => Poll::Pending,
+        }
+    }
+
+    /// Sends what the socket takes at once.
+    fn send(&mut self) -> io::Result<()> {
+        let out = self.core.outgoing();
+        while !out.is_empty() {
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+            let count = out.slices(&mut slices);
+            match self
+                .stream
+                .try_write_vectored(slices.get(..count).unwrap_or_default())
+            {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(bytes) => out.advance(bytes),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn start_jobs(&mut self) {
+        while let Some(job) = self.core.next_job() {
+            let done_to = self.done_to.clone();
+            tokio::spawn(async move {
+                let done = tokio::task::spawn_blocking(move || job.run()).await;
+                let _ = done_to.send(done.unwrap_or(Done::Lost));
+            });
+        }
+    }
+
+    /// A session ends when nothing of it runs any more.
+    async fn wait_for_jobs(&mut self) {
+        while self.core.running_jobs() > 0 {
+            match self.done.recv().await {
+                Some(done) => self.core.completed(done),
+                None => return,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::portal_address;
+
+    #[test]
+    fn discovery_names_what_is_advertised() {
+        let local = "127.0.0.1:3260".parse().unwrap();
+        for (advertise, expect) in [
+            (None, "127.0.0.1:3260"),
+            (Some("san.example"), "san.example:3260"),
+            (Some("san.example:860"), "san.example:860"),
+            (Some("fd00::1"), "[fd00::1]:3260"),
+            (Some("[fd00::1]:860"), "[fd00::1]:860"),
+        ] {
+            assert_eq!(portal_address(advertise, local), expect);
+        }
+        let mapped = "[::ffff:10.0.0.1]:3260".parse().unwrap();
+        assert_eq!(portal_address(None, mapped), "10.0.0.1:3260");
+    }
+}

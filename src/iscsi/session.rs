@@ -1,0 +1,227 @@
+//! The sessions of a door: their listing, their end on demand, reinstatement, and the logical units
+//! they share.
+//!
+//! Invariants: an entry is in the table from before its disk is opened until its disk is dropped; two
+//! entries never have the same reinstatement key; a unit is shared by all sessions of one disk,
+//! whichever address they came by.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::{Condvar, Mutex};
+use tokio_util::sync::CancellationToken;
+
+use super::directory::TargetDirectory;
+use crate::lun::Identity;
+use crate::scsi::LogicalUnit;
+
+/// How long a login waits for the session it replaces to end. The disk's calls end sooner, or the
+/// disk is in no state to be used.
+const REINSTATE_WAIT: Duration = Duration::from_secs(10);
+/// Units without sessions that are kept for their settings; more are forgotten.
+const MAX_IDLE_UNITS: usize = 1024;
+
+/// What the door is told at its start.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What discovery names instead of the address that the initiator dialled: `host` or `host:port`.
+    pub advertise: Option<String>,
+    /// Most connections at a time, of all addresses: bounds memory and threads.
+    pub max_connections: usize,
+    /// From the connection's start to full feature phase.
+    pub login_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            advertise: None,
+            max_connections: 256,
+            login_timeout: Duration::from_secs(15),
+        }
+    }
+}
+
+/// What identifies a session to its initiator (RFC 7143 §6.3.5).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SessionKey {
+    /// InitiatorName.
+    pub initiator: String,
+    /// Initiator session identifier.
+    pub isid: [u8; 6],
+    /// TargetName.
+    pub target: String,
+}
+
+/// Work done for a session.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Media bytes sent.
+    pub read_bytes: AtomicU64,
+    /// Media bytes received.
+    pub written_bytes: AtomicU64,
+    /// SCSI commands.
+    pub commands: AtomicU64,
+}
+
+/// One session in a listing.
+#[derive(Debug, Clone)]
+pub struct SessionInfo {
+    /// Number for `session show` and `session drop`.
+    pub id: u64,
+    /// InitiatorName.
+    pub initiator: String,
+    /// TargetName.
+    pub target: String,
+    /// Address of the connection.
+    pub peer: SocketAddr,
+    /// When it logged in.
+    pub since: SystemTime,
+    /// Media bytes sent.
+    pub read_bytes: u64,
+    /// Media bytes received.
+    pub written_bytes: u64,
+    /// SCSI commands.
+    pub commands: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    key: SessionKey,
+    peer: SocketAddr,
+    since: SystemTime,
+    counters: Arc<Counters>,
+    end: CancellationToken,
+}
+
+/// A session's place in the table; its drop frees it.
+#[derive(Debug)]
+pub struct Registration {
+    service: Arc<Service>,
+    id: u64,
+    /// Shared with the listing.
+    pub counters: Arc<Counters>,
+    /// Target session identifying handle: never zero.
+    pub tsih: u16,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.service.sessions.lock().remove(&self.id);
+        self.service.ended.notify_all();
+    }
+}
+
+/// The iSCSI door: shared by its addresses and connections.
+pub struct Service {
+    pub(super) directory: Arc<dyn TargetDirectory>,
+    pub(super) options: Options,
+    sessions: Mutex<HashMap<u64, Entry>>,
+    ended: Condvar,
+    next_id: AtomicU64,
+    next_tsih: AtomicU16,
+    units: Mutex<HashMap<[u8; 16], Arc<LogicalUnit>>>,
+}
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Service")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Service {
+    /// A door to the targets of `directory`.
+    pub fn new(directory: Arc<dyn TargetDirectory>, options: Options) -> Arc<Service> {
+        Arc::new(Service {
+            directory,
+            options,
+            sessions: Mutex::default(),
+            ended: Condvar::new(),
+            next_id: AtomicU64::new(1),
+            next_tsih: AtomicU16::new(1),
+            units: Mutex::default(),
+        })
+    }
+
+    /// The sessions of this moment, by id. Discovery sessions are not among them.
+    pub fn sessions(&self) -> Vec<SessionInfo> {
+        let table = self.sessions.lock();
+        let mut list: Vec<SessionInfo> = table.iter().map(|(id, entry)| info(*id, entry)).collect();
+        list.sort_by_key(|session| session.id);
+        list
+    }
+
+    /// Ends a session; false where there is none of this id.
+    pub fn drop_session(&self, id: u64) -> bool {
+        let table = self.sessions.lock();
+        table.get(&id).map(|entry| entry.end.cancel()).is_some()
+    }
+
+    /// Takes a place for a session, ending the one it reinstates and waiting until that has let go
+    /// of its disk. Blocks. `None` if the old one does not end in time.
+    pub(super) fn register(
+        self: &Arc<Service>,
+        key: SessionKey,
+        peer: SocketAddr,
+        end: CancellationToken,
+    ) -> Option<Registration> {
+        let mut table = self.sessions.lock();
+        while let Some(old) = table.values().find(|entry| entry.key == key) {
+            old.end.cancel();
+            if self.ended.wait_for(&mut table, REINSTATE_WAIT).timed_out() {
+                return None;
+            }
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let counters = Arc::new(Counters::default());
+        let since = SystemTime::now();
+        let entry = Entry {
+            key,
+            peer,
+            since,
+            counters: Arc::clone(&counters),
+            end,
+        };
+        table.insert(id, entry);
+        Some(Registration {
+            service: Arc::clone(self),
+            id,
+            counters,
+            tsih: self.tsih(),
+        })
+    }
+
+    pub(super) fn tsih(&self) -> u16 {
+        match self.next_tsih.fetch_add(1, Ordering::Relaxed) {
+            0 => self.next_tsih.fetch_add(1, Ordering::Relaxed),
+            tsih => tsih,
+        }
+    }
+
+    /// The unit of the disk with this identity.
+    pub(super) fn unit(&self, identity: &Identity) -> Arc<LogicalUnit> {
+        let mut units = self.units.lock();
+        if units.len() >= MAX_IDLE_UNITS && !units.contains_key(&identity.naa) {
+            units.retain(|_, unit| Arc::strong_count(unit) > 1);
+        }
+        Arc::clone(units.entry(identity.naa).or_insert_with(LogicalUnit::new))
+    }
+}
+
+fn info(id: u64, entry: &Entry) -> SessionInfo {
+    SessionInfo {
+        id,
+        initiator: entry.key.initiator.clone(),
+        target: entry.key.target.clone(),
+        peer: entry.peer,
+        since: entry.since,
+        read_bytes: entry.counters.read_bytes.load(Ordering::Relaxed),
+        written_bytes: entry.counters.written_bytes.load(Ordering::Relaxed),
+        commands: entry.counters.commands.load(Ordering::Relaxed),
+    }
+}

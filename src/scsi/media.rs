@@ -1,0 +1,413 @@
+//! Commands that move or check media data: planning (ranges, lengths) and running them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::cdb::{ByteCheck, Command, Range};
+use super::nexus::{Nexus, Plan};
+use super::{mode, provision, Answer, Sense};
+use crate::lun::{BlockError, Geometry};
+
+/// Longest transfer of one command, told in VPD B0h: bounds what one command can make a session hold.
+pub const MAX_TRANSFER_BYTES: u64 = 16 << 20;
+/// Most blocks of COMPARE AND WRITE: the CDB's field is one byte.
+pub(super) const MAX_COMPARE_BLOCKS: u8 = 255;
+/// Work on long ranges goes on in pieces of this size, so that it can be cancelled between them.
+pub(super) const PIECE_BYTES: usize = 1 << 20;
+
+/// What is to be run; offsets and lengths are bytes, inside the capacity seen at planning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Kind {
+    Read {
+        offset: u64,
+        fua: bool,
+    },
+    Write {
+        offset: u64,
+        fua: bool,
+    },
+    WriteAndVerify {
+        offset: u64,
+    },
+    VerifyMedium {
+        offset: u64,
+        length: u64,
+    },
+    VerifyEach {
+        offset: u64,
+    },
+    VerifySame {
+        offset: u64,
+        length: u64,
+    },
+    OrWrite {
+        offset: u64,
+        fua: bool,
+    },
+    CompareAndWrite {
+        offset: u64,
+        fua: bool,
+    },
+    Flush,
+    Unmap {
+        max_descriptors: usize,
+    },
+    WriteSame {
+        offset: u64,
+        length: u64,
+        unmap: bool,
+    },
+    LbaStatus {
+        lba: u64,
+        allocation_bytes: usize,
+    },
+    ModeSelect {
+        ten: bool,
+    },
+}
+
+/// A command whose range and lengths were checked, ready to be run once its data-out is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    pub(super) kind: Kind,
+    /// Bytes that the initiator has to send.
+    pub data_out_bytes: usize,
+    /// Bytes of media data that running it puts into the caller's buffer.
+    pub data_in_bytes: usize,
+}
+
+impl Task {
+    pub(super) const fn new(kind: Kind) -> Task {
+        Task {
+            kind,
+            data_out_bytes: 0,
+            data_in_bytes: 0,
+        }
+    }
+
+    pub(super) const fn with_out(kind: Kind, data_out_bytes: usize) -> Task {
+        Task {
+            kind,
+            data_out_bytes,
+            data_in_bytes: 0,
+        }
+    }
+}
+
+/// Checks `range` against the capacity and gives it in bytes.
+pub(super) fn bytes_of(geometry: &Geometry, range: Range) -> Result<(u64, u64), Sense> {
+    let block = u64::from(geometry.block_bytes.max(1));
+    let end = range
+        .lba
+        .checked_add(range.blocks)
+        .ok_or(Sense::LBA_OUT_OF_RANGE)?;
+    if end > geometry.size_bytes / block {
+        return Err(Sense::LBA_OUT_OF_RANGE);
+    }
+    Ok((range.lba * block, range.blocks * block))
+}
+
+/// As [`bytes_of`], for data that is transferred: not longer than VPD B0h says.
+fn transfer_of(geometry: &Geometry, range: Range) -> Result<(u64, usize), Sense> {
+    let (offset, length) = bytes_of(geometry, range)?;
+    match usize::try_from(length) {
+        Ok(bytes) if length <= MAX_TRANSFER_BYTES => Ok((offset, bytes)),
+        _ => Err(Sense::INVALID_FIELD),
+    }
+}
+
+impl Nexus {
+    /// Plans the commands of this file and of `provision`; `None` for all others.
+    pub(super) fn plan_media(&self, command: &Command) -> Option<Result<Plan, Sense>> {
+        let planned = match *command {
+            Command::Read { range, fua } => self.plan_read(range, fua),
+            Command::Write { range, fua } => self.plan_write(range, fua),
+            Command::WriteAtomic {
+                range,
+                fua,
+                boundary,
+            } => self.plan_write_atomic(range, fua, boundary),
+            Command::WriteAndVerify { range, .. } => {
+                self.plan_out(range, 1, |offset| Kind::WriteAndVerify { offset })
+            }
+            Command::OrWrite { range, fua } => {
+                self.plan_out(range, 1, |offset| Kind::OrWrite { offset, fua })
+            }
+            Command::CompareAndWrite { range, fua } => {
+                self.plan_out(range, 2, |offset| Kind::CompareAndWrite { offset, fua })
+            }
+            Command::Verify { range, check } => self.plan_verify(range, check),
+            Command::SynchronizeCache { range } => self.plan_flush(range),
+            Command::PreFetch { range } => {
+                bytes_of(&self.geometry(), range).map(|_| Plan::Done(Answer::good()))
+            }
+            Command::Unmap { anchor, list_bytes } => {
+                provision::plan_unmap(self, anchor, list_bytes)
+            }
+            Command::WriteSame(same) => provision::plan_write_same(self, &same),
+            _ => return None,
+        };
+        Some(planned)
+    }
+
+    fn plan_read(&self, range: Range, fua: bool) -> Result<Plan, Sense> {
+        let (offset, bytes) = transfer_of(&self.geometry(), range)?;
+        if bytes == 0 {
+            return Ok(Plan::Done(Answer::good()));
+        }
+        let kind = Kind::Read { offset, fua };
+        Ok(Plan::Run(Task {
+            kind,
+            data_out_bytes: 0,
+            data_in_bytes: bytes,
+        }))
+    }
+
+    fn plan_write(&self, range: Range, fua: bool) -> Result<Plan, Sense> {
+        let fua = fua || self.write_through();
+        self.plan_out(range, 1, |offset| Kind::Write { offset, fua })
+    }
+
+    /// Any command that writes `factor` times its range's length of data-out.
+    fn plan_out(
+        &self,
+        range: Range,
+        factor: usize,
+        kind: impl FnOnce(u64) -> Kind,
+    ) -> Result<Plan, Sense> {
+        let geometry = self.geometry();
+        let (offset, bytes) = transfer_of(&geometry, range)?;
+        if self.write_protected(&geometry) {
+            return Err(Sense::WRITE_PROTECTED);
+        }
+        if bytes == 0 {
+            return Ok(Plan::Done(Answer::good()));
+        }
+        Ok(Plan::Run(Task::with_out(kind(offset), bytes * factor)))
+    }
+
+    fn plan_write_atomic(&self, range: Range, fua: bool, boundary: u16) -> Result<Plan, Sense> {
+        let geometry = self.geometry();
+        let (_, bytes) = transfer_of(&geometry, range)?;
+        if boundary != 0 || bytes > geometry.atomic_max_bytes as usize {
+            return Err(Sense::INVALID_FIELD);
+        }
+        self.plan_write(range, fua)
+    }
+
+    fn plan_verify(&self, range: Range, check: ByteCheck) -> Result<Plan, Sense> {
+        let geometry = self.geometry();
+        let (offset, length) = bytes_of(&geometry, range)?;
+        if length == 0 {
+            return Ok(Plan::Done(Answer::good()));
+        }
+        Ok(Plan::Run(match check {
+            ByteCheck::Medium => Task::new(Kind::VerifyMedium { offset, length }),
+            ByteCheck::Each => {
+                let (offset, bytes) = transfer_of(&geometry, range)?;
+                Task::with_out(Kind::VerifyEach { offset }, bytes)
+            }
+            ByteCheck::Same => {
+                let block = geometry.block_bytes as usize;
+                Task::with_out(Kind::VerifySame { offset, length }, block)
+            }
+        }))
+    }
+
+    /// The range is checked and then all is flushed: a flush is not shorter for less.
+    fn plan_flush(&self, range: Range) -> Result<Plan, Sense> {
+        bytes_of(&self.geometry(), range)?;
+        Ok(Plan::Run(Task::new(Kind::Flush)))
+    }
+
+    /// Runs `task` if nothing has to be waited for. `None` has changed nothing. `out` holds
+    /// `data_out_bytes`, `into` has room for `data_in_bytes`.
+    pub fn try_run(&self, task: &Task, out: &[u8], into: &mut [u8]) -> Option<Answer> {
+        let result = match task.kind {
+            Kind::Read { offset, fua: false } => {
+                return Some(self.answer(self.disk().try_read(offset, into)?, false));
+            }
+            Kind::Write { offset, fua: false } => self.disk().try_write(offset, out)?,
+            Kind::ModeSelect { ten } => {
+                return Some(match mode::select(self, ten, out) {
+                    Ok(()) => Answer::good(),
+                    Err(sense) => self.check(sense),
+                });
+            }
+            _ => return None,
+        };
+        Some(self.answer(result, true))
+    }
+
+    /// Runs `task`, waiting for whatever it needs. `cancel` ends work on long ranges early.
+    pub fn run(&self, task: &Task, out: &[u8], into: &mut [u8], cancel: &AtomicBool) -> Answer {
+        let disk = self.disk();
+        let result = match task.kind {
+            Kind::Read { offset, fua } => {
+                let flushed = if fua { disk.flush() } else { Ok(()) };
+                return self.answer(flushed.and_then(|()| disk.read(offset, into)), false);
+            }
+            Kind::Write { offset, fua } => disk.write(offset, out, fua),
+            Kind::OrWrite { offset, fua } => {
+                disk.or_write(offset, out).and_then(|()| self.durable(fua))
+            }
+            Kind::CompareAndWrite { offset, fua } => {
+                let (expect, data) = out.split_at(out.len() / 2);
+                disk.compare_and_write(offset, expect, data)
+                    .and_then(|()| self.durable(fua))
+            }
+            Kind::Flush => disk.flush(),
+            _ => return self.run_long(task, out, cancel),
+        };
+        self.answer(result, true)
+    }
+
+    fn run_long(&self, task: &Task, out: &[u8], cancel: &AtomicBool) -> Answer {
+        let done = match task.kind {
+            Kind::WriteAndVerify { offset } => self.write_and_verify(offset, out),
+            Kind::VerifyEach { offset } => self.verify_each(offset, out),
+            Kind::VerifyMedium { offset, length } => self.verify_medium(offset, length, cancel),
+            Kind::VerifySame { offset, length } => self.verify_same(offset, length, out, cancel),
+            Kind::Unmap { max_descriptors } => provision::unmap(self, out, max_descriptors),
+            Kind::WriteSame {
+                offset,
+                length,
+                unmap,
+            } => provision::write_same(self, offset, length, unmap, out, cancel),
+            Kind::LbaStatus {
+                lba,
+                allocation_bytes,
+            } => {
+                return match provision::lba_status(self, lba, allocation_bytes) {
+                    Ok(data) => Answer::with_data(data, allocation_bytes),
+                    Err(sense) => self.check(sense),
+                };
+            }
+            Kind::ModeSelect { ten } => mode::select(self, ten, out),
+            _ => Err(Sense::ABORTED),
+        };
+        match done {
+            Ok(()) => Answer::good(),
+            Err(sense) => self.check(sense),
+        }
+    }
+
+    /// FUA, or a cleared WCE, for the commands whose disk call has no `fua`.
+    fn durable(&self, fua: bool) -> Result<(), BlockError> {
+        if fua || self.write_through() {
+            self.disk().flush()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn answer(&self, result: Result<(), BlockError>, writing: bool) -> Answer {
+        match result {
+            Ok(()) => Answer::good(),
+            Err(error) => self.check(self.sense_of(&error, writing)),
+        }
+    }
+
+    pub(super) fn sense_of(&self, error: &BlockError, writing: bool) -> Sense {
+        Sense::of_error(error, self.geometry().block_bytes, writing)
+    }
+
+    fn write_and_verify(&self, offset: u64, out: &[u8]) -> Result<(), Sense> {
+        self.disk()
+            .write(offset, out, true)
+            .map_err(|error| self.sense_of(&error, true))?;
+        self.verify_each(offset, out)
+    }
+
+    fn verify_each(&self, offset: u64, out: &[u8]) -> Result<(), Sense> {
+        let mut buffer = vec![0; out.len().min(PIECE_BYTES)];
+        for (index, expect) in out.chunks(PIECE_BYTES).enumerate() {
+            let at = (index * PIECE_BYTES) as u64;
+            let Some(piece) = buffer.get_mut(..expect.len()) else {
+                break;
+            };
+            self.disk()
+                .read(offset + at, piece)
+                .map_err(|error| self.sense_of(&error, false))?;
+            if let Some(first) = first_difference(piece, expect) {
+                return Err(Sense::MISCOMPARE.with_information(at + first));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what stands behind the range; holes need no reading.
+    fn verify_medium(&self, offset: u64, length: u64, cancel: &AtomicBool) -> Result<(), Sense> {
+        /// Runs asked for at a time.
+        const RUNS: usize = 64;
+        let failed = |error: BlockError| self.sense_of(&error, false);
+        let (mut at, end) = (offset, offset + length);
+        let mut buffer = Vec::new();
+        while at < end {
+            let runs = self.disk().extents(at, end - at, RUNS).map_err(failed)?;
+            if runs.is_empty() {
+                return Err(Sense::LBA_OUT_OF_RANGE); // the LUN shrank meanwhile
+            }
+            for run in runs {
+                let run_end = (run.offset_bytes + run.length_bytes).min(end);
+                while run.mapped && at < run_end {
+                    check_cancel(cancel)?;
+                    let bytes = (run_end - at).min(PIECE_BYTES as u64) as usize;
+                    buffer.resize(bytes, 0);
+                    self.disk().read(at, &mut buffer).map_err(failed)?;
+                    at += bytes as u64;
+                }
+                at = at.max(run_end);
+            }
+        }
+        Ok(())
+    }
+
+    fn verify_same(
+        &self,
+        offset: u64,
+        length: u64,
+        block: &[u8],
+        cancel: &AtomicBool,
+    ) -> Result<(), Sense> {
+        let expect = repeated(block, length.min(PIECE_BYTES as u64) as usize);
+        let end = offset + length;
+        let mut at = offset;
+        while at < end {
+            check_cancel(cancel)?;
+            let bytes = (end - at).min(expect.len().max(1) as u64) as usize;
+            self.verify_each(at, expect.get(..bytes).unwrap_or(&expect))
+                .map_err(|sense| Sense {
+                    information: sense.information.map(|first| match sense.key {
+                        0xE => first + (at - offset),
+                        _ => first,
+                    }),
+                    ..sense
+                })?;
+            at += bytes as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Ends long work whose command was aborted.
+pub(super) fn check_cancel(cancel: &AtomicBool) -> Result<(), Sense> {
+    match cancel.load(Ordering::Relaxed) {
+        true => Err(Sense::ABORTED),
+        false => Ok(()),
+    }
+}
+
+/// `block` again and again, to `bytes` (a multiple of its length).
+pub(super) fn repeated(block: &[u8], bytes: usize) -> Vec<u8> {
+    block.repeat(bytes / block.len().max(1))
+}
+
+fn first_difference(left: &[u8], right: &[u8]) -> Option<u64> {
+    if left == right {
+        return None;
+    }
+    left.iter()
+        .zip(right)
+        .position(|(a, b)| a != b)
+        .map(|at| at as u64)
+}

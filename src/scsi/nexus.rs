@@ -1,0 +1,325 @@
+//! One initiator's relation to a logical unit: where a command begins.
+//!
+//! Order of the checks (SAM-5 §5.3, SPC-4 §5.5): the unit number, a pending unit attention, the CDB,
+//! the medium's presence, then the range.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::attention::Attention;
+use super::cdb::{decode, Command};
+use super::media::{Kind, Task};
+use super::unit::{LogicalUnit, NexusState, FLAG_D_SENSE, FLAG_EJECTED, FLAG_SWP, FLAG_WCE_OFF};
+use super::{inquiry, mode, provision, report, Answer, Sense, Status};
+use crate::lun::{BlockIo, Geometry};
+
+/// Names of the port that a transport serves the unit through (VPD 83h).
+#[derive(Debug, Clone)]
+pub struct PortNames {
+    /// SCSI name string of the target device (for iSCSI its IQN).
+    pub device: String,
+    /// SCSI name string of the target port (`IQN,t,0x0001`).
+    pub port: String,
+    /// RELATIVE TARGET PORT IDENTIFIER.
+    pub relative_port: u16,
+    /// TARGET PORT GROUP.
+    pub port_group: u16,
+    /// SPC-4 protocol identifier (5 = iSCSI).
+    pub protocol: u8,
+}
+
+/// What has to be done for a command.
+#[derive(Debug)]
+pub enum Plan {
+    /// Nothing more: answer it.
+    Done(Answer),
+    /// Move the data, and run it.
+    Run(Task),
+}
+
+/// An I_T_L nexus. Its drop ends it: what it prevented or reserved is released.
+#[derive(Debug)]
+pub struct Nexus {
+    unit: Arc<LogicalUnit>,
+    state: Arc<NexusState>,
+    disk: Arc<dyn BlockIo>,
+    ports: PortNames,
+    seen_generation: AtomicU64,
+    geometry: Mutex<Geometry>,
+}
+
+impl Drop for Nexus {
+    fn drop(&mut self) {
+        self.unit.detach(&self.state);
+    }
+}
+
+impl Nexus {
+    /// Joins `unit`, doing its I/O on `disk`: the session's own handle of the LUN.
+    pub fn new(unit: Arc<LogicalUnit>, disk: Arc<dyn BlockIo>, ports: PortNames) -> Nexus {
+        let state = unit.attach();
+        let seen_generation = AtomicU64::new(disk.generation());
+        let geometry = Mutex::new(disk.geometry());
+        Nexus {
+            unit,
+            state,
+            disk,
+            ports,
+            seen_generation,
+            geometry,
+        }
+    }
+
+    /// The unit that all nexuses of this LUN share.
+    pub fn unit(&self) -> &Arc<LogicalUnit> {
+        &self.unit
+    }
+
+    pub(super) fn state(&self) -> &NexusState {
+        &self.state
+    }
+
+    pub(super) fn disk(&self) -> &dyn BlockIo {
+        &*self.disk
+    }
+
+    pub(super) fn ports(&self) -> &PortNames {
+        &self.ports
+    }
+
+    /// The geometry this nexus works by; it changes only together with the attention that says so.
+    pub(super) fn geometry(&self) -> Geometry {
+        self.geometry.lock().clone()
+    }
+
+    pub(super) fn write_protected(&self, geometry: &Geometry) -> bool {
+        geometry.read_only || self.unit.flags() & FLAG_SWP != 0
+    }
+
+    /// True where a write must be durable before it is answered.
+    pub(super) fn write_through(&self) -> bool {
+        self.unit.flags() & FLAG_WCE_OFF != 0
+    }
+
+    /// CHECK CONDITION in the format that D_SENSE asks for.
+    pub fn check(&self, sense: Sense) -> Answer {
+        Answer::check(sense, self.unit.flags() & FLAG_D_SENSE != 0)
+    }
+
+    /// Begins a command addressed to the 8-byte `lun`.
+    pub fn begin(&self, lun: u64, cdb: &[u8; 16]) -> Plan {
+        if lun != 0 {
+            return Plan::Done(self.no_such_unit(cdb));
+        }
+        self.look_for_changes();
+        match self.plan(cdb) {
+            Ok(plan) => plan,
+            Err(sense) => Plan::Done(self.check(sense)),
+        }
+    }
+
+    /// Notices a changed disk by one atomic load, and turns the change into attentions.
+    fn look_for_changes(&self) {
+        let generation = self.disk.generation();
+        if generation == self.seen_generation.load(Ordering::Relaxed) {
+            return;
+        }
+        let now = self.disk.geometry();
+        let mut geometry = self.geometry.lock();
+        if now.size_bytes != geometry.size_bytes {
+            self.state.raise(Attention::CapacityChanged);
+        }
+        let rest = Geometry {
+            size_bytes: now.size_bytes,
+            generation: now.generation,
+            ..*geometry
+        };
+        if rest != now {
+            self.state.raise(Attention::ModeChanged);
+        }
+        self.seen_generation
+            .store(now.generation, Ordering::Relaxed);
+        *geometry = now;
+    }
+
+    fn plan(&self, cdb: &[u8; 16]) -> Result<Plan, Sense> {
+        let exempt = matches!(cdb[0], 0x03 | 0x12 | 0xA0);
+        if !exempt {
+            if let Some(attention) = self.state.take_attention() {
+                return Err(attention.sense());
+            }
+        }
+        let command = decode(cdb)?;
+        if self.unit.flags() & FLAG_EJECTED != 0 && needs_medium(&command) {
+            return Err(Sense::NO_MEDIUM);
+        }
+        match self.plan_media(&command) {
+            Some(plan) => plan,
+            None => self.plan_control(command),
+        }
+    }
+
+    fn plan_control(&self, command: Command) -> Result<Plan, Sense> {
+        let geometry = self.geometry();
+        let (data, allocation_bytes) = match command {
+            Command::Inquiry {
+                evpd,
+                page,
+                allocation_bytes,
+            } => (
+                inquiry::answer(self, &geometry, evpd, page)?,
+                allocation_bytes,
+            ),
+            Command::RequestSense {
+                descriptor,
+                allocation_bytes,
+            } => (self.request_sense(descriptor), allocation_bytes),
+            Command::ModeSense(query) => (
+                mode::sense(self, &geometry, &query)?,
+                query.allocation_bytes,
+            ),
+            Command::ModeSelect {
+                page_format,
+                save,
+                list_bytes,
+                ten,
+            } => {
+                return mode::plan_select(ten, page_format, save, list_bytes);
+            }
+            Command::ReadCapacity10 => (report::capacity10(&geometry), 8),
+            Command::ReadCapacity16 { allocation_bytes } => {
+                (report::capacity16(&geometry), allocation_bytes)
+            }
+            Command::ReportLuns {
+                select,
+                allocation_bytes,
+            } => (report::luns(select)?, allocation_bytes),
+            Command::ReportOpcodes(query) => (report::opcodes(&query)?, query.allocation_bytes),
+            Command::ReportTargetPortGroups {
+                extended,
+                allocation_bytes,
+            } => (
+                report::port_groups(self.ports(), extended),
+                allocation_bytes,
+            ),
+            Command::GetLbaStatus {
+                lba,
+                allocation_bytes,
+            } => {
+                return provision::plan_lba_status(&geometry, lba, allocation_bytes);
+            }
+            Command::StartStop {
+                power_condition,
+                load_eject,
+                start,
+            } => {
+                return self.start_stop(&geometry, power_condition, load_eject, start);
+            }
+            Command::PreventAllow { prevent } => {
+                self.unit.prevent_removal(&self.state, prevent);
+                (Vec::new(), 0)
+            }
+            // TEST UNIT READY, and the media commands, which never come here
+            _ => (Vec::new(), 0),
+        };
+        Ok(Plan::Done(Answer::with_data(data, allocation_bytes)))
+    }
+
+    /// REQUEST SENSE (SPC-4 §6.39): reports and clears a pending attention.
+    fn request_sense(&self, descriptor: bool) -> Vec<u8> {
+        let sense = match self.state.take_attention() {
+            Some(attention) => attention.sense(),
+            None if self.unit.flags() & FLAG_EJECTED != 0 => Sense::NO_MEDIUM,
+            None => Sense::NONE,
+        };
+        sense.encode(descriptor)
+    }
+
+    /// START STOP UNIT (SBC-3 §5.25). A stop alone writes the cache and keeps the medium: the
+    /// disk is shared, and there is nothing to spin down.
+    fn start_stop(
+        &self,
+        geometry: &Geometry,
+        power_condition: u8,
+        load_eject: bool,
+        start: bool,
+    ) -> Result<Plan, Sense> {
+        if power_condition != 0 {
+            return Ok(Plan::Done(Answer::good()));
+        }
+        if !load_eject {
+            return Ok(match start {
+                true => Plan::Done(Answer::good()),
+                false => Plan::Run(Task::new(Kind::Flush)),
+            });
+        }
+        if !geometry.removable {
+            return Err(Sense::INVALID_FIELD);
+        }
+        if !start && self.unit.removal_prevented() {
+            return Err(Sense::REMOVAL_PREVENTED);
+        }
+        let ejected = if start { 0 } else { FLAG_EJECTED };
+        if self.unit.set_flags(FLAG_EJECTED, ejected) && start {
+            self.unit
+                .raise_for_others(&self.state, Attention::MediumChanged);
+        }
+        Ok(Plan::Done(Answer::good()))
+    }
+
+    /// Commands to a unit number that is not there (SPC-4 §6.6.2, SAM-5 §4.8.3).
+    fn no_such_unit(&self, cdb: &[u8; 16]) -> Answer {
+        match decode(cdb) {
+            Ok(Command::Inquiry {
+                evpd: false,
+                allocation_bytes,
+                ..
+            }) => Answer::with_data(inquiry::absent_unit(), allocation_bytes),
+            Ok(Command::ReportLuns {
+                select,
+                allocation_bytes,
+            }) => match report::luns(select) {
+                Ok(data) => Answer::with_data(data, allocation_bytes),
+                Err(sense) => self.check(sense),
+            },
+            Ok(Command::RequestSense {
+                descriptor,
+                allocation_bytes,
+            }) => Answer::with_data(
+                Sense::LUN_NOT_SUPPORTED.encode(descriptor),
+                allocation_bytes,
+            ),
+            _ => self.check(Sense::LUN_NOT_SUPPORTED),
+        }
+    }
+
+    /// CLEAR TASK SET (SAM-5 §7.5): tasks of every nexus are aborted, the others are told.
+    pub fn clear_task_set(&self) {
+        self.unit.abort_all_tasks();
+        self.unit
+            .raise_for_others(&self.state, Attention::CommandsCleared);
+    }
+
+    /// The answer to a command that the transport has no room for.
+    pub fn busy(&self) -> Answer {
+        Answer::status(Status::TaskSetFull)
+    }
+}
+
+/// What answers MEDIUM NOT PRESENT after an eject.
+fn needs_medium(command: &Command) -> bool {
+    !matches!(
+        command,
+        Command::Inquiry { .. }
+            | Command::RequestSense { .. }
+            | Command::ReportLuns { .. }
+            | Command::ReportOpcodes(_)
+            | Command::ReportTargetPortGroups { .. }
+            | Command::StartStop { .. }
+            | Command::PreventAllow { .. }
+            | Command::ModeSense(_)
+            | Command::ModeSelect { .. }
+    )
+}

@@ -1,0 +1,9 @@
+//! The LUN layer over a real pool in one file.
+
+mod catalog;
+mod crash;
+mod disk;
+mod lease;
+mod pool;
+mod settings;
+mod transfer;

@@ -181,7 +181,10 @@ impl Connection {
         match transmission::plan(&request, &self.terms) {
             Ok(Command::Read) => self.read(request),
             Ok(Command::Write { fua }) => return self.write(request, payload, fua),
-            Ok(Command::Disconnect) => self.leave(),
+            Ok(Command::Disconnect) => {
+                self.export.io.leaving();
+                self.leave();
+            }
             Ok(command) => self.hand_over(request, command, None),
             Err(error) => {
                 let tail = self.outbox.tail(transmission::MAX_STATUS_BYTES, &mut self.pool);

@@ -73,6 +73,11 @@ impl Nexus {
         &self.unit
     }
 
+    /// The initiator logs out: what it leaves it does not come back to.
+    pub fn leaving(&self) {
+        self.disk.leaving();
+    }
+
     /// Rises whenever the tasks of this nexus are aborted from outside: a task that began at a lower
     /// count is not answered.
     pub fn aborts(&self) -> u64 {

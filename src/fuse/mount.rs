@@ -1,12 +1,12 @@
 //! Mounting and unmounting.
 //!
-//! As root the mount is made here, with mount(2) on a descriptor of `/dev/fuse`: that gives plain error
-//! codes, and a mount that is known again by its device number, so that nothing is ever unmounted
-//! but it. Others need the helper fusermount3, which fuser calls.
+//! As root the mount is made here, with mount(2) on a descriptor of `/dev/fuse`: that gives plain
+//! error codes, and a mount that is known again by its device number, so that nothing is ever
+//! unmounted but it. Others need the helper fusermount3, which fuser calls.
 //!
-//! Invariants: when [`Mount::stop`] returned, nothing is mounted at the directory by this server; if the
-//! mount was in use, those who use it keep what they have open until they close it or the process
-//! ends.
+//! Invariants: when [`Mount::stop`] returned, nothing is mounted at the directory by this server;
+//! if the mount was in use, those who use it keep what they have open until they close it or the
+//! process ends.
 
 use super::door::Door;
 use super::mountinfo::{mounted_at, Mounted};
@@ -162,8 +162,8 @@ impl std::fmt::Debug for Standing {
 }
 
 impl Mount {
-    /// Mounts the pool's tree at `dir`. A mount that a former server left there without its server is
-    /// cleared first. When this returns, requests are served.
+    /// Mounts the pool's tree at `dir`. A mount that a former server left there without its server
+    /// is cleared first. When this returns, requests are served.
     pub fn start(
         catalog: Arc<Catalog>,
         dir: &Path,
@@ -352,7 +352,8 @@ fn mount_as_root(dir: &Path) -> Result<OwnedFd, MountError> {
     let kernel = OpenOptions::new().read(true).write(true).open(DEVICE).map_err(&failed)?;
     let mode = std::fs::metadata(dir).map_err(&failed)?.mode() & libc::S_IFMT;
     let data = format!(
-        "fd={},rootmode={mode:o},user_id=0,group_id=0,allow_other,default_permissions,subtype={NAME}",
+        "fd={},rootmode={mode:o},user_id=0,group_id=0,allow_other,default_permissions,\
+         subtype={NAME}",
         kernel.as_raw_fd()
     );
     let data = CString::new(data).map_err(|error| failed(error.into()))?;

@@ -49,8 +49,8 @@ pub struct MountOptions {
 }
 
 impl MountOptions {
-    /// Four threads: enough for requests that wait beside those that do not, on two cores. The source
-    /// is `lunfs`.
+    /// Four threads: enough for requests that wait beside those that do not, on two cores. The
+    /// source is `lunfs`.
     pub fn new(clock: Arc<dyn Clock>) -> MountOptions {
         MountOptions { threads: 4, clock, source: NAME.into() }
     }

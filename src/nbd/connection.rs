@@ -184,9 +184,7 @@ impl Connection {
             Ok(Command::Disconnect) => self.leave(),
             Ok(command) => self.hand_over(request, command, None),
             Err(error) => {
-                let tail = self
-                    .outbox
-                    .tail(transmission::MAX_STATUS_BYTES, &mut self.pool);
+                let tail = self.outbox.tail(transmission::MAX_STATUS_BYTES, &mut self.pool);
                 let before = tail.filled().len();
                 transmission::put_error(tail, &request, &self.terms, error, "refused", None);
                 let count = tail.filled().len() - before;
@@ -235,11 +233,7 @@ impl Connection {
             Payload::InPlace => self.inbox.in_place(),
             Payload::Owned(buffer) => buffer.filled(),
         };
-        let tried = if fua {
-            None
-        } else {
-            self.export.io.try_write(request.offset, data)
-        };
+        let tried = if fua { None } else { self.export.io.try_write(request.offset, data) };
         match tried {
             None => {
                 let buffer = self.own(payload);
@@ -277,9 +271,7 @@ impl Connection {
         command: Command,
         error: &crate::lun::BlockError,
     ) {
-        let tail = self
-            .outbox
-            .tail(transmission::MAX_STATUS_BYTES, &mut self.pool);
+        let tail = self.outbox.tail(transmission::MAX_STATUS_BYTES, &mut self.pool);
         let before = tail.filled().len();
         work::put_block_error(tail, &request, &self.terms, command, error);
         let count = tail.filled().len() - before;
@@ -336,12 +328,7 @@ impl Connection {
         self.outbox.push(done.reply, &mut self.pool);
         self.pool.give(done.payload);
         // The end of the stream, or an error, will be met again by the next receive.
-        let more = self
-            .stream
-            .receive_now(self.inbox.space())
-            .ok()
-            .flatten()
-            .unwrap_or(0);
+        let more = self.stream.receive_now(self.inbox.space()).ok().flatten().unwrap_or(0);
         self.inbox.received(more);
         self.patience.learn(more == 0);
     }
@@ -415,8 +402,8 @@ impl Connection {
     }
 
     /// Looks for the next request for a moment, letting others run in between: the client may need
-    /// this very processor to send it. It pays only if it was quick: where others keep the processor
-    /// for long, the host wakes a sleeper sooner than one who yielded.
+    /// this very processor to send it. It pays only if it was quick: where others keep the
+    /// processor for long, the host wakes a sleeper sooner than one who yielded.
     fn poll_briefly(&mut self) -> Result<Option<usize>, Error> {
         let since = Instant::now();
         loop {

@@ -20,9 +20,7 @@ pub async fn agree(
     let mut handshake = Handshake::default();
     let mut held = Vec::with_capacity(4096);
     loop {
-        stream
-            .send_all(&std::mem::take(&mut handshake.output))
-            .await?;
+        stream.send_all(&std::mem::take(&mut handshake.output)).await?;
         let (taken, step) = handshake.advance(&held)?;
         held.drain(..taken);
         match step {
@@ -55,11 +53,7 @@ pub async fn agree(
 }
 
 fn describe<'a>(export: &'a Export, geometry: &'a Geometry) -> Description<'a> {
-    Description {
-        name: &export.name,
-        description: &export.description,
-        geometry,
-    }
+    Description { name: &export.name, description: &export.description, geometry }
 }
 
 /// Asks the directory on a blocking thread.

@@ -405,8 +405,8 @@ impl Connection {
     }
 
     /// Looks for the next request for a moment, letting others run in between: the client may need
-    /// this very processor to send it. It pays only if it was quick: where others keep the processor
-    /// for long, the host wakes a sleeper sooner than one who yielded.
+    /// this very processor to send it. It pays only if it was quick: where others keep the
+    /// processor for long, the host wakes a sleeper sooner than one who yielded.
     fn poll_briefly(&mut self) -> Result<Option<usize>, Error> {
         let since = Instant::now();
         loop {

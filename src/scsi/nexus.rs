@@ -204,6 +204,11 @@ impl Nexus {
             Command::ReadCapacity16 { allocation_bytes } => {
                 (report::capacity16(&geometry), allocation_bytes)
             }
+            Command::ReadDefectData {
+                twelve,
+                list,
+                allocation_bytes,
+            } => (report::defects(twelve, list), allocation_bytes),
             Command::ReportLuns {
                 select,
                 allocation_bytes,
@@ -304,7 +309,7 @@ impl Nexus {
         if !geometry.removable {
             return Err(Sense::INVALID_FIELD);
         }
-        if !start && self.unit.removal_prevented() {
+        if self.unit.removal_prevented() {
             return Err(Sense::REMOVAL_PREVENTED);
         }
         let ejected = if start { 0 } else { FLAG_EJECTED };

@@ -37,34 +37,10 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// What a layer may not use, because it is deterministic, or a protocol core that does no I/O.
 const FORBIDDEN: &[(&str, &[&str])] = &[
     ("src/device", &["tokio", "futures"]),
-    (
-        "src/fs",
-        &[
-            "tokio",
-            "futures",
-            "std::fs",
-            "std::net",
-            "std::process",
-            "rustix",
-            "libc",
-        ],
-    ),
+    ("src/fs", &["tokio", "futures", "std::fs", "std::net", "std::process", "rustix", "libc"]),
     ("src/lun", &["tokio", "futures", "std::net", "fuser"]),
-    (
-        "src/scsi",
-        &["tokio", "futures", "std::fs", "std::net", "std::process"],
-    ),
-    (
-        "fs-layout/src",
-        &[
-            "tokio",
-            "std::fs",
-            "std::io",
-            "std::net",
-            "std::process",
-            "std::thread",
-        ],
-    ),
+    ("src/scsi", &["tokio", "futures", "std::fs", "std::net", "std::process"]),
+    ("fs-layout/src", &["tokio", "std::fs", "std::io", "std::net", "std::process", "std::thread"]),
 ];
 
 fn root() -> PathBuf {
@@ -91,17 +67,11 @@ fn files() -> Vec<Source> {
     let mut paths = Vec::new();
     walk(&root(), &mut paths);
     paths.sort();
-    paths
-        .iter()
-        .filter_map(|path| Source::read(&root(), path))
-        .collect()
+    paths.iter().filter_map(|path| Source::read(&root(), path)).collect()
 }
 
 fn rust_files() -> Vec<Source> {
-    files()
-        .into_iter()
-        .filter(|f| f.name.ends_with(".rs"))
-        .collect()
+    files().into_iter().filter(|f| f.name.ends_with(".rs")).collect()
 }
 
 /// Files that ship: not tests, benches or examples.
@@ -110,21 +80,12 @@ fn shipped(name: &str) -> bool {
 }
 
 fn report(rule: &str, problems: &[String]) {
-    assert!(
-        problems.is_empty(),
-        "{rule}: {}\n{}",
-        problems.len(),
-        problems.join("\n")
-    );
+    assert!(problems.is_empty(), "{rule}: {}\n{}", problems.len(), problems.join("\n"));
 }
 
 #[test]
 fn an_arrow_goes_down() {
-    let names: BTreeSet<&str> = LAYERS
-        .iter()
-        .map(|(name, _)| *name)
-        .chain(["server"])
-        .collect();
+    let names: BTreeSet<&str> = LAYERS.iter().map(|(name, _)| *name).chain(["server"]).collect();
     let mut problems = Vec::new();
     for file in rust_files().iter().filter(|f| f.name.starts_with("src/")) {
         let Some(layer) = file.layer() else { continue };
@@ -132,10 +93,7 @@ fn an_arrow_goes_down() {
             continue;
         }
         let Some((_, below)) = LAYERS.iter().find(|(name, _)| *name == layer) else {
-            problems.push(format!(
-                "{}: `{layer}` has no place in the layers",
-                file.name
-            ));
+            problems.push(format!("{}: `{layer}` has no place in the layers", file.name));
             continue;
         };
         for (line, target) in file.crate_paths() {
@@ -160,19 +118,12 @@ fn lower_layers_do_no_foreign_io() {
             for (number, line) in file.code.lines().enumerate() {
                 let found = words.iter().find(|w| has_path(line, w));
                 if let Some(word) = found.filter(|_| !tests.contains(&number)) {
-                    problems.push(format!(
-                        "{}:{}: {folder} uses {word}",
-                        file.name,
-                        number + 1
-                    ));
+                    problems.push(format!("{}:{}: {folder} uses {word}", file.name, number + 1));
                 }
             }
         }
     }
-    report(
-        "these layers do not use these crates and modules",
-        &problems,
-    );
+    report("these layers do not use these crates and modules", &problems);
 }
 
 /// Whether `line` names the path `word` (`tokio` in `tokio::spawn`, `std::fs` in `use std::fs;`).
@@ -191,10 +142,8 @@ fn has_path(line: &str, word: &str) -> bool {
 fn every_source_file_is_reached() {
     let mut problems = Vec::new();
     for base in ["src", "fs-layout/src"] {
-        let all: Vec<Source> = rust_files()
-            .into_iter()
-            .filter(|f| f.name.starts_with(&format!("{base}/")))
-            .collect();
+        let all: Vec<Source> =
+            rust_files().into_iter().filter(|f| f.name.starts_with(&format!("{base}/"))).collect();
         let names: BTreeSet<String> = all.iter().map(|f| f.name.clone()).collect();
         let mut reached = BTreeSet::new();
         let mut open = vec![format!("{base}/lib.rs"), format!("{base}/main.rs")];
@@ -206,11 +155,7 @@ fn every_source_file_is_reached() {
                 open.extend(file.declared_modules());
             }
         }
-        problems.extend(
-            names
-                .difference(&reached)
-                .map(|n| format!("{n}: no `mod` declares it")),
-        );
+        problems.extend(names.difference(&reached).map(|n| format!("{n}: no `mod` declares it")));
     }
     report("a file that is not compiled is not checked", &problems);
 }
@@ -221,17 +166,11 @@ fn files_are_short_and_say_what_they_are() {
     for file in rust_files() {
         let lines = file.text.lines().count();
         if lines > MAX_FILE_LINES {
-            problems.push(format!(
-                "{}: {lines} lines, more than {MAX_FILE_LINES}",
-                file.name
-            ));
+            problems.push(format!("{}: {lines} lines, more than {MAX_FILE_LINES}", file.name));
         }
         let first = file.text.lines().next().unwrap_or("");
         if !first.starts_with("//! ") || first.contains("(being written)") {
-            problems.push(format!(
-                "{}:1: no `//!` header that says what it is",
-                file.name
-            ));
+            problems.push(format!("{}:1: no `//!` header that says what it is", file.name));
         }
     }
     report("file sizes and headers", &problems);
@@ -239,15 +178,7 @@ fn files_are_short_and_say_what_they_are() {
 
 #[test]
 fn lines_are_narrow() {
-    let checked = [
-        ".rs",
-        ".py",
-        ".sh",
-        "/run",
-        "/guest-init",
-        "Makefile",
-        ".toml",
-    ];
+    let checked = [".rs", ".py", ".sh", "/run", "/guest-init", "Makefile", ".toml"];
     let mut problems = Vec::new();
     for file in files() {
         if !checked.iter().any(|end| file.name.ends_with(end)) {
@@ -282,18 +213,11 @@ fn functions_are_short() {
 #[test]
 fn nothing_is_left_to_do() {
     // Put together here, so that this file is not its own finding.
-    let words = [
-        ["TO", "DO"],
-        ["FIX", "ME"],
-        ["todo", "!("],
-        ["unimplemented", "!("],
-        ["dbg", "!("],
-    ];
+    let words =
+        [["TO", "DO"], ["FIX", "ME"], ["todo", "!("], ["unimplemented", "!("], ["dbg", "!("]];
     let mut problems = Vec::new();
     for file in files() {
-        let code = [".rs", ".py", ".sh", "/run", "Makefile"]
-            .iter()
-            .any(|e| file.name.ends_with(e));
+        let code = [".rs", ".py", ".sh", "/run", "Makefile"].iter().any(|e| file.name.ends_with(e));
         for (number, line) in file.text.lines().enumerate().filter(|_| code) {
             for word in words.iter().map(|w| w.concat()) {
                 if line.contains(&word) {
@@ -309,10 +233,7 @@ fn nothing_is_left_to_do() {
 fn nothing_panics_in_passing() {
     let calls = [".unwrap()", ".expect("];
     let mut problems = Vec::new();
-    for file in rust_files()
-        .iter()
-        .filter(|f| shipped(&f.name) && !f.is_test_module())
-    {
+    for file in rust_files().iter().filter(|f| shipped(&f.name) && !f.is_test_module()) {
         let tests = test_lines(&file.code);
         let lines: Vec<&str> = file.text.lines().collect();
         for (number, line) in file.code.lines().enumerate() {
@@ -324,19 +245,13 @@ fn nothing_panics_in_passing() {
             }
         }
     }
-    report(
-        "unwrap and expect outside tests need an error or a reason",
-        &problems,
-    );
+    report("unwrap and expect outside tests need an error or a reason", &problems);
 }
 
 /// Whether the line or the one before it carries an exemption of `rule` with a reason.
 fn exempt(lines: &[&str], number: usize, rule: &str) -> bool {
     let mark = format!("// tidy: allow({rule}): ");
-    let reason = |line: &str| {
-        line.split_once(&mark)
-            .map_or(0, |(_, why)| why.trim().len())
-    };
+    let reason = |line: &str| line.split_once(&mark).map_or(0, |(_, why)| why.trim().len());
     reason(lines[number]) >= MIN_REASON || number > 0 && reason(lines[number - 1]) >= MIN_REASON
 }
 
@@ -356,19 +271,12 @@ fn nothing_names_one_machine() {
     let mut problems = Vec::new();
     for file in files().iter().filter(|f| f.name != "Cargo.lock") {
         for (number, line) in file.text.lines().enumerate() {
-            for word in words
-                .iter()
-                .map(|w| w.concat())
-                .filter(|w| line.contains(w.as_str()))
-            {
+            for word in words.iter().map(|w| w.concat()).filter(|w| line.contains(w.as_str())) {
                 problems.push(format!("{}:{}: names {word}", file.name, number + 1));
             }
         }
     }
-    report(
-        "paths of one machine and hosts of package registries",
-        &problems,
-    );
+    report("paths of one machine and hosts of package registries", &problems);
 }
 
 #[test]
@@ -380,18 +288,9 @@ fn the_checks_see_what_they_look_for() {
     assert!(!blank_out("r#\"a.unwrap()\"# /* .unwrap() /* */ */").contains("unwrap"));
     assert!(has_path("use tokio::net;", "tokio") && !has_path("let tokio_like = 1;", "tokio"));
     let code = "fn a() {}\n#[cfg(test)]\nmod tests {\n  fn b() {}\n}\nfn c() {}\n";
-    assert_eq!(
-        test_lines(code).into_iter().collect::<Vec<_>>(),
-        [1, 2, 3, 4]
-    );
-    let source = Source::new(
-        "src/lun/a.rs",
-        "use crate::{fs::X, nbd};\nfn a() { super::super::cli::b() }",
-    );
-    let found: Vec<_> = source
-        .crate_paths()
-        .into_iter()
-        .map(|(_, target)| target)
-        .collect();
+    assert_eq!(test_lines(code).into_iter().collect::<Vec<_>>(), [1, 2, 3, 4]);
+    let source =
+        Source::new("src/lun/a.rs", "use crate::{fs::X, nbd};\nfn a() { super::super::cli::b() }");
+    let found: Vec<_> = source.crate_paths().into_iter().map(|(_, target)| target).collect();
     assert_eq!(found, ["fs", "nbd", "cli"]);
 }

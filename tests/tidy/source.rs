@@ -19,26 +19,14 @@ impl Source {
     /// Reads a file; `None` where it is no text.
     pub fn read(root: &Path, path: &Path) -> Option<Source> {
         let text = std::fs::read_to_string(path).ok()?;
-        let name = path
-            .strip_prefix(root)
-            .ok()?
-            .to_string_lossy()
-            .replace('\\', "/");
+        let name = path.strip_prefix(root).ok()?.to_string_lossy().replace('\\', "/");
         Some(Source::new(&name, &text))
     }
 
     /// A file with this text.
     pub fn new(name: &str, text: &str) -> Source {
-        let code = if name.ends_with(".rs") {
-            blank_out(text)
-        } else {
-            String::new()
-        };
-        Source {
-            name: name.to_owned(),
-            text: text.to_owned(),
-            code,
-        }
+        let code = if name.ends_with(".rs") { blank_out(text) } else { String::new() };
+        Source { name: name.to_owned(), text: text.to_owned(), code }
     }
 
     /// The folder (or file) of `src/` it belongs to; `None` for `lib.rs` and `main.rs`.
@@ -60,10 +48,7 @@ impl Source {
     pub fn declared_modules(&self) -> Vec<String> {
         let here = self.name.rsplit_once('/').map_or("", |(dir, _)| dir);
         let by_path = self.text.lines().filter_map(|line| {
-            let path = line
-                .trim()
-                .strip_prefix("#[path = \"")?
-                .strip_suffix("\"]")?;
+            let path = line.trim().strip_prefix("#[path = \"")?.strip_suffix("\"]")?;
             Some(format!("{here}/{path}"))
         });
         let folder = match self.name.rsplit_once('/') {
@@ -110,11 +95,7 @@ impl Source {
 
 /// The names a path may go on with: one, or those of a brace group at its first level.
 fn first_names(rest: &str) -> Vec<String> {
-    let ident = |s: &str| {
-        s.chars()
-            .take_while(|c| c.is_alphanumeric() || *c == '_')
-            .collect()
-    };
+    let ident = |s: &str| s.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
     let Some(group) = rest.strip_prefix('{') else {
         return vec![ident(rest)];
     };
@@ -150,11 +131,7 @@ pub fn blank_out(text: &str) -> String {
             out.push(chars[at]);
             at += 1;
         } else {
-            out.extend(
-                chars[at..end]
-                    .iter()
-                    .map(|c| if *c == '\n' { '\n' } else { ' ' }),
-            );
+            out.extend(chars[at..end].iter().map(|c| if *c == '\n' { '\n' } else { ' ' }));
             at = end;
         }
     }
@@ -166,10 +143,9 @@ fn literal_end(chars: &[char], at: usize) -> usize {
     let next = |n: usize| chars.get(at + n).copied().unwrap_or('\0');
     let inside_word = at > 0 && (chars[at - 1].is_alphanumeric() || chars[at - 1] == '_');
     match chars[at] {
-        '/' if next(1) == '/' => chars[at..]
-            .iter()
-            .position(|c| *c == '\n')
-            .map_or(chars.len(), |n| at + n),
+        '/' if next(1) == '/' => {
+            chars[at..].iter().position(|c| *c == '\n').map_or(chars.len(), |n| at + n)
+        }
         '/' if next(1) == '*' => block_comment_end(chars, at),
         '"' => string_end(chars, at + 1),
         'b' if next(1) == '"' && !inside_word => string_end(chars, at + 2),
@@ -184,11 +160,7 @@ fn literal_end(chars: &[char], at: usize) -> usize {
 }
 
 fn char_end(chars: &[char], from: usize) -> usize {
-    chars
-        .iter()
-        .skip(from)
-        .position(|c| *c == '\'')
-        .map_or(chars.len(), |n| from + n + 1)
+    chars.iter().skip(from).position(|c| *c == '\'').map_or(chars.len(), |n| from + n + 1)
 }
 
 fn string_end(chars: &[char], mut at: usize) -> usize {
@@ -199,17 +171,12 @@ fn string_end(chars: &[char], mut at: usize) -> usize {
 }
 
 fn raw_end(chars: &[char], start: usize, lead: usize) -> usize {
-    let hashes = chars[start + lead..]
-        .iter()
-        .take_while(|c| **c == '#')
-        .count();
+    let hashes = chars[start + lead..].iter().take_while(|c| **c == '#').count();
     let open = start + lead + hashes;
     if chars.get(open) != Some(&'"') {
         return start; // a raw identifier
     }
-    let close: Vec<char> = std::iter::once('"')
-        .chain(std::iter::repeat_n('#', hashes))
-        .collect();
+    let close: Vec<char> = std::iter::once('"').chain(std::iter::repeat_n('#', hashes)).collect();
     let body = &chars[open + 1..];
     body.windows(close.len())
         .position(|w| w == close)
@@ -253,10 +220,8 @@ pub fn functions(code: &str) -> Vec<Function> {
         if before.is_some_and(|c| c.is_alphanumeric() || c == '_') {
             continue;
         }
-        let name: String = code[at + 3..]
-            .chars()
-            .take_while(|c| c.is_alphanumeric() || *c == '_')
-            .collect();
+        let name: String =
+            code[at + 3..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
         let Some(end) = body_end(&code[at..]).filter(|_| !name.is_empty()) else {
             continue;
         };

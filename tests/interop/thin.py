@@ -57,6 +57,13 @@ def unmap_all(lab):
     check("an orderly stop", lab.stop())
 
 
+def settle(lab):
+    """Waits until nothing of the writing itself is left to be written."""
+    deadline = time.monotonic() + WALK_SECONDS
+    while lab.ask("status")["pool"]["dirty_bytes"] > 0 and time.monotonic() < deadline:
+        time.sleep(0.5)
+
+
 def used_in_the_end(lab):
     """Space comes back in the background; WALK_SECONDS is enough for so little."""
     deadline = time.monotonic() + WALK_SECONDS
@@ -85,6 +92,7 @@ def unmap_once(lab, mapped_bytes):
     batch = max(1, min(most_ranges, 256))
     if most_blocks < 0xFFFFFFFF:  # the limit may be one of the whole command
         batch = 1
+    settle(lab)
     before = written(lab)
     for first in range(0, len(ranges), batch):
         session.unmap(*ranges[first:first + batch])

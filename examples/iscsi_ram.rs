@@ -73,11 +73,7 @@ async fn main() -> std::io::Result<()> {
     for address in args.addresses {
         let listener = TcpListener::bind(address).await?;
         println!("iscsi://{}/{}/0", listener.local_addr()?, One::name());
-        portals.push(tokio::spawn(portal::serve(
-            Arc::clone(&service),
-            listener,
-            stop.clone(),
-        )));
+        portals.push(tokio::spawn(portal::serve(Arc::clone(&service), listener, stop.clone())));
     }
     tokio::signal::ctrl_c().await?;
     stop.cancel();

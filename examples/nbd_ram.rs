@@ -14,9 +14,7 @@ const USAGE: &str = "usage: nbd_ram [SIZE-MIB [ADDRESS | unix:PATH]]";
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let mib = arguments.next().map_or(Ok(64), |text| text.parse::<u64>());
-    let place = arguments
-        .next()
-        .unwrap_or_else(|| "127.0.0.1:10809".to_owned());
+    let place = arguments.next().unwrap_or_else(|| "127.0.0.1:10809".to_owned());
     let (Ok(mib @ 1..=1_048_576), None) = (mib, arguments.next()) else {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
@@ -51,10 +49,7 @@ async fn serve(size_bytes: u64, place: &str) -> Result<(), Box<dyn std::error::E
             server.listen_unix(path.as_ref()).await?;
             println!("ready: nbd+unix:///ram?socket={path}");
         }
-        None => println!(
-            "ready: nbd://{}/ram",
-            server.listen_tcp(place.parse()?).await?
-        ),
+        None => println!("ready: nbd://{}/ram", server.listen_tcp(place.parse()?).await?),
     }
     tokio::signal::ctrl_c().await?;
     server.shutdown(Duration::from_secs(5)).await;

@@ -1,5 +1,5 @@
-//! The built program, driven as a user drives it: temporary pools, ports that are free, servers that
-//! are stopped by their process.
+//! The built program, driven as a user drives it: temporary pools, ports that are free, servers
+//! that are stopped by their process.
 
 #[path = "cli/lab.rs"]
 mod lab;

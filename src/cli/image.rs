@@ -1,8 +1,8 @@
-//! `lunfs lun import` and `export`: the command opens the image with its user's rights and passes it
-//! to whoever has the pool open.
+//! `lunfs lun import` and `export`: the command opens the image with its user's rights and passes
+//! it to whoever has the pool open.
 //!
-//! Invariant: an export that failed leaves no half image under the name that was asked for, and what
-//! stood there before stays.
+//! Invariant: an export that failed leaves no half image under the name that was asked for, and
+//! what stood there before stays.
 
 use super::args::{Change, Common, Import};
 use super::{lun, output, selection, show, usage_error};

@@ -32,7 +32,8 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Help and version go out as they are; a mistake in at most three lines: what, usage, where to read.
+/// Help and version go out as they are; a mistake in at most three lines: what, usage, where to
+/// read.
 fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         output::line(error.render().to_string().trim_end());

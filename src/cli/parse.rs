@@ -46,7 +46,8 @@ pub fn key_value(text: &str) -> Result<(String, String), String> {
     Ok((key.to_string(), value.to_string()))
 }
 
-/// `HOST:PORT`, `HOST`, `:PORT`, `PORT` or nothing: what is missing is loopback and the default port.
+/// `HOST:PORT`, `HOST`, `:PORT`, `PORT` or nothing: what is missing is loopback and the default
+/// port.
 pub fn tcp(text: &str, default_port: u16) -> Result<SocketAddr, String> {
     let (host, port) = split_address(text, default_port)?;
     let host = if host.is_empty() { "127.0.0.1" } else { host };

@@ -84,8 +84,8 @@ impl Selection {
 }
 
 impl Client {
-    /// Carries out one command; `file` is the image of an import or export. `hear` is told what comes
-    /// on the way.
+    /// Carries out one command; `file` is the image of an import or export. `hear` is told what
+    /// comes on the way.
     pub fn call(
         self,
         command: Command,

@@ -32,8 +32,8 @@ pub struct Engine {
     pub stop: Option<Arc<StopSignal>>,
 }
 
-/// Answers the one request of a connection. Every failure is told to the client; nobody else wants it.
-/// The engine is let go before a `stop` is waited for: the pool closes meanwhile.
+/// Answers the one request of a connection. Every failure is told to the client; nobody else wants
+/// it. The engine is let go before a `stop` is waited for: the pool closes meanwhile.
 pub fn converse(engine: Arc<Engine>, stream: UnixStream) {
     let answer = match hear(&stream) {
         Ok(Some((request, file))) => obey(engine, &stream, request, file),

@@ -1,8 +1,8 @@
 //! Commands on an open pool, and how they reach it.
 //!
 //! - [`engine`] carries commands out, in the server or in the command's own process;
-//! - [`protocol`] and [`wire`] are what goes over the control socket, [`listener`] and [`client`] its
-//!   two ends, [`run_dir`] where it is;
+//! - [`protocol`] and [`wire`] are what goes over the control socket, [`listener`] and [`client`]
+//!   its two ends, [`run_dir`] where it is;
 //! - [`pool`] and [`label`] find, lock, make and open a pool's devices;
 //! - [`report`] and [`doors`] are what is shown.
 

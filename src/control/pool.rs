@@ -1,7 +1,7 @@
 //! Finding a pool's devices, opening and making pools.
 //!
-//! Invariant: whoever opens a pool holds the lock of each of its devices ([`FileDevice`] takes it) for
-//! as long as the [`OpenPool`] lives; so one process at a time has a pool open.
+//! Invariant: whoever opens a pool holds the lock of each of its devices ([`FileDevice`] takes it)
+//! for as long as the [`OpenPool`] lives; so one process at a time has a pool open.
 
 use super::error::{Error, Message, Result};
 use super::label::read_label;
@@ -69,8 +69,8 @@ pub fn as_block_devices(devices: &[Arc<FileDevice>]) -> Vec<Arc<dyn BlockDevice>
     devices.iter().map(|device| device.clone() as Arc<dyn BlockDevice>).collect()
 }
 
-/// Finds all devices of the pool that `paths` belong to, in the order of the label: those given, then
-/// at the paths in the label, then by id among the files beside the first.
+/// Finds all devices of the pool that `paths` belong to, in the order of the label: those given,
+/// then at the paths in the label, then by id among the files beside the first.
 pub fn find_devices(paths: &[PathBuf]) -> Result<(Label, Vec<PathBuf>)> {
     let first = paths.first().ok_or_else(|| Error::Usage(Message::new("no path of a pool")))?;
     let label = read_label(first)?;

@@ -1,9 +1,10 @@
 //! What goes over the control socket.
 //!
 //! A connection carries one request: a JSON line, answered by JSON lines of which the last is a
-//! `result` or an `error`. With `lun_import` and `lun_export` the client passes its open file along:
-//! the image never goes over the socket, holes stay holes, and the client's rights decide what may be
-//! read and written. The socket is local and mode 0600: who can open it may do everything.
+//! `result` or an `error`. With `lun_import` and `lun_export` the client passes its open file
+//! along: the image never goes over the socket, holes stay holes, and the client's rights decide
+//! what may be read and written. The socket is local and mode 0600: who can open it may do
+//! everything.
 
 use super::error::Message;
 use serde::{Deserialize, Serialize};
@@ -104,7 +105,8 @@ pub enum Command {
     LunImport {
         /// Its name.
         lun: String,
-        /// Length of the image (a pipe), capacity of the new LUN (a file; absent: the file's length).
+        /// Length of the image (a pipe), capacity of the new LUN (a file; absent: the file's
+        /// length).
         size_bytes: Option<u64>,
         /// Attributes of the new LUN.
         keys: Vec<KeyValue>,

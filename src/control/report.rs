@@ -70,7 +70,7 @@ pub fn lun(lun: &Lun, doors: &Doors) -> Result<Value> {
         "created": time_text(attributes.created),
         "users": attributes.users,
         "lease": { "state": lease, "holders": holders },
-        "sessions": lun.sessions().iter().map(session).collect::<Value>(),
+        "sessions": lun.sessions().iter().map(|session| session.id.0).collect::<Value>(),
         "open_files": lun.open_files(),
         "medium_errors": lun.medium_errors(),
     });

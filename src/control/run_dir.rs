@@ -21,7 +21,8 @@ pub fn id_text(pool_id: &[u8; 16]) -> String {
     pool_id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The directories of control sockets: the first is this process's own, the others are searched too.
+/// The directories of control sockets: the first is this process's own, the others are searched
+/// too.
 #[derive(Debug, Clone)]
 pub struct RunDirs(Vec<PathBuf>);
 
@@ -43,8 +44,8 @@ impl RunDirs {
         RunDirs(dirs)
     }
 
-    /// Makes the own directory and binds the socket of a pool in it, mode 0600. The caller holds the
-    /// pool's lock, so a socket that is there is a dead server's.
+    /// Makes the own directory and binds the socket of a pool in it, mode 0600. The caller holds
+    /// the pool's lock, so a socket that is there is a dead server's.
     pub fn bind(&self, pool_id: &[u8; 16]) -> Result<(UnixListener, PathBuf)> {
         let dir = self.0.first().cloned().unwrap_or_else(|| PathBuf::from(SYSTEM_DIR));
         let path = socket_path(&dir, pool_id);

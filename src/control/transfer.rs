@@ -1,7 +1,7 @@
 //! Import and export: the client's open file on one side, a LUN on the other.
 //!
-//! A pipe may stand still for ever, so it is only read and written when it is ready, and between the
-//! client and a stop of the server are looked at: neither waits for the pipe.
+//! A pipe may stand still for ever, so it is only read and written when it is ready, and between
+//! the client and a stop of the server are looked at: neither waits for the pipe.
 
 use super::engine::{creation, Session};
 use super::error::{Error, Message, Result};

@@ -1,5 +1,5 @@
-//! JSON lines on a Unix stream socket, every length checked before memory is taken. The request line
-//! may carry one file descriptor: the image of an import or export.
+//! JSON lines on a Unix stream socket, every length checked before memory is taken. The request
+//! line may carry one file descriptor: the image of an import or export.
 
 use super::error::{Error, Result};
 use rustix::net::{

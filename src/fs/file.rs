@@ -341,6 +341,8 @@ impl Core {
         wait: Wait,
         mut f: impl FnMut(&mut State, &Held, u64) -> std::result::Result<T, Miss>,
     ) -> Option<Result<T>> {
+        // What is missing is read outside the locks: it must not be given away meanwhile.
+        let _pin = self.pins.pin(&self.epoch);
         let held = Held::new(&self.store);
         loop {
             let miss = {

@@ -103,9 +103,13 @@ impl File {
     /// [`ATOMIC_WRITE_BYTES`].
     pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.check()?;
+        let end = offset.checked_add(data.len() as u64);
+        if end.is_none_or(|end| end > MAX_FILE_BYTES) {
+            return Err(Error::TooBig);
+        }
         let mut done = 0;
         for part in data.chunks(ATOMIC_WRITE_BYTES) {
-            let at = offset.checked_add(done).ok_or(Error::TooBig)?;
+            let at = offset + done;
             waited(self.core.write_file(&self.inode, at, part, Wait::May))?;
             done += part.len() as u64;
         }

@@ -115,6 +115,7 @@ impl<'a> Txn<'a> {
     }
 
     fn apply(&self) -> Result<()> {
+        let _pin = self.core.pins.pin(&self.core.epoch);
         let held = Held::new(&self.core.store);
         loop {
             let miss = {

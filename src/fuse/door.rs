@@ -2,11 +2,13 @@
 
 use super::errno::{OrErrno, Result};
 use super::handles::Handles;
+use super::ids::Node;
 use super::names::Maker;
 use super::tree::{Entry, Place, Tree};
 use crate::device::BLOCK_BYTES;
-use crate::fs::{Clock, NewNode};
-use fuser::{Errno, INodeNo, Request};
+use crate::fs::{Clock, File, NewNode, NodeKind};
+use dashmap::DashMap;
+use fuser::{Errno, INodeNo, RenameFlags, Request};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -17,8 +19,18 @@ pub struct Door {
     pub tree: Arc<Tree>,
     /// What is open.
     pub handles: Handles,
+    /// Directories that were removed while the kernel knows them, perhaps as somebody's working
+    /// directory: kept until it forgets them. (Files are not: whoever uses one has it open.)
+    pub removed: DashMap<INodeNo, File>,
     /// For UTIME_NOW.
     pub clock: Arc<dyn Clock>,
+}
+
+impl Door {
+    /// A door to this tree; nothing is open.
+    pub fn new(tree: Arc<Tree>, clock: Arc<dyn Clock>) -> Door {
+        Door { tree, handles: Handles::new(), removed: DashMap::new(), clock }
+    }
 }
 
 impl std::fmt::Debug for Door {
@@ -85,6 +97,44 @@ impl Door {
             total_blocks: stats.size_bytes / block,
             free_blocks: stats.free_bytes / block,
         }
+    }
+
+    /// rmdir(2).
+    pub fn rmdir(&self, parent: INodeNo, name: &OsStr) -> Result<()> {
+        let dir = self.tree.place(parent)?;
+        let going = self.keep_directory(&dir, name);
+        self.tree.rmdir(&dir, name.as_bytes())?;
+        if let Some((number, directory)) = going {
+            self.removed.insert(number, directory);
+        }
+        Ok(())
+    }
+
+    /// rename(2), renameat2(2).
+    pub fn rename(
+        &self,
+        (parent, name): (INodeNo, &OsStr),
+        (to_parent, to_name): (INodeNo, &OsStr),
+        flags: RenameFlags,
+    ) -> Result<()> {
+        let (from, to) = (self.tree.place(parent)?, self.tree.place(to_parent)?);
+        let replaced = if flags.is_empty() { self.keep_directory(&to, to_name) } else { None };
+        self.tree.rename(&from, name.as_bytes(), &to, to_name.as_bytes(), flags)?;
+        if let Some((number, directory)) = replaced {
+            self.removed.insert(number, directory);
+        }
+        Ok(())
+    }
+
+    /// A directory of the ordinary tree that is about to lose its name.
+    fn keep_directory(&self, dir: &Place, name: &OsStr) -> Option<(INodeNo, File)> {
+        let id = dir.changeable().ok()?;
+        let going = self.tree.fs().lookup(id, name.as_bytes()).ok()?;
+        if going.kind != NodeKind::Directory {
+            return None;
+        }
+        let number = Node::Inode(going.id).pack()?;
+        Some((number, self.tree.fs().open_file(going.id).ok()?))
     }
 
     /// Makes a node and says what it is.

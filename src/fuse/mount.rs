@@ -9,7 +9,6 @@
 //! ends.
 
 use super::door::Door;
-use super::handles::Handles;
 use super::mountinfo::{mounted_at, Mounted};
 use super::notify::Invalidations;
 use super::tree::Tree;
@@ -180,7 +179,7 @@ impl Mount {
             let noted = Arc::clone(&invalidations);
             tree.catalog().subscribe(Arc::new(move |change| noted.note(change)))
         };
-        let door = Door { tree, handles: Handles::new(), clock: Arc::clone(&options.clock) };
+        let door = Door::new(tree, Arc::clone(&options.clock));
         let session = open_session(door, &dir, options.threads.max(1))?;
         let failed = MountError::failed(&dir);
         let session = session.spawn().map_err(&failed)?;

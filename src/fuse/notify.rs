@@ -18,11 +18,15 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Ranges remembered of one file before they become the whole file.
 const MAX_RANGES: usize = 16;
 /// Names remembered before further ones are dropped.
 const MAX_NAMES: usize = 256;
+/// Between two rounds of notices. A block client that writes while `data` is open must not wake this
+/// thread for each write; mapped pages are old for no longer than this.
+const PACE: Duration = Duration::from_millis(1);
 
 thread_local! {
     /// This thread is changing a LUN's name for the kernel, which knows.
@@ -171,6 +175,7 @@ impl Invalidations {
             if pending.root {
                 let _ = kernel.inval_inode(INodeNo::ROOT, -1, 0);
             }
+            std::thread::sleep(PACE);
         }
     }
 

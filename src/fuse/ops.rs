@@ -76,6 +76,11 @@ impl Filesystem for Door {
         );
     }
 
+    fn forget(&self, _: &Request, ino: INodeNo, _nlookup: u64) {
+        let kept = self.removed.remove(&ino);
+        drop(kept);
+    }
+
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         attributes(reply, Door::getattr(self, ino, fh));
     }
@@ -165,8 +170,7 @@ impl Filesystem for Door {
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let dir = self.tree.place(parent);
-        empty(reply, dir.and_then(|dir| self.tree.rmdir(&dir, name.as_bytes())));
+        empty(reply, Door::rmdir(self, parent, name));
     }
 
     fn rename(
@@ -179,13 +183,7 @@ impl Filesystem for Door {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        empty(
-            reply,
-            (|| {
-                let (from, to) = (self.tree.place(parent)?, self.tree.place(newparent)?);
-                self.tree.rename(&from, name.as_bytes(), &to, newname.as_bytes(), flags)
-            })(),
-        );
+        empty(reply, Door::rename(self, (parent, name), (newparent, newname), flags));
     }
 
     fn link(

@@ -52,8 +52,8 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct Session {
     pub opened: Opened,
-    /// [`crate::scsi::LogicalUnit::reset_count`] when tasks were last looked through.
-    pub seen_resets: u64,
+    /// [`crate::scsi::Nexus::aborts`] when tasks were last looked through.
+    pub seen_aborts: u64,
 }
 
 /// The state machine.
@@ -217,11 +217,7 @@ impl Connection {
 
     fn take_pdu(&mut self, header: &Header, bytes: &[u8]) -> usize {
         let head = HEADER_BYTES + header.ahs_bytes();
-        let digest = if self.params.header_digest {
-            DIGEST_BYTES
-        } else {
-            0
-        };
+        let digest = if self.params.header_digest { DIGEST_BYTES } else { 0 };
         let (Some(covered), Some(found)) = (bytes.get(..head), bytes.get(head..head + digest))
         else {
             return 0;
@@ -246,8 +242,7 @@ impl Connection {
             return 0;
         }
         let to = self.destination(header);
-        self.receiver
-            .begin_bulk(Bulk::new(*header, to, with_digest));
+        self.receiver.begin_bulk(Bulk::new(*header, to, with_digest));
         start
     }
 
@@ -348,8 +343,7 @@ impl Connection {
             return;
         }
         let (service, end) = (Arc::clone(&self.service), self.end.clone());
-        self.jobs
-            .push_back(Job::open(service, wish, self.peer, end));
+        self.jobs.push_back(Job::open(service, wish, self.peer, end));
         self.phase = Phase::Opening(header, text, Box::new(login.params));
     }
 
@@ -364,11 +358,8 @@ impl Connection {
                 header.0[14..16].copy_from_slice(&opened.registration.tsih.to_be_bytes());
                 self.send_status(header, &text);
                 self.params = *params;
-                let seen_resets = opened.nexus.unit().reset_count();
-                self.phase = Phase::Full(Box::new(Session {
-                    opened: *opened,
-                    seen_resets,
-                }));
+                let seen_aborts = opened.nexus.aborts();
+                self.phase = Phase::Full(Box::new(Session { opened: *opened, seen_aborts }));
             }
             Err(status) => {
                 self.send_status(login::reply(&header, 0, status), &[]);
@@ -453,9 +444,7 @@ impl Connection {
     /// Padding and digest after a data segment.
     pub(super) fn send_tail(&mut self, data: &[u8]) {
         let pad = [0u8; 3];
-        let pad = pad
-            .get(..padded(data.len()) - data.len())
-            .unwrap_or_default();
+        let pad = pad.get(..padded(data.len()) - data.len()).unwrap_or_default();
         self.out.push(pad);
         if self.params.data_digest {
             self.out.push(&pdu::digest(&[data, pad]));

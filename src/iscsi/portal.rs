@@ -64,10 +64,7 @@ fn portal_address(advertise: Option<&str>, local: SocketAddr) -> String {
     };
     let literal = name.parse::<std::net::Ipv6Addr>().is_ok();
     let has_port = name.parse::<SocketAddr>().is_ok()
-        || (!literal
-            && name
-                .rsplit_once(':')
-                .is_some_and(|(_, port)| port.parse::<u16>().is_ok()));
+        || (!literal && name.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()));
     match (has_port, literal) {
         (true, _) => name.to_owned(),
         (false, true) => format!("[{name}]:{}", local.port()),
@@ -94,12 +91,7 @@ async fn carry(service: Arc<Service>, stream: TcpStream, peer: SocketAddr, end: 
     let login_timeout = service.options.login_timeout;
     let core = Connection::new(service, portal, peer, end.clone());
     let (done_to, done) = mpsc::unbounded_channel(); // bounded by the connection's running jobs
-    let mut carrier = Carrier {
-        core,
-        stream,
-        done_to,
-        done,
-    };
+    let mut carrier = Carrier { core, stream, done_to, done };
     carrier.run(end, login_timeout).await;
     carrier.core.close();
     carrier.wait_for_jobs().await;
@@ -141,9 +133,7 @@ impl Carrier {
             }
             if self.core.is_closing() && !lingering {
                 lingering = true;
-                deadline
-                    .as_mut()
-                    .reset(tokio::time::Instant::now() + LINGER);
+                deadline.as_mut().reset(tokio::time::Instant::now() + LINGER);
             }
             let timed = lingering || !self.core.is_logged_in();
             let event = poll_fn(|cx| {
@@ -198,10 +188,7 @@ impl Carrier {
         while !out.is_empty() {
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
             let count = out.slices(&mut slices);
-            match self
-                .stream
-                .try_write_vectored(slices.get(..count).unwrap_or_default())
-            {
+            match self.stream.try_write_vectored(slices.get(..count).unwrap_or_default()) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(bytes) => out.advance(bytes),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),

@@ -1,7 +1,7 @@
 //! Task management (RFC 7143 §11.5, §11.6). A response is sent when none of the tasks it is about runs
-//! any more; tasks of other sessions are ended through [`LogicalUnit::reset_count`].
+//! any more; tasks of other sessions are ended through [`Nexus::aborts`].
 //!
-//! [`LogicalUnit::reset_count`]: crate::scsi::LogicalUnit::reset_count
+//! [`Nexus::aborts`]: crate::scsi::Nexus::aborts
 
 use super::connection::{Connection, Phase};
 use super::pdu::{self, response, Header};
@@ -69,7 +69,7 @@ impl Connection {
         if let Phase::Full(session) = &mut self.phase {
             let nexus = &session.opened.nexus;
             nexus.clear_task_set();
-            session.seen_resets = nexus.unit().reset_count();
+            session.seen_aborts = nexus.aborts();
         }
         self.abort_own_tasks()
     }
@@ -77,21 +77,21 @@ impl Connection {
     /// LOGICAL UNIT RESET; a target has one unit, so the target resets are the same.
     fn reset(&mut self) -> u8 {
         if let Phase::Full(session) = &mut self.phase {
-            let unit = session.opened.nexus.unit();
-            unit.reset();
-            session.seen_resets = unit.reset_count();
+            let nexus = &session.opened.nexus;
+            nexus.unit().reset();
+            session.seen_aborts = nexus.aborts();
         }
         self.abort_own_tasks()
     }
 
-    /// Ends tasks that a reset from another session aborted.
-    pub(super) fn look_for_resets(&mut self) {
+    /// Ends tasks that another session aborted (a reset, a preemption).
+    pub(super) fn look_for_aborts(&mut self) {
         let Phase::Full(session) = &mut self.phase else {
             return;
         };
-        let resets = session.opened.nexus.unit().reset_count();
-        if resets != session.seen_resets {
-            session.seen_resets = resets;
+        let aborts = session.opened.nexus.aborts();
+        if aborts != session.seen_aborts {
+            session.seen_aborts = aborts;
             self.abort_own_tasks();
         }
     }

@@ -30,12 +30,7 @@ pub(super) struct Request {
 impl Request {
     fn of(header: &Header) -> Request {
         let expected = header.word(20) as usize;
-        Request {
-            tag: header.tag(),
-            flags: header.flags(),
-            expected,
-            pdus: 0,
-        }
+        Request { tag: header.tag(), flags: header.flags(), expected, pdus: 0 }
     }
 
     /// Bytes that the initiator takes.
@@ -128,7 +123,7 @@ impl Connection {
     /// A SCSI command. `data` is its immediate data, `None` where that is long and still comes: then
     /// the result says where it goes.
     pub(super) fn scsi_command(&mut self, header: &Header, data: Option<&[u8]>) -> Destination {
-        self.look_for_resets();
+        self.look_for_aborts();
         if !self.admit(header) {
             return Destination::Discard;
         }
@@ -144,12 +139,7 @@ impl Connection {
         let Phase::Full(session) = &self.phase else {
             return Destination::Discard;
         };
-        session
-            .opened
-            .registration
-            .counters
-            .commands
-            .fetch_add(1, Ordering::Relaxed);
+        session.opened.registration.counters.commands.fetch_add(1, Ordering::Relaxed);
         match session.opened.nexus.begin(header.lun(), &header.cdb()) {
             Plan::Done(answer) => {
                 let wanted = answer.data.len();
@@ -203,20 +193,18 @@ impl Connection {
         &mut self,
         header: &Header,
         request: Request,
-        task: Task,
+        mut task: Task,
         data: Option<&[u8]>,
     ) -> Destination {
-        let needed = task.data_out_bytes;
         let Some(nexus) = self.nexus() else {
             return Destination::Discard;
         };
-        if request.out_expected() < needed {
+        if !task.fit(request.out_expected()) {
             let answer = nexus.check(Sense::INVALID_INFORMATION_UNIT);
-            return self.refuse(header, request, answer, needed);
+            return self.refuse(header, request, answer, task.wanted_bytes);
         }
-        let whole = data
-            .and_then(|data| data.get(..needed))
-            .filter(|_| header.is_final());
+        let needed = task.data_out_bytes;
+        let whole = data.and_then(|data| data.get(..needed)).filter(|_| header.is_final());
         if let Some(data) = whole {
             self.write_at_once(&nexus, request, task, data);
             return Destination::Discard;
@@ -227,7 +215,7 @@ impl Connection {
     /// All data is there, in the staging buffer: it is written from where it lies.
     fn write_at_once(&mut self, nexus: &Nexus, request: Request, task: Task, data: &[u8]) {
         match nexus.try_run(&task, data, &mut []) {
-            Some(answer) => self.finish_write(request, answer, data.len()),
+            Some(answer) => self.finish_write(request, answer, task.wanted_bytes),
             None => {
                 let mut buffer = self.pool.take(data.len());
                 buffer.copy_from_slice(data);
@@ -244,15 +232,9 @@ impl Connection {
         data: Option<&[u8]>,
     ) -> Destination {
         let needed = task.data_out_bytes;
-        let unsolicited = request
-            .out_expected()
-            .min(self.params.first_burst_bytes as usize);
+        let unsolicited = request.out_expected().min(self.params.first_burst_bytes as usize);
         let solicited = self.reserve(needed);
-        let room = if solicited > 0 {
-            needed
-        } else {
-            needed.min(unsolicited)
-        };
+        let room = if solicited > 0 { needed } else { needed.min(unsolicited) };
         let mut buffer = self.pool.take(room);
         let immediate = header.data_bytes();
         if let Some(data) = data {
@@ -267,13 +249,7 @@ impl Connection {
             sequence: (!header.is_final()).then_some(NO_TAG),
             solicited,
         };
-        self.tasks.insert(
-            request.tag,
-            Entry {
-                request,
-                state: State::Collecting(collect),
-            },
-        );
+        self.tasks.insert(request.tag, Entry { request, state: State::Collecting(collect) });
         if data.is_none() {
             return Destination::Task(buffer, 0);
         }
@@ -292,7 +268,7 @@ impl Connection {
 
     /// A Data-Out. As in [`Connection::scsi_command`], long data is told where to go.
     pub(super) fn data_out(&mut self, header: &Header, data: Option<&[u8]>) -> Destination {
-        self.look_for_resets();
+        self.look_for_aborts();
         let tag = header.tag();
         let Some(entry) = self.tasks.get_mut(&tag) else {
             return Destination::Discard; // of a task that was aborted meanwhile
@@ -308,9 +284,16 @@ impl Connection {
             State::Running { .. } => return Destination::Discard,
         };
         let at = collect.offset;
-        let Some(mut buffer) = collect.accept(header) else {
-            self.violation(header);
-            return Destination::Discard;
+        let mut buffer = match collect.accept(header) {
+            Accepted::Data(buffer) => buffer,
+            Accepted::OutOfOrder => {
+                self.data_lost(header);
+                return Destination::Discard;
+            }
+            Accepted::Violation => {
+                self.violation(header);
+                return Destination::Discard;
+            }
         };
         let Some(data) = data else {
             return Destination::Task(buffer, at);
@@ -320,11 +303,28 @@ impl Connection {
         Destination::Discard
     }
 
+    /// Data of a command was lost: there is no recovery at level 0 but to end the command.
+    fn data_lost(&mut self, header: &Header) {
+        let tag = header.tag();
+        let Some(nexus) = self.nexus() else { return };
+        let Some(entry) = self.tasks.get_mut(&tag) else {
+            return;
+        };
+        let State::Collecting(collect) = &mut entry.state else {
+            return;
+        };
+        let (solicited, wanted) = (collect.solicited, collect.task.wanted_bytes);
+        let answer = nexus.check(Sense::DATA_PHASE_ERROR);
+        entry.state = State::Refused { answer, wanted };
+        if header.is_final() {
+            self.finish_refused(tag);
+        }
+        self.release(solicited);
+    }
+
     fn finish_refused(&mut self, tag: u32) {
-        if let Some(Entry {
-            request,
-            state: State::Refused { answer, wanted },
-        }) = self.tasks.remove(&tag)
+        if let Some(Entry { request, state: State::Refused { answer, wanted } }) =
+            self.tasks.remove(&tag)
         {
             self.finish(request, answer, wanted);
         }
@@ -367,11 +367,7 @@ impl Connection {
         let request = entry.request;
         let solicited = collect.solicited;
         let buffer = collect.buffer.take().unwrap_or_default();
-        let Some(Entry {
-            state: State::Collecting(collect),
-            ..
-        }) = self.tasks.remove(&tag)
-        else {
+        let Some(Entry { state: State::Collecting(collect), .. }) = self.tasks.remove(&tag) else {
             return;
         };
         self.run_write(request, collect.task, buffer, solicited);
@@ -382,7 +378,7 @@ impl Connection {
         let data = buffer.get(..task.data_out_bytes).unwrap_or_default();
         match nexus.try_run(&task, data, &mut []) {
             Some(answer) => {
-                let wanted = task.data_out_bytes;
+                let wanted = task.wanted_bytes;
                 drop(buffer);
                 self.finish_write(request, answer, wanted);
                 self.release(solicited);
@@ -481,12 +477,8 @@ impl Connection {
     ) {
         let Some(nexus) = self.nexus() else { return };
         let reading = task.data_in_bytes;
-        let wanted = task.data_out_bytes.max(task.data_in_bytes);
-        let into = if reading > 0 {
-            self.pool.take(reading)
-        } else {
-            Buffer::default()
-        };
+        let wanted = task.wanted_bytes;
+        let into = if reading > 0 { self.pool.take(reading) } else { Buffer::default() };
         self.reading_bytes += reading;
         let cancel = Connection::cancel_flag();
         let state = State::Running {
@@ -497,30 +489,16 @@ impl Connection {
             wanted,
         };
         self.tasks.insert(request.tag, Entry { request, state });
-        self.jobs.push_back(Job::scsi(Scsi {
-            tag: request.tag,
-            nexus,
-            task,
-            out,
-            into,
-            cancel,
-        }));
+        self.jobs.push_back(Job::scsi(Scsi { tag: request.tag, nexus, task, out, into, cancel }));
     }
 
     /// A task's job is done.
     pub(super) fn scsi_done(&mut self, tag: u32, answer: Answer, into: Buffer) {
-        self.look_for_resets();
+        self.look_for_aborts();
         let Some(entry) = self.tasks.remove(&tag) else {
             return;
         };
-        let State::Running {
-            aborted,
-            solicited,
-            reading,
-            wanted,
-            ..
-        } = entry.state
-        else {
+        let State::Running { aborted, solicited, reading, wanted, .. } = entry.state else {
             return;
         };
         self.reading_bytes = self.reading_bytes.saturating_sub(reading);
@@ -547,11 +525,7 @@ impl Connection {
             entry.cancel();
             return;
         }
-        if let Some(Entry {
-            state: State::Collecting(collect),
-            ..
-        }) = self.tasks.remove(&tag)
-        {
+        if let Some(Entry { state: State::Collecting(collect), .. }) = self.tasks.remove(&tag) {
             self.release(collect.solicited);
         }
     }
@@ -559,27 +533,37 @@ impl Connection {
     fn finish_write(&mut self, request: Request, answer: Answer, bytes: usize) {
         if let Phase::Full(session) = &self.phase {
             let counters = &session.opened.registration.counters;
-            counters
-                .written_bytes
-                .fetch_add(bytes as u64, Ordering::Relaxed);
+            counters.written_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         }
         self.finish(request, answer, bytes);
     }
 }
 
+/// What a Data-Out is to the open sequence of its command.
+enum Accepted {
+    Data(Buffer),
+    /// Wrong DataSN or offset: data was lost or reordered (RFC 7143 §7.9).
+    OutOfOrder,
+    /// Not asked for, or more than was asked for.
+    Violation,
+}
+
 impl Collect {
-    /// Checks a Data-Out against the open sequence and moves on by it (RFC 7143 §11.7). `None` is a
-    /// protocol error.
-    fn accept(&mut self, header: &Header) -> Option<Buffer> {
+    /// Checks a Data-Out against the open sequence and moves on by it (RFC 7143 §11.7).
+    fn accept(&mut self, header: &Header) -> Accepted {
         let length = header.data_bytes();
-        let in_sequence = self.sequence == Some(header.transfer_tag());
-        let in_order = header.word(36) == self.data_sn && header.word(40) as usize == self.offset;
-        if !in_sequence || !in_order || self.offset + length > self.limit {
-            return None;
+        if self.sequence != Some(header.transfer_tag()) {
+            return Accepted::Violation;
+        }
+        if header.word(36) != self.data_sn || header.word(40) as usize != self.offset {
+            return Accepted::OutOfOrder;
+        }
+        if self.offset + length > self.limit {
+            return Accepted::Violation;
         }
         self.data_sn = self.data_sn.wrapping_add(1);
         self.offset += length;
-        self.buffer.take()
+        self.buffer.take().map_or(Accepted::Violation, Accepted::Data)
     }
 }
 

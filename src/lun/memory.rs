@@ -132,8 +132,7 @@ impl MemoryLun {
         let mut state = self.state.write();
         change(&mut state);
         state.geometry.generation += 1;
-        self.generation
-            .store(state.geometry.generation, Ordering::Release);
+        self.generation.store(state.geometry.generation, Ordering::Release);
     }
 
     fn wait_for_the_device(&self) {
@@ -172,9 +171,7 @@ impl State {
         let blocks = offset / UNIT_BYTES..(offset + length).div_ceil(UNIT_BYTES);
         match self.bad.range(blocks).next() {
             None => Ok(()),
-            Some(block) => Err(BlockError::Medium {
-                offset_bytes: offset.max(block * UNIT_BYTES),
-            }),
+            Some(block) => Err(BlockError::Medium { offset_bytes: offset.max(block * UNIT_BYTES) }),
         }
     }
 
@@ -213,11 +210,7 @@ impl State {
             let Some(target) = out.get_mut(piece.buffer) else {
                 return;
             };
-            match self
-                .blocks
-                .get(&piece.block)
-                .and_then(|block| block.get(piece.within))
-            {
+            match self.blocks.get(&piece.block).and_then(|block| block.get(piece.within)) {
                 Some(source) => target.copy_from_slice(source),
                 None => target.fill(0),
             }
@@ -304,16 +297,8 @@ impl State {
         let mut at = offset;
         while at < end && runs.len() < max {
             let mapped = self.blocks.contains_key(&(at / UNIT_BYTES));
-            let stop = if mapped {
-                self.run_end(at, end)
-            } else {
-                self.hole_end(at, end)
-            };
-            runs.push(Extent {
-                offset_bytes: at,
-                length_bytes: stop - at,
-                mapped,
-            });
+            let stop = if mapped { self.run_end(at, end) } else { self.hole_end(at, end) };
+            runs.push(Extent { offset_bytes: at, length_bytes: stop - at, mapped });
             at = stop;
         }
         runs
@@ -406,23 +391,15 @@ impl BlockIo for MemoryLun {
 
     fn compare_and_write(&self, offset: u64, expect: &[u8], data: &[u8]) -> Result<(), BlockError> {
         if expect.len() != data.len() {
-            return Err(BlockError::Invalid(
-                "compared and written data differ in length",
-            ));
+            return Err(BlockError::Invalid("compared and written data differ in length"));
         }
         self.wait_for_the_device();
         let mut state = self.state.write();
         state.check_write(offset, data.len() as u64)?;
         let mut found = vec![0; expect.len()];
         state.read(offset, &mut found)?;
-        match found
-            .iter()
-            .zip(expect)
-            .position(|(found, wanted)| found != wanted)
-        {
-            Some(first) => Err(BlockError::Miscompare {
-                offset_bytes: first as u64,
-            }),
+        match found.iter().zip(expect).position(|(found, wanted)| found != wanted) {
+            Some(first) => Err(BlockError::Miscompare { offset_bytes: first as u64 }),
             None => state.write(offset, data),
         }
     }
@@ -433,10 +410,7 @@ impl BlockIo for MemoryLun {
         state.check_write(offset, data.len() as u64)?;
         let mut merged = vec![0; data.len()];
         state.read(offset, &mut merged)?;
-        merged
-            .iter_mut()
-            .zip(data)
-            .for_each(|(byte, more)| *byte |= more);
+        merged.iter_mut().zip(data).for_each(|(byte, more)| *byte |= more);
         state.write(offset, &merged)
     }
 
@@ -450,9 +424,7 @@ impl BlockIo for MemoryLun {
 
 impl std::fmt::Debug for MemoryLun {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MemoryLun")
-            .field("name", &self.identity.name)
-            .finish_non_exhaustive()
+        f.debug_struct("MemoryLun").field("name", &self.identity.name).finish_non_exhaustive()
     }
 }
 
@@ -485,9 +457,7 @@ fn new_block() -> Box<[u8]> {
 fn identity_of(name: &str) -> Identity {
     let digest = blake3::hash(name.as_bytes());
     let mut naa = [0; 16];
-    naa.iter_mut()
-        .zip(digest.as_bytes())
-        .for_each(|(to, from)| *to = *from);
+    naa.iter_mut().zip(digest.as_bytes()).for_each(|(to, from)| *to = *from);
     if let Some(first) = naa.first_mut() {
         *first = 0x60 | (*first & 0x0f);
     }

@@ -29,23 +29,11 @@ fn holds_what_was_written_and_zeros_elsewhere() {
 #[test]
 fn refuses_what_lies_outside_or_is_not_whole_blocks() {
     let lun = lun();
-    assert!(matches!(
-        lun.write(0, &[0; 100], false),
-        Err(BlockError::Invalid(_))
-    ));
-    assert!(matches!(
-        lun.read(64 * KIB, &mut [0; 512]),
-        Err(BlockError::OutOfRange)
-    ));
+    assert!(matches!(lun.write(0, &[0; 100], false), Err(BlockError::Invalid(_))));
+    assert!(matches!(lun.read(64 * KIB, &mut [0; 512]), Err(BlockError::OutOfRange)));
     let last = u64::MAX - 511;
-    assert!(matches!(
-        lun.read(last, &mut [0; 512]),
-        Err(BlockError::OutOfRange)
-    ));
-    assert!(matches!(
-        lun.unmap(512, u64::MAX - 511),
-        Err(BlockError::OutOfRange)
-    ));
+    assert!(matches!(lun.read(last, &mut [0; 512]), Err(BlockError::OutOfRange)));
+    assert!(matches!(lun.unmap(512, u64::MAX - 511), Err(BlockError::OutOfRange)));
     lun.read(64 * KIB, &mut []).unwrap();
 }
 
@@ -67,14 +55,8 @@ fn extents_alternate_and_are_cut_to_the_range() {
     let lun = lun();
     lun.write(4096, &[1; 8192], false).unwrap();
     let runs = lun.extents(512, 16384, 10).unwrap();
-    let shown: Vec<_> = runs
-        .iter()
-        .map(|e| (e.offset_bytes, e.length_bytes, e.mapped))
-        .collect();
-    assert_eq!(
-        shown,
-        [(512, 3584, false), (4096, 8192, true), (12288, 4608, false)]
-    );
+    let shown: Vec<_> = runs.iter().map(|e| (e.offset_bytes, e.length_bytes, e.mapped)).collect();
+    assert_eq!(shown, [(512, 3584, false), (4096, 8192, true), (12288, 4608, false)]);
     assert_eq!(lun.extents(512, 16384, 2).unwrap(), &runs[..2]);
     assert!(lun.extents(0, 0, 10).unwrap().is_empty());
 }
@@ -101,10 +83,7 @@ fn compare_and_write_is_all_or_nothing() {
     expect = [2; 512];
     expect[17] = 3;
     let answer = lun.compare_and_write(512, &expect, &[4; 512]);
-    assert!(matches!(
-        answer,
-        Err(BlockError::Miscompare { offset_bytes: 17 })
-    ));
+    assert!(matches!(answer, Err(BlockError::Miscompare { offset_bytes: 17 })));
     assert_eq!(bytes(&lun, 512, 512), vec![2; 512]);
     lun.or_write(512, &[5; 512]).unwrap();
     assert_eq!(bytes(&lun, 512, 512), vec![7; 512]);
@@ -129,22 +108,13 @@ fn faults_answer_as_a_pool_would() {
     let lun = lun();
     lun.set_bad(5000..5001);
     let answer = lun.read(0, &mut [0; 16384]);
-    assert!(matches!(
-        answer,
-        Err(BlockError::Medium { offset_bytes: 4096 })
-    ));
-    assert!(matches!(
-        lun.write(4608, &[1; 512], false),
-        Err(BlockError::Medium { .. })
-    ));
+    assert!(matches!(answer, Err(BlockError::Medium { offset_bytes: 4096 })));
+    assert!(matches!(lun.write(4608, &[1; 512], false), Err(BlockError::Medium { .. })));
     lun.write(4096, &[1; 4096], false).unwrap();
     assert_eq!(bytes(&lun, 4096, 4096), vec![1; 4096]);
     lun.set_space(8192);
     lun.write(0, &[1; 8192], false).unwrap();
-    assert!(matches!(
-        lun.write(4096, &[2; 8192], false),
-        Err(BlockError::NoSpace)
-    ));
+    assert!(matches!(lun.write(4096, &[2; 8192], false), Err(BlockError::NoSpace)));
     assert_eq!(bytes(&lun, 4096, 512), vec![1; 512]);
     lun.set_read_only(true);
     assert!(matches!(lun.unmap(0, 512), Err(BlockError::ReadOnly)));

@@ -21,11 +21,7 @@ pub struct Buffer {
 impl Buffer {
     /// A buffer of exactly `capacity` bytes.
     pub fn new(capacity: usize) -> Buffer {
-        Buffer {
-            bytes: vec![0; capacity],
-            start: 0,
-            end: 0,
-        }
+        Buffer { bytes: vec![0; capacity], start: 0, end: 0 }
     }
 
     /// What was put in and not yet taken out.

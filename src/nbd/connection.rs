@@ -18,9 +18,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::buffer::{Buffer, Pool};
-use super::directory::{Export, ExportDirectory, Peer, Refusal};
+use super::directory::{Export, ExportDirectory, Peer};
 use super::errors::Error;
-use super::handshake::{Description, Handshake, Step, Terms};
+use super::haggle;
+use super::handshake::Terms;
 use super::inbox::{Inbox, Incoming, Payload};
 use super::outbox::{Outbox, MAX_PIECES};
 use super::session::{Session, Sessions, Tally};
@@ -96,7 +97,7 @@ pub async fn run(
 ) -> Result<(), Error> {
     let agreed = tokio::select! {
         _ = stop.wait_for(|stopped| *stopped) => return Ok(()),
-        agreed = timeout(HANDSHAKE_TIME, haggle(&mut stream, directory, &peer)) => agreed,
+        agreed = timeout(HANDSHAKE_TIME, haggle::agree(&mut stream, &directory, &peer)) => agreed,
     };
     let agreed = agreed.map_err(|_| Error::HandshakeTimeout(HANDSHAKE_TIME.as_secs()))??;
     let Some((export, terms, leftover)) = agreed else {
@@ -128,71 +129,6 @@ pub async fn run(
     let outcome = connection.serve().await;
     connection.settle().await;
     outcome
-}
-
-type Agreed = Option<(Export, Terms, Vec<u8>)>;
-
-/// The handshake. `None`: the client left in order.
-async fn haggle(
-    stream: &mut Stream,
-    directory: Arc<dyn ExportDirectory>,
-    peer: &Peer,
-) -> Result<Agreed, Error> {
-    let mut handshake = Handshake::default();
-    let mut held = Vec::with_capacity(4096);
-    loop {
-        stream
-            .send_all(&std::mem::take(&mut handshake.output))
-            .await?;
-        let (taken, step) = handshake.advance(&held)?;
-        held.drain(..taken);
-        match step {
-            Step::More if taken > 0 => {}
-            Step::More => stream.receive_more(&mut held).await?,
-            Step::Close => {
-                stream.send_all(&handshake.output).await?;
-                return Ok(None);
-            }
-            Step::List => match ask(&directory, peer, |d, p| d.list(p)).await? {
-                Ok(entries) => handshake.listed(&entries),
-                Err(refusal) => handshake.refused(refusal)?,
-            },
-            Step::Describe(name) => {
-                match ask(&directory, peer, move |d, p| d.describe(&name, p)).await? {
-                    Ok(export) => handshake.described(describe(&export, &export.io.geometry())),
-                    Err(refusal) => handshake.refused(refusal)?,
-                }
-            }
-            Step::Open(name) => match ask(&directory, peer, move |d, p| d.open(&name, p)).await? {
-                Ok(export) => {
-                    let terms = handshake.opened(describe(&export, &export.io.geometry()));
-                    stream.send_all(&handshake.output).await?;
-                    return Ok(Some((export, terms, held)));
-                }
-                Err(refusal) => handshake.refused(refusal)?,
-            },
-        }
-    }
-}
-
-fn describe<'a>(export: &'a Export, geometry: &'a crate::lun::Geometry) -> Description<'a> {
-    Description {
-        name: &export.name,
-        description: &export.description,
-        geometry,
-    }
-}
-
-/// Asks the directory on a blocking thread.
-async fn ask<T: Send + 'static>(
-    directory: &Arc<dyn ExportDirectory>,
-    peer: &Peer,
-    question: impl FnOnce(&dyn ExportDirectory, &Peer) -> Result<T, Refusal> + Send + 'static,
-) -> Result<Result<T, Refusal>, Error> {
-    let (directory, peer) = (directory.clone(), peer.clone());
-    tokio::task::spawn_blocking(move || question(directory.as_ref(), &peer))
-        .await
-        .map_err(|_| Error::Internal)
 }
 
 impl Connection {
@@ -248,9 +184,7 @@ impl Connection {
             Ok(Command::Disconnect) => self.leave(),
             Ok(command) => self.hand_over(request, command, None),
             Err(error) => {
-                let tail = self
-                    .outbox
-                    .tail(transmission::MAX_STATUS_BYTES, &mut self.pool);
+                let tail = self.outbox.tail(transmission::MAX_STATUS_BYTES, &mut self.pool);
                 let before = tail.filled().len();
                 transmission::put_error(tail, &request, &self.terms, error, "refused", None);
                 let count = tail.filled().len() - before;
@@ -299,11 +233,7 @@ impl Connection {
             Payload::InPlace => self.inbox.in_place(),
             Payload::Owned(buffer) => buffer.filled(),
         };
-        let tried = if fua {
-            None
-        } else {
-            self.export.io.try_write(request.offset, data)
-        };
+        let tried = if fua { None } else { self.export.io.try_write(request.offset, data) };
         match tried {
             None => {
                 let buffer = self.own(payload);
@@ -341,9 +271,7 @@ impl Connection {
         command: Command,
         error: &crate::lun::BlockError,
     ) {
-        let tail = self
-            .outbox
-            .tail(transmission::MAX_STATUS_BYTES, &mut self.pool);
+        let tail = self.outbox.tail(transmission::MAX_STATUS_BYTES, &mut self.pool);
         let before = tail.filled().len();
         work::put_block_error(tail, &request, &self.terms, command, error);
         let count = tail.filled().len() - before;
@@ -400,12 +328,7 @@ impl Connection {
         self.outbox.push(done.reply, &mut self.pool);
         self.pool.give(done.payload);
         // The end of the stream, or an error, will be met again by the next receive.
-        let more = self
-            .stream
-            .receive_now(self.inbox.space())
-            .ok()
-            .flatten()
-            .unwrap_or(0);
+        let more = self.stream.receive_now(self.inbox.space()).ok().flatten().unwrap_or(0);
         self.inbox.received(more);
         self.patience.learn(more == 0);
     }

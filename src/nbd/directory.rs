@@ -43,10 +43,7 @@ impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.address {
             PeerAddress::Tcp(address) => write!(f, "{address}"),
-            PeerAddress::Unix {
-                uid,
-                pid: Some(pid),
-            } => write!(f, "unix:uid={uid},pid={pid}"),
+            PeerAddress::Unix { uid, pid: Some(pid) } => write!(f, "unix:uid={uid},pid={pid}"),
             PeerAddress::Unix { uid, pid: None } => write!(f, "unix:uid={uid}"),
         }
     }
@@ -126,8 +123,6 @@ impl ExportDirectory for FixedExports {
             ("", [only]) => Some(only),
             _ => self.0.iter().find(|export| export.name == name),
         };
-        found
-            .cloned()
-            .ok_or_else(|| Refusal::Unknown(name.to_owned()))
+        found.cloned().ok_or_else(|| Refusal::Unknown(name.to_owned()))
     }
 }

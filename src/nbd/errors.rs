@@ -68,14 +68,8 @@ mod tests {
 
     #[test]
     fn the_end_of_the_disk_depends_on_the_command() {
-        assert_eq!(
-            wire_error(&BlockError::OutOfRange, true),
-            WireError::NoSpace
-        );
-        assert_eq!(
-            wire_error(&BlockError::OutOfRange, false),
-            WireError::Invalid
-        );
+        assert_eq!(wire_error(&BlockError::OutOfRange, true), WireError::NoSpace);
+        assert_eq!(wire_error(&BlockError::OutOfRange, false), WireError::Invalid);
         assert_eq!(wire_error(&BlockError::ReadOnly, true) as u32, 1);
         assert_eq!(wire_error(&BlockError::HeldByFile, true) as u32, 5);
         assert_eq!(wire_error(&BlockError::Gone, false) as u32, 108);

@@ -7,7 +7,7 @@
 //! taken in.
 //!
 //! Bounds: an option's data above [`MAX_OPTION_BYTES`] is skipped, never stored; above
-//! [`MAX_SKIPPED_BYTES`], or after [`MAX_OPTIONS`] options, the connection ends.
+//! `MAX_SKIPPED_BYTES`, or after `MAX_OPTIONS` options, the connection ends.
 
 use super::directory::{ExportEntry, Refusal};
 use super::errors::Error;
@@ -178,26 +178,16 @@ impl Handshake {
         if length > MAX_SKIPPED_BYTES || option == option::EXPORT_NAME {
             return Err(Error::Protocol("an option with absurdly long data"));
         }
-        self.phase = Phase::Skip {
-            option,
-            left: length,
-        };
+        self.phase = Phase::Skip { option, left: length };
         Ok((wire::OPTION_BYTES, Step::More))
     }
 
     fn skip(&mut self, option: u32, left: usize, input: &[u8]) -> (usize, Step) {
         let count = left.min(input.len());
-        self.phase = Phase::Skip {
-            option,
-            left: left - count,
-        };
+        self.phase = Phase::Skip { option, left: left - count };
         if count == left {
             self.phase = Phase::Option;
-            self.error(
-                option,
-                option_reply::ERR_TOO_BIG,
-                "the option's data is too long",
-            );
+            self.error(option, option_reply::ERR_TOO_BIG, "the option's data is too long");
         }
         (count, Step::More)
     }
@@ -218,11 +208,7 @@ impl Handshake {
                 Ok(Step::More)
             }
             option::LIST | option::STRUCTURED_REPLY => {
-                self.error(
-                    option,
-                    option_reply::ERR_INVALID,
-                    "this option takes no data",
-                );
+                self.error(option, option_reply::ERR_INVALID, "this option takes no data");
                 Ok(Step::More)
             }
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
@@ -230,11 +216,7 @@ impl Handshake {
                 Ok(Step::More)
             }
             _ => {
-                self.error(
-                    option,
-                    option_reply::ERR_UNSUP,
-                    "this server has no such option",
-                );
+                self.error(option, option_reply::ERR_UNSUP, "this server has no such option");
                 Ok(Step::More)
             }
         }
@@ -255,9 +237,7 @@ impl Handshake {
     fn export_name(&mut self, data: &[u8]) -> Result<Step, Error> {
         match std::str::from_utf8(data) {
             Ok(name) if data.len() <= wire::MAX_STRING_BYTES => {
-                Ok(self.ask(Question::ExportName {
-                    asked: name.to_owned(),
-                }))
+                Ok(self.ask(Question::ExportName { asked: name.to_owned() }))
             }
             _ => Err(Error::Protocol("an export name that is no string")),
         }
@@ -292,11 +272,7 @@ impl Handshake {
         if queries.iter().any(matches) || (!set && queries.is_empty()) {
             let id = if set { wire::BASE_ALLOCATION_ID } else { 0 };
             let context = wire::BASE_ALLOCATION.as_bytes();
-            self.reply(
-                option,
-                option_reply::META_CONTEXT,
-                &[&id.to_be_bytes(), context],
-            );
+            self.reply(option, option_reply::META_CONTEXT, &[&id.to_be_bytes(), context]);
             if set {
                 self.allocation_of = Some(export.to_owned());
             }
@@ -338,8 +314,7 @@ impl Handshake {
             return terms;
         }
         self.output.extend(export.geometry.size_bytes.to_be_bytes());
-        self.output
-            .extend(self.export_flags(export.geometry).to_be_bytes());
+        self.output.extend(self.export_flags(export.geometry).to_be_bytes());
         if !self.no_zeroes {
             self.output.extend([0; EXPORT_NAME_ZEROES]);
         }
@@ -384,11 +359,7 @@ impl Handshake {
         let least = export.geometry.block_bytes;
         let preferred = least.max(wire::PREFERRED_BLOCK_BYTES).to_be_bytes();
         let most = wire::MAX_REQUEST_BYTES.to_be_bytes();
-        self.info(
-            option,
-            info::BLOCK_SIZE,
-            &[&least.to_be_bytes(), &preferred, &most],
-        );
+        self.info(option, info::BLOCK_SIZE, &[&least.to_be_bytes(), &preferred, &most]);
         self.reply(option, option_reply::ACK, &[]);
     }
 
@@ -428,9 +399,7 @@ impl Handshake {
         self.output.extend(option.to_be_bytes());
         self.output.extend(kind.to_be_bytes());
         self.output.extend((length as u32).to_be_bytes());
-        parts
-            .iter()
-            .for_each(|part| self.output.extend_from_slice(part));
+        parts.iter().for_each(|part| self.output.extend_from_slice(part));
     }
 
     fn error(&mut self, option: u32, kind: u32, text: &str) {

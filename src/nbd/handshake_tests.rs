@@ -42,18 +42,13 @@ fn set_allocation(handshake: &mut Handshake, export: &str) {
     data.extend(1u32.to_be_bytes());
     data.extend(string("base:allocation"));
     let bytes = option_bytes(option::SET_META_CONTEXT, &data);
-    assert_eq!(
-        handshake.advance(&bytes).unwrap(),
-        (bytes.len(), Step::More)
-    );
+    assert_eq!(handshake.advance(&bytes).unwrap(), (bytes.len(), Step::More));
 }
 
 fn go(export: &str, wanted: &[u16]) -> Vec<u8> {
     let mut data = string(export);
     data.extend((wanted.len() as u16).to_be_bytes());
-    wanted
-        .iter()
-        .for_each(|kind| data.extend(kind.to_be_bytes()));
+    wanted.iter().for_each(|kind| data.extend(kind.to_be_bytes()));
     option_bytes(option::GO, &data)
 }
 
@@ -61,40 +56,17 @@ fn go(export: &str, wanted: &[u16]) -> Vec<u8> {
 fn go_describes_the_export_and_ends_the_haggling() {
     let mut handshake = started();
     let geometry = MemoryLun::new("a", 1 << 20, 512).geometry();
-    handshake
-        .advance(&option_bytes(option::STRUCTURED_REPLY, &[]))
-        .unwrap();
+    handshake.advance(&option_bytes(option::STRUCTURED_REPLY, &[])).unwrap();
     set_allocation(&mut handshake, "a");
-    let kinds: Vec<_> = replies(&mut handshake)
-        .iter()
-        .map(|reply| reply.1)
-        .collect();
-    assert_eq!(
-        kinds,
-        [
-            option_reply::ACK,
-            option_reply::META_CONTEXT,
-            option_reply::ACK
-        ]
-    );
+    let kinds: Vec<_> = replies(&mut handshake).iter().map(|reply| reply.1).collect();
+    assert_eq!(kinds, [option_reply::ACK, option_reply::META_CONTEXT, option_reply::ACK]);
 
     let bytes = go("a", &[info::BLOCK_SIZE, info::DESCRIPTION]);
     let (taken, step) = handshake.advance(&bytes).unwrap();
     assert_eq!((taken, step), (bytes.len(), Step::Open("a".into())));
-    let description = Description {
-        name: "a",
-        description: "disk",
-        geometry: &geometry,
-    };
+    let description = Description { name: "a", description: "disk", geometry: &geometry };
     let terms = handshake.opened(description);
-    assert_eq!(
-        terms,
-        Terms {
-            structured: true,
-            allocation: true,
-            read_only: false
-        }
-    );
+    assert_eq!(terms, Terms { structured: true, allocation: true, read_only: false });
     let told = replies(&mut handshake);
     assert_eq!(told.len(), 4);
     assert_eq!(told[0].2[..10], [0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0]);
@@ -107,16 +79,10 @@ fn go_describes_the_export_and_ends_the_haggling() {
 fn a_context_selected_for_one_export_is_not_there_for_another() {
     let mut handshake = started();
     let geometry = MemoryLun::new("a", 1 << 20, 512).geometry();
-    handshake
-        .advance(&option_bytes(option::STRUCTURED_REPLY, &[]))
-        .unwrap();
+    handshake.advance(&option_bytes(option::STRUCTURED_REPLY, &[])).unwrap();
     set_allocation(&mut handshake, "a");
     handshake.advance(&go("b", &[])).unwrap();
-    let terms = handshake.opened(Description {
-        name: "b",
-        description: "",
-        geometry: &geometry,
-    });
+    let terms = handshake.opened(Description { name: "b", description: "", geometry: &geometry });
     assert!(terms.structured && !terms.allocation);
 }
 
@@ -134,15 +100,9 @@ fn export_name_has_its_own_answer() {
         handshake.advance(&[0, 0, 0, flags]).unwrap();
         handshake.output.clear();
         let geometry = MemoryLun::new("a", 1 << 20, 512).geometry();
-        let (_, step) = handshake
-            .advance(&option_bytes(option::EXPORT_NAME, b"a"))
-            .unwrap();
+        let (_, step) = handshake.advance(&option_bytes(option::EXPORT_NAME, b"a")).unwrap();
         assert_eq!(step, Step::Open("a".into()));
-        handshake.opened(Description {
-            name: "a",
-            description: "",
-            geometry: &geometry,
-        });
+        handshake.opened(Description { name: "a", description: "", geometry: &geometry });
         assert_eq!(handshake.output.len(), expected);
     }
 }
@@ -159,23 +119,16 @@ fn what_is_not_there_is_answered_and_the_haggling_goes_on() {
         (option::INFO, &[0; 7], option_reply::ERR_INVALID),
     ] {
         let bytes = option_bytes(option, data);
-        assert_eq!(
-            handshake.advance(&bytes).unwrap(),
-            (bytes.len(), Step::More)
-        );
+        assert_eq!(handshake.advance(&bytes).unwrap(), (bytes.len(), Step::More));
         assert_eq!(replies(&mut handshake)[0].1, kind, "option {option}");
     }
     let long = option_bytes(option::GO, &vec![0; MAX_OPTION_BYTES + 1]);
     assert_eq!(handshake.advance(&long).unwrap(), (long.len(), Step::More));
     assert_eq!(replies(&mut handshake)[0].1, option_reply::ERR_TOO_BIG);
     handshake.advance(&go("nobody", &[])).unwrap();
-    handshake
-        .refused(Refusal::Unknown("nobody".into()))
-        .unwrap();
+    handshake.refused(Refusal::Unknown("nobody".into())).unwrap();
     assert_eq!(replies(&mut handshake)[0].1, option_reply::ERR_UNKNOWN);
-    let (_, step) = handshake
-        .advance(&option_bytes(option::ABORT, &[]))
-        .unwrap();
+    let (_, step) = handshake.advance(&option_bytes(option::ABORT, &[])).unwrap();
     assert_eq!(step, Step::Close);
 }
 
@@ -187,9 +140,7 @@ fn violations_end_the_connection() {
     absurd[12..16].copy_from_slice(&u32::MAX.to_be_bytes());
     assert!(started().advance(&absurd).is_err());
     let mut handshake = started();
-    handshake
-        .advance(&option_bytes(option::EXPORT_NAME, b"nobody"))
-        .unwrap();
+    handshake.advance(&option_bytes(option::EXPORT_NAME, b"nobody")).unwrap();
     assert!(handshake.refused(Refusal::Shutdown).is_err());
 }
 

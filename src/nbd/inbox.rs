@@ -59,21 +59,12 @@ impl Inbox {
     pub fn new(leftover: &[u8]) -> Inbox {
         let mut received = Buffer::new(RECEIVE_BYTES.max(leftover.len()));
         received.append(leftover);
-        Inbox {
-            received,
-            state: State::Small,
-            after_bulk: false,
-            in_place_bytes: 0,
-        }
+        Inbox { received, state: State::Small, after_bulk: false, in_place_bytes: 0 }
     }
 
     /// Where to receive to; never empty once [`Inbox::next`] has answered `None`.
     pub fn space(&mut self) -> &mut [u8] {
-        let most = if self.after_bulk {
-            BETWEEN_BULK_BYTES
-        } else {
-            RECEIVE_BYTES
-        };
+        let most = if self.after_bulk { BETWEEN_BULK_BYTES } else { RECEIVE_BYTES };
         match &mut self.state {
             State::Bulk { request, payload } => {
                 let missing = request.payload_bytes() - payload.filled().len();
@@ -111,10 +102,7 @@ impl Inbox {
                 }
                 let (request, payload) = (*request, std::mem::take(payload));
                 self.state = State::Small;
-                Ok(Some(Incoming {
-                    request,
-                    payload: Payload::Owned(payload),
-                }))
+                Ok(Some(Incoming { request, payload: Payload::Owned(payload) }))
             }
             State::Skip { .. } => Ok(self.next_skipped()),
         }
@@ -131,20 +119,13 @@ impl Inbox {
         self.after_bulk = wanted >= BULK_BYTES;
         if wanted > MAX_REQUEST_BYTES as usize {
             self.received.consume(REQUEST_BYTES);
-            self.state = State::Skip {
-                request,
-                left: wanted,
-            };
+            self.state = State::Skip { request, left: wanted };
             return Ok(self.next_skipped());
         }
         if wanted <= there {
             self.received.consume(REQUEST_BYTES);
             self.in_place_bytes = wanted;
-            let payload = if wanted == 0 {
-                Payload::None
-            } else {
-                Payload::InPlace
-            };
+            let payload = if wanted == 0 { Payload::None } else { Payload::InPlace };
             return Ok(Some(Incoming { request, payload }));
         }
         if wanted < BULK_BYTES {
@@ -175,10 +156,7 @@ impl Inbox {
         }
         let request = *request;
         self.state = State::Small;
-        Some(Incoming {
-            request,
-            payload: Payload::None,
-        })
+        Some(Incoming { request, payload: Payload::None })
     }
 
     /// Moves the beginning of an incomplete request, less than [`BULK_BYTES`] and a header, to the
@@ -191,10 +169,7 @@ impl Inbox {
 
     /// The payload handed out as [`Payload::InPlace`].
     pub fn in_place(&self) -> &[u8] {
-        self.received
-            .filled()
-            .get(..self.in_place_bytes)
-            .unwrap_or_default()
+        self.received.filled().get(..self.in_place_bytes).unwrap_or_default()
     }
 
     /// Ends the use of [`Inbox::in_place`].
@@ -210,13 +185,7 @@ mod tests {
     use crate::nbd::wire::command;
 
     fn write(cookie: u64, length: u32) -> Vec<u8> {
-        let request = Request {
-            flags: 0,
-            kind: command::WRITE,
-            cookie,
-            offset: 0,
-            length,
-        };
+        let request = Request { flags: 0, kind: command::WRITE, cookie, offset: 0, length };
         let payload = (0..length).map(|at| (at as u64 * 7 + cookie) as u8);
         request.encode().into_iter().chain(payload).collect()
     }
@@ -250,32 +219,14 @@ mod tests {
 
     #[test]
     fn however_it_is_cut_the_requests_are_the_same() {
-        let lengths = [
-            0,
-            1,
-            512,
-            4096,
-            31 << 10,
-            32 << 10,
-            100_000,
-            512,
-            300_000,
-            7,
-            260_000,
-        ];
-        let stream: Vec<u8> = (0..)
-            .zip(lengths)
-            .flat_map(|(cookie, length)| write(cookie, length))
-            .collect();
+        let lengths = [0, 1, 512, 4096, 31 << 10, 32 << 10, 100_000, 512, 300_000, 7, 260_000];
+        let stream: Vec<u8> =
+            (0..).zip(lengths).flat_map(|(cookie, length)| write(cookie, length)).collect();
         for piece in [7, 28, 1000, 4096, 65_537, usize::MAX] {
             let found = taken_apart(&stream, piece);
             assert_eq!(found.len(), lengths.len());
             for ((cookie, payload), length) in found.iter().zip(lengths) {
-                assert_eq!(
-                    *payload,
-                    write(*cookie, length)[REQUEST_BYTES..],
-                    "piece {piece}"
-                );
+                assert_eq!(*payload, write(*cookie, length)[REQUEST_BYTES..], "piece {piece}");
             }
         }
     }
@@ -285,10 +236,7 @@ mod tests {
         let length = MAX_REQUEST_BYTES + 1;
         let stream = [write(1, length), write(2, 3)].concat();
         let found = taken_apart(&stream, 1 << 16);
-        assert_eq!(
-            found,
-            [(1, vec![]), (2, write(2, 3)[REQUEST_BYTES..].to_vec())]
-        );
+        assert_eq!(found, [(1, vec![]), (2, write(2, 3)[REQUEST_BYTES..].to_vec())]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod buffer;
 pub mod connection;
 pub mod directory;
 pub mod errors;
+mod haggle;
 pub mod handshake;
 pub mod inbox;
 pub mod outbox;

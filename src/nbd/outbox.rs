@@ -109,10 +109,7 @@ mod tests {
         while outbox.unsent_bytes() > 0 {
             let mut pieces = [IoSlice::new(&[]); MAX_PIECES];
             let count = outbox.pieces(&mut pieces);
-            let all: Vec<u8> = pieces[..count]
-                .iter()
-                .flat_map(|p| p.iter().copied())
-                .collect();
+            let all: Vec<u8> = pieces[..count].iter().flat_map(|p| p.iter().copied()).collect();
             let now = all.len().min(step);
             sent.extend(&all[..now]);
             outbox.sent(now, pool);

@@ -120,9 +120,7 @@ impl NbdServer {
     fn welcome(&self, socket: Socket) {
         if let Ok(permit) = self.0.permits.clone().try_acquire_owned() {
             let server = self.clone();
-            self.0
-                .shards
-                .spawn(move |seat| server.serve(socket, seat, permit));
+            self.0.shards.spawn(move |seat| server.serve(socket, seat, permit));
         }
     }
 

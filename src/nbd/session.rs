@@ -57,12 +57,9 @@ pub struct Session {
 impl Session {
     /// Adds to its figures.
     pub fn publish(&self, tally: Tally) {
-        self.operations
-            .fetch_add(tally.operations, Ordering::Relaxed);
-        self.read_bytes
-            .fetch_add(tally.read_bytes, Ordering::Relaxed);
-        self.written_bytes
-            .fetch_add(tally.written_bytes, Ordering::Relaxed);
+        self.operations.fetch_add(tally.operations, Ordering::Relaxed);
+        self.read_bytes.fetch_add(tally.read_bytes, Ordering::Relaxed);
+        self.written_bytes.fetch_add(tally.written_bytes, Ordering::Relaxed);
     }
 
     /// Whether it was told to end.
@@ -113,10 +110,7 @@ impl Sessions {
             events,
         });
         self.table.insert(id, session.clone());
-        Entry {
-            sessions: self,
-            session,
-        }
+        Entry { sessions: self, session }
     }
 
     /// All, by number.

@@ -44,13 +44,8 @@ pub struct Seat(Arc<AtomicUsize>);
 impl Shards {
     /// One thread for each processor, as far as that helps.
     pub fn new() -> io::Result<Shards> {
-        let count = std::thread::available_parallelism()
-            .map_or(1, usize::from)
-            .min(MAX_SHARDS);
-        (0..count)
-            .map(Shard::new)
-            .collect::<io::Result<_>>()
-            .map(Shards)
+        let count = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_SHARDS);
+        (0..count).map(Shard::new).collect::<io::Result<_>>().map(Shards)
     }
 
     /// Runs a connection on the thread with the fewest.
@@ -76,14 +71,8 @@ impl Shard {
             let _ = runtime.block_on(stopped);
             runtime.shutdown_background();
         };
-        std::thread::Builder::new()
-            .name(format!("nbd-{index}"))
-            .spawn(drive)?;
-        Ok(Shard {
-            handle,
-            load: Arc::default(),
-            _stop: stop,
-        })
+        std::thread::Builder::new().name(format!("nbd-{index}")).spawn(drive)?;
+        Ok(Shard { handle, load: Arc::default(), _stop: stop })
     }
 }
 
@@ -136,11 +125,7 @@ impl Eagerness {
 
     /// Whether it paid.
     pub fn learn(&mut self, paid: bool) {
-        self.penalty = if paid {
-            0
-        } else {
-            (self.penalty * 2 + 1).min(MAX_PENALTY)
-        };
+        self.penalty = if paid { 0 } else { (self.penalty * 2 + 1).min(MAX_PENALTY) };
         self.skip = self.penalty;
     }
 }

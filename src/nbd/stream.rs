@@ -51,16 +51,10 @@ impl Stream {
             Stream::Tcp(stream) => PeerAddress::Tcp(stream.peer_addr()?),
             Stream::Unix(stream) => {
                 let credentials = stream.peer_cred()?;
-                PeerAddress::Unix {
-                    uid: credentials.uid(),
-                    pid: credentials.pid(),
-                }
+                PeerAddress::Unix { uid: credentials.uid(), pid: credentials.pid() }
             }
         };
-        Ok(Peer {
-            address,
-            certificate_name: None,
-        })
+        Ok(Peer { address, certificate_name: None })
     }
 
     /// Receives, or arranges to be woken. A receive that came short costs no second system call:

@@ -80,9 +80,7 @@ pub fn plan(request: &Request, terms: &Terms) -> Result<Command, WireError> {
         command::WRITE_ZEROES => return plan_zeroes(request, terms, fua),
         command::BLOCK_STATUS if terms.allocation && request.length > 0 => {
             let one = request.flags & command_flag::REQ_ONE != 0;
-            Command::BlockStatus {
-                max_extents: if one { 1 } else { MAX_EXTENTS },
-            }
+            Command::BlockStatus { max_extents: if one { 1 } else { MAX_EXTENTS } }
         }
         _ => return Err(WireError::Invalid),
     };
@@ -147,10 +145,7 @@ pub fn finish_read(space: &mut [u8], request: &Request, terms: &Terms) -> usize 
         put_at(space, DATA_CHUNK_BYTES, &request.length.to_be_bytes());
         return HOLE_CHUNK_BYTES;
     }
-    put(
-        space,
-        &chunk_head(request.cookie, chunk::OFFSET_DATA, request.length + 8),
-    );
+    put(space, &chunk_head(request.cookie, chunk::OFFSET_DATA, request.length + 8));
     put_at(space, wire::CHUNK_BYTES, &request.offset.to_be_bytes());
     head + length
 }
@@ -175,11 +170,7 @@ pub fn put_error(
     }
     let text = text.as_bytes();
     let text = text.get(..MAX_ERROR_TEXT_BYTES).unwrap_or(text);
-    let kind = if lost_at.is_some() {
-        chunk::ERROR_OFFSET
-    } else {
-        chunk::ERROR
-    };
+    let kind = if lost_at.is_some() { chunk::ERROR_OFFSET } else { chunk::ERROR };
     let offset_bytes = if lost_at.is_some() { 8 } else { 0 };
     let length = 6 + text.len() as u32 + offset_bytes;
     out.append(&chunk_head(request.cookie, kind, length));
@@ -199,18 +190,10 @@ pub fn status_bytes(extents: usize) -> usize {
 /// The reply to BLOCK_STATUS. `extents` cover the range from its start without a gap.
 pub fn put_extents(out: &mut Buffer, request: &Request, extents: &[Extent]) {
     let length = status_bytes(extents.len()) - wire::CHUNK_BYTES;
-    out.append(&chunk_head(
-        request.cookie,
-        chunk::BLOCK_STATUS,
-        length as u32,
-    ));
+    out.append(&chunk_head(request.cookie, chunk::BLOCK_STATUS, length as u32));
     out.append(&wire::BASE_ALLOCATION_ID.to_be_bytes());
     for extent in extents {
-        let state = if extent.mapped {
-            0
-        } else {
-            wire::STATE_HOLE_ZERO
-        };
+        let state = if extent.mapped { 0 } else { wire::STATE_HOLE_ZERO };
         let length = u32::try_from(extent.length_bytes).unwrap_or(!0xfff);
         out.append(&length.to_be_bytes());
         out.append(&state.to_be_bytes());
@@ -259,40 +242,20 @@ fn all_zero(data: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    const CHUNKS: Terms = Terms {
-        structured: true,
-        allocation: true,
-        read_only: false,
-    };
-    const SIMPLE: Terms = Terms {
-        structured: false,
-        allocation: false,
-        read_only: true,
-    };
+    const CHUNKS: Terms = Terms { structured: true, allocation: true, read_only: false };
+    const SIMPLE: Terms = Terms { structured: false, allocation: false, read_only: true };
 
     fn request(kind: u16, flags: u16) -> Request {
-        Request {
-            flags,
-            kind,
-            cookie: 0x0102_0304_0506_0708,
-            offset: 1 << 40,
-            length: 4096,
-        }
+        Request { flags, kind, cookie: 0x0102_0304_0506_0708, offset: 1 << 40, length: 4096 }
     }
 
     #[test]
     fn flags_and_rights_are_checked() {
         assert_eq!(plan(&request(0, 4), &CHUNKS), Ok(Command::Read));
         assert_eq!(plan(&request(0, 4), &SIMPLE), Err(WireError::Invalid));
-        assert_eq!(
-            plan(&request(1, 1), &CHUNKS),
-            Ok(Command::Write { fua: true })
-        );
+        assert_eq!(plan(&request(1, 1), &CHUNKS), Ok(Command::Write { fua: true }));
         for kind in [1, 4, 6] {
-            assert_eq!(
-                plan(&request(kind, 0), &SIMPLE),
-                Err(WireError::NotPermitted)
-            );
+            assert_eq!(plan(&request(kind, 0), &SIMPLE), Err(WireError::NotPermitted));
         }
         assert_eq!(plan(&request(3, 0), &SIMPLE), Ok(Command::Flush));
         assert_eq!(plan(&request(6, 18), &CHUNKS), Err(WireError::NotSupported));
@@ -301,31 +264,19 @@ mod tests {
         assert_eq!(plan(&request(7, 0), &SIMPLE), Err(WireError::Invalid));
         assert_eq!(plan(&request(8, 0), &CHUNKS), Err(WireError::Invalid));
         assert_eq!(plan(&request(3, 64), &CHUNKS), Err(WireError::Invalid));
-        let long = Request {
-            length: wire::MAX_REQUEST_BYTES + 1,
-            ..request(0, 0)
-        };
+        let long = Request { length: wire::MAX_REQUEST_BYTES + 1, ..request(0, 0) };
         assert_eq!(plan(&long, &CHUNKS), Err(WireError::Invalid));
     }
 
     #[test]
     fn reads_are_data_holes_or_plain() {
         let mut space = vec![0; 4096 + DATA_CHUNK_BYTES];
-        assert_eq!(
-            finish_read(&mut space, &request(0, 0), &CHUNKS),
-            HOLE_CHUNK_BYTES
-        );
+        assert_eq!(finish_read(&mut space, &request(0, 0), &CHUNKS), HOLE_CHUNK_BYTES);
         assert_eq!(space[..8], [0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 2]);
-        assert_eq!(
-            space[16..32],
-            [0, 0, 0, 12, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 16, 0]
-        );
+        assert_eq!(space[16..32], [0, 0, 0, 12, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 16, 0]);
         space.fill(0);
         space[DATA_CHUNK_BYTES + 2000] = 1;
-        assert_eq!(
-            finish_read(&mut space, &request(0, 0), &CHUNKS),
-            space.len()
-        );
+        assert_eq!(finish_read(&mut space, &request(0, 0), &CHUNKS), space.len());
         assert_eq!(space[16..28], [0, 0, 16, 8, 0, 0, 1, 0, 0, 0, 0, 0]);
         assert_eq!(finish_read(&mut space, &request(0, 0), &SIMPLE), 4096 + 16);
         assert_eq!(space[..8], [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0]);

@@ -269,9 +269,7 @@ impl Request {
             &self.offset.to_be_bytes(),
             &self.length.to_be_bytes(),
         ];
-        out.iter_mut()
-            .zip(fields.into_iter().flatten())
-            .for_each(|(to, from)| *to = *from);
+        out.iter_mut().zip(fields.into_iter().flatten()).for_each(|(to, from)| *to = *from);
         out
     }
 
@@ -291,13 +289,7 @@ mod tests {
 
     #[test]
     fn a_request_survives_the_wire() {
-        let request = Request {
-            flags: 1,
-            kind: 6,
-            cookie: 7 << 40,
-            offset: 5 << 33,
-            length: 9,
-        };
+        let request = Request { flags: 1, kind: 6, cookie: 7 << 40, offset: 5 << 33, length: 9 };
         assert_eq!(Request::parse(&request.encode()), Some(request));
         assert_eq!(Request::parse(&[0; REQUEST_BYTES]), None);
         assert_eq!(Request::parse(&request.encode()[..27]), None);

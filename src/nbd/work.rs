@@ -82,19 +82,9 @@ impl Job {
         let held_bytes = self.held_bytes();
         if let Err(error) = self.act() {
             self.reply.clear();
-            put_block_error(
-                &mut self.reply,
-                &self.request,
-                &self.terms,
-                self.command,
-                &error,
-            );
+            put_block_error(&mut self.reply, &self.request, &self.terms, self.command, &error);
         }
-        Done {
-            reply: self.reply,
-            payload: self.payload,
-            held_bytes,
-        }
+        Done { reply: self.reply, payload: self.payload, held_bytes }
     }
 
     fn act(&mut self) -> Result<(), BlockError> {
@@ -141,8 +131,7 @@ impl Job {
         let mut done = 0;
         while done < length {
             let step = (length - done).min(CACHE_STEP_BYTES as u64);
-            self.io
-                .read(offset + done, self.payload.space(step as usize))?;
+            self.io.read(offset + done, self.payload.space(step as usize))?;
             done += step;
         }
         Ok(())
@@ -164,9 +153,7 @@ fn check_extents(offset: u64, length: u64, extents: &[Extent]) -> Result<(), Blo
     for extent in extents {
         let inside = extent.length_bytes <= length - (at - offset);
         if extent.offset_bytes != at || extent.length_bytes == 0 || !inside {
-            return Err(BlockError::Io(
-                "the extents do not follow each other".into(),
-            ));
+            return Err(BlockError::Io("the extents do not follow each other".into()));
         }
         at += extent.length_bytes;
     }

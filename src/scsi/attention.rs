@@ -19,6 +19,12 @@ pub enum Attention {
     CapacityChanged,
     /// COMMANDS CLEARED BY ANOTHER INITIATOR.
     CommandsCleared,
+    /// RESERVATIONS PREEMPTED.
+    ReservationsPreempted,
+    /// RESERVATIONS RELEASED.
+    ReservationsReleased,
+    /// REGISTRATIONS PREEMPTED.
+    RegistrationsPreempted,
 }
 
 impl Attention {
@@ -31,6 +37,9 @@ impl Attention {
             Attention::ModeChanged => Sense::new(0x6, 0x2A, 0x01),
             Attention::CapacityChanged => Sense::new(0x6, 0x2A, 0x09),
             Attention::CommandsCleared => Sense::new(0x6, 0x2F, 0x00),
+            Attention::ReservationsPreempted => Sense::new(0x6, 0x2A, 0x03),
+            Attention::ReservationsReleased => Sense::new(0x6, 0x2A, 0x04),
+            Attention::RegistrationsPreempted => Sense::new(0x6, 0x2A, 0x05),
         }
     }
 

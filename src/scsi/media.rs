@@ -8,61 +8,30 @@ use super::{mode, provision, Answer, Sense};
 use crate::lun::{BlockError, Geometry};
 
 /// Longest transfer of one command, told in VPD B0h: bounds what one command can make a session hold.
-pub const MAX_TRANSFER_BYTES: u64 = 16 << 20;
-/// Most blocks of COMPARE AND WRITE: the CDB's field is one byte.
-pub(super) const MAX_COMPARE_BLOCKS: u8 = 255;
+pub const MAX_TRANSFER_BYTES: u64 = 32 << 20;
+/// Most blocks of COMPARE AND WRITE: locks and records are one to a few blocks.
+pub(super) const MAX_COMPARE_BLOCKS: u8 = 128;
 /// Work on long ranges goes on in pieces of this size, so that it can be cancelled between them.
 pub(super) const PIECE_BYTES: usize = 1 << 20;
 
 /// What is to be run; offsets and lengths are bytes, inside the capacity seen at planning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Kind {
-    Read {
-        offset: u64,
-        fua: bool,
-    },
-    Write {
-        offset: u64,
-        fua: bool,
-    },
-    WriteAndVerify {
-        offset: u64,
-    },
-    VerifyMedium {
-        offset: u64,
-        length: u64,
-    },
-    VerifyEach {
-        offset: u64,
-    },
-    VerifySame {
-        offset: u64,
-        length: u64,
-    },
-    OrWrite {
-        offset: u64,
-        fua: bool,
-    },
-    CompareAndWrite {
-        offset: u64,
-        fua: bool,
-    },
+    Read { offset: u64, fua: bool },
+    Write { offset: u64, fua: bool },
+    WriteAndVerify { offset: u64 },
+    VerifyMedium { offset: u64, length: u64 },
+    VerifyEach { offset: u64 },
+    VerifySame { offset: u64, length: u64 },
+    OrWrite { offset: u64, fua: bool },
+    CompareAndWrite { offset: u64, fua: bool },
     Flush,
-    Unmap {
-        max_descriptors: usize,
-    },
-    WriteSame {
-        offset: u64,
-        length: u64,
-        unmap: bool,
-    },
-    LbaStatus {
-        lba: u64,
-        allocation_bytes: usize,
-    },
-    ModeSelect {
-        ten: bool,
-    },
+    Unmap { max_descriptors: usize },
+    WriteSame { offset: u64, length: u64, unmap: bool },
+    LbaStatus { lba: u64, allocation_bytes: usize },
+    ModeSelect { ten: bool },
+    ReserveOut { action: u8, scope_type: u8 },
+    WriteHead { offset: u64, fua: bool },
 }
 
 /// A command whose range and lengths were checked, ready to be run once its data-out is there.
@@ -73,22 +42,41 @@ pub struct Task {
     pub data_out_bytes: usize,
     /// Bytes of media data that running it puts into the caller's buffer.
     pub data_in_bytes: usize,
+    /// Bytes that the CDB asks to be moved: residuals are counted from it.
+    pub wanted_bytes: usize,
 }
 
 impl Task {
     pub(super) const fn new(kind: Kind) -> Task {
-        Task {
-            kind,
-            data_out_bytes: 0,
-            data_in_bytes: 0,
-        }
+        Task { kind, data_out_bytes: 0, data_in_bytes: 0, wanted_bytes: 0 }
     }
 
     pub(super) const fn with_out(kind: Kind, data_out_bytes: usize) -> Task {
-        Task {
-            kind,
-            data_out_bytes,
-            data_in_bytes: 0,
+        Task { kind, data_out_bytes, data_in_bytes: 0, wanted_bytes: data_out_bytes }
+    }
+
+    /// Fits the task to the length that the transport will deliver. False where it must not be run:
+    /// parameter lists may not be cut short, and the length of the other commands' data must be
+    /// exactly theirs. A write goes as far as its data (FCP-4 §9.4.2 rule a, which targets follow).
+    pub fn fit(&mut self, expected_bytes: usize) -> bool {
+        match self.kind {
+            _ if expected_bytes == self.data_out_bytes => true,
+            Kind::Write { offset, fua } if expected_bytes < self.data_out_bytes => {
+                self.kind = Kind::WriteHead { offset, fua };
+                self.data_out_bytes = expected_bytes;
+                true
+            }
+            Kind::WriteAndVerify { offset } if expected_bytes < self.data_out_bytes => {
+                self.kind = Kind::WriteHead { offset, fua: true };
+                self.data_out_bytes = expected_bytes;
+                true
+            }
+            Kind::WriteSame { .. }
+            | Kind::CompareAndWrite { .. }
+            | Kind::OrWrite { .. }
+            | Kind::VerifyEach { .. }
+            | Kind::VerifySame { .. } => false,
+            _ => expected_bytes > self.data_out_bytes,
         }
     }
 }
@@ -96,10 +84,7 @@ impl Task {
 /// Checks `range` against the capacity and gives it in bytes.
 pub(super) fn bytes_of(geometry: &Geometry, range: Range) -> Result<(u64, u64), Sense> {
     let block = u64::from(geometry.block_bytes.max(1));
-    let end = range
-        .lba
-        .checked_add(range.blocks)
-        .ok_or(Sense::LBA_OUT_OF_RANGE)?;
+    let end = range.lba.checked_add(range.blocks).ok_or(Sense::LBA_OUT_OF_RANGE)?;
     if end > geometry.size_bytes / block {
         return Err(Sense::LBA_OUT_OF_RANGE);
     }
@@ -121,16 +106,19 @@ impl Nexus {
         let planned = match *command {
             Command::Read { range, fua } => self.plan_read(range, fua),
             Command::Write { range, fua } => self.plan_write(range, fua),
-            Command::WriteAtomic {
-                range,
-                fua,
-                boundary,
-            } => self.plan_write_atomic(range, fua, boundary),
+            Command::WriteAtomic { range, fua, boundary } => {
+                self.plan_write_atomic(range, fua, boundary)
+            }
             Command::WriteAndVerify { range, .. } => {
                 self.plan_out(range, 1, |offset| Kind::WriteAndVerify { offset })
             }
             Command::OrWrite { range, fua } => {
                 self.plan_out(range, 1, |offset| Kind::OrWrite { offset, fua })
+            }
+            Command::CompareAndWrite { range, .. }
+                if range.blocks > u64::from(MAX_COMPARE_BLOCKS) =>
+            {
+                Err(Sense::INVALID_FIELD)
             }
             Command::CompareAndWrite { range, fua } => {
                 self.plan_out(range, 2, |offset| Kind::CompareAndWrite { offset, fua })
@@ -155,11 +143,7 @@ impl Nexus {
             return Ok(Plan::Done(Answer::good()));
         }
         let kind = Kind::Read { offset, fua };
-        Ok(Plan::Run(Task {
-            kind,
-            data_out_bytes: 0,
-            data_in_bytes: bytes,
-        }))
+        Ok(Plan::Run(Task { kind, data_out_bytes: 0, data_in_bytes: bytes, wanted_bytes: bytes }))
     }
 
     fn plan_write(&self, range: Range, fua: bool) -> Result<Plan, Sense> {
@@ -233,6 +217,9 @@ impl Nexus {
                     Err(sense) => self.check(sense),
                 });
             }
+            Kind::ReserveOut { action, scope_type } => {
+                return Some(self.reserve_out(action, scope_type, out));
+            }
             _ => return None,
         };
         Some(self.answer(result, true))
@@ -252,8 +239,7 @@ impl Nexus {
             }
             Kind::CompareAndWrite { offset, fua } => {
                 let (expect, data) = out.split_at(out.len() / 2);
-                disk.compare_and_write(offset, expect, data)
-                    .and_then(|()| self.durable(fua))
+                disk.compare_and_write(offset, expect, data).and_then(|()| self.durable(fua))
             }
             Kind::Flush => disk.flush(),
             _ => return self.run_long(task, out, cancel),
@@ -263,20 +249,16 @@ impl Nexus {
 
     fn run_long(&self, task: &Task, out: &[u8], cancel: &AtomicBool) -> Answer {
         let done = match task.kind {
+            Kind::WriteHead { offset, fua } => self.write_head(offset, out, fua),
             Kind::WriteAndVerify { offset } => self.write_and_verify(offset, out),
             Kind::VerifyEach { offset } => self.verify_each(offset, out),
             Kind::VerifyMedium { offset, length } => self.verify_medium(offset, length, cancel),
             Kind::VerifySame { offset, length } => self.verify_same(offset, length, out, cancel),
             Kind::Unmap { max_descriptors } => provision::unmap(self, out, max_descriptors),
-            Kind::WriteSame {
-                offset,
-                length,
-                unmap,
-            } => provision::write_same(self, offset, length, unmap, out, cancel),
-            Kind::LbaStatus {
-                lba,
-                allocation_bytes,
-            } => {
+            Kind::WriteSame { offset, length, unmap } => {
+                provision::write_same(self, offset, length, unmap, out, cancel)
+            }
+            Kind::LbaStatus { lba, allocation_bytes } => {
                 return match provision::lba_status(self, lba, allocation_bytes) {
                     Ok(data) => Answer::with_data(data, allocation_bytes),
                     Err(sense) => self.check(sense),
@@ -311,10 +293,38 @@ impl Nexus {
         Sense::of_error(error, self.geometry().block_bytes, writing)
     }
 
+    /// A write whose transport delivers less than its CDB says: whole blocks as they are, the rest
+    /// merged into its block by compare and write.
+    fn write_head(&self, offset: u64, out: &[u8], fua: bool) -> Result<(), Sense> {
+        /// Others may write the block between our read and our write so many times.
+        const TRIES: usize = 16;
+        let failed = |error: BlockError| self.sense_of(&error, true);
+        let block = (self.geometry().block_bytes as usize).max(1);
+        let (whole, rest) = out.split_at(out.len() - out.len() % block);
+        if !whole.is_empty() {
+            self.disk().write(offset, whole, false).map_err(failed)?;
+        }
+        let at = offset + whole.len() as u64;
+        let mut old = vec![0; if rest.is_empty() { 0 } else { block }];
+        for attempt in 0..TRIES {
+            if rest.is_empty() {
+                break;
+            }
+            self.disk().read(at, &mut old).map_err(failed)?;
+            let new = [rest, old.get(rest.len()..).unwrap_or_default()].concat();
+            match self.disk().compare_and_write(at, &old, &new) {
+                Err(BlockError::Miscompare { .. }) if attempt + 1 < TRIES => {}
+                result => {
+                    result.map_err(failed)?;
+                    break;
+                }
+            }
+        }
+        self.durable(fua).map_err(failed)
+    }
+
     fn write_and_verify(&self, offset: u64, out: &[u8]) -> Result<(), Sense> {
-        self.disk()
-            .write(offset, out, true)
-            .map_err(|error| self.sense_of(&error, true))?;
+        self.disk().write(offset, out, true).map_err(|error| self.sense_of(&error, true))?;
         self.verify_each(offset, out)
     }
 
@@ -325,9 +335,7 @@ impl Nexus {
             let Some(piece) = buffer.get_mut(..expect.len()) else {
                 break;
             };
-            self.disk()
-                .read(offset + at, piece)
-                .map_err(|error| self.sense_of(&error, false))?;
+            self.disk().read(offset + at, piece).map_err(|error| self.sense_of(&error, false))?;
             if let Some(first) = first_difference(piece, expect) {
                 return Err(Sense::MISCOMPARE.with_information(at + first));
             }
@@ -375,14 +383,15 @@ impl Nexus {
         while at < end {
             check_cancel(cancel)?;
             let bytes = (end - at).min(expect.len().max(1) as u64) as usize;
-            self.verify_each(at, expect.get(..bytes).unwrap_or(&expect))
-                .map_err(|sense| Sense {
+            self.verify_each(at, expect.get(..bytes).unwrap_or(&expect)).map_err(|sense| {
+                Sense {
                     information: sense.information.map(|first| match sense.key {
                         0xE => first + (at - offset),
                         _ => first,
                     }),
                     ..sense
-                })?;
+                }
+            })?;
             at += bytes as u64;
         }
         Ok(())
@@ -406,8 +415,5 @@ fn first_difference(left: &[u8], right: &[u8]) -> Option<u64> {
     if left == right {
         return None;
     }
-    left.iter()
-        .zip(right)
-        .position(|(a, b)| a != b)
-        .map(|at| at as u64)
+    left.iter().zip(right).position(|(a, b)| a != b).map(|at| at as u64)
 }

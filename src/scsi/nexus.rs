@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::attention::Attention;
 use super::cdb::{decode, Command};
 use super::media::{Kind, Task};
+use super::reserve::{Access, Denied, Order, LIST_BYTES};
 use super::unit::{LogicalUnit, NexusState, FLAG_D_SENSE, FLAG_EJECTED, FLAG_SWP, FLAG_WCE_OFF};
 use super::{inquiry, mode, provision, report, Answer, Sense, Status};
 use crate::lun::{BlockIo, Geometry};
@@ -18,6 +19,8 @@ use crate::lun::{BlockIo, Geometry};
 /// Names of the port that a transport serves the unit through (VPD 83h).
 #[derive(Debug, Clone)]
 pub struct PortNames {
+    /// Name of the initiator port (`IQN,i,0xISID`): registrations are kept by it.
+    pub initiator: String,
     /// SCSI name string of the target device (for iSCSI its IQN).
     pub device: String,
     /// SCSI name string of the target port (`IQN,t,0x0001`).
@@ -59,22 +62,21 @@ impl Drop for Nexus {
 impl Nexus {
     /// Joins `unit`, doing its I/O on `disk`: the session's own handle of the LUN.
     pub fn new(unit: Arc<LogicalUnit>, disk: Arc<dyn BlockIo>, ports: PortNames) -> Nexus {
-        let state = unit.attach();
+        let state = unit.attach(&ports.initiator);
         let seen_generation = AtomicU64::new(disk.generation());
         let geometry = Mutex::new(disk.geometry());
-        Nexus {
-            unit,
-            state,
-            disk,
-            ports,
-            seen_generation,
-            geometry,
-        }
+        Nexus { unit, state, disk, ports, seen_generation, geometry }
     }
 
     /// The unit that all nexuses of this LUN share.
     pub fn unit(&self) -> &Arc<LogicalUnit> {
         &self.unit
+    }
+
+    /// Rises whenever the tasks of this nexus are aborted from outside: a task that began at a lower
+    /// count is not answered.
+    pub fn aborts(&self) -> u64 {
+        self.state.aborts()
     }
 
     pub(super) fn state(&self) -> &NexusState {
@@ -131,16 +133,11 @@ impl Nexus {
         if now.size_bytes != geometry.size_bytes {
             self.state.raise(Attention::CapacityChanged);
         }
-        let rest = Geometry {
-            size_bytes: now.size_bytes,
-            generation: now.generation,
-            ..*geometry
-        };
+        let rest = Geometry { size_bytes: now.size_bytes, generation: now.generation, ..*geometry };
         if rest != now {
             self.state.raise(Attention::ModeChanged);
         }
-        self.seen_generation
-            .store(now.generation, Ordering::Relaxed);
+        self.seen_generation.store(now.generation, Ordering::Relaxed);
         *geometry = now;
     }
 
@@ -152,6 +149,9 @@ impl Nexus {
             }
         }
         let command = decode(cdb)?;
+        if !self.unit.allows(&self.state, access_of(&command)) {
+            return Ok(Plan::Done(Answer::status(Status::ReservationConflict)));
+        }
         if self.unit.flags() & FLAG_EJECTED != 0 && needs_medium(&command) {
             return Err(Sense::NO_MEDIUM);
         }
@@ -164,58 +164,42 @@ impl Nexus {
     fn plan_control(&self, command: Command) -> Result<Plan, Sense> {
         let geometry = self.geometry();
         let (data, allocation_bytes) = match command {
-            Command::Inquiry {
-                evpd,
-                page,
-                allocation_bytes,
-            } => (
-                inquiry::answer(self, &geometry, evpd, page)?,
-                allocation_bytes,
-            ),
-            Command::RequestSense {
-                descriptor,
-                allocation_bytes,
-            } => (self.request_sense(descriptor), allocation_bytes),
-            Command::ModeSense(query) => (
-                mode::sense(self, &geometry, &query)?,
-                query.allocation_bytes,
-            ),
-            Command::ModeSelect {
-                page_format,
-                save,
-                list_bytes,
-                ten,
-            } => {
+            Command::Inquiry { evpd, page, allocation_bytes } => {
+                (inquiry::answer(self, &geometry, evpd, page)?, allocation_bytes)
+            }
+            Command::RequestSense { descriptor, allocation_bytes } => {
+                (self.request_sense(descriptor), allocation_bytes)
+            }
+            Command::ModeSense(query) => {
+                (mode::sense(self, &geometry, &query)?, query.allocation_bytes)
+            }
+            Command::ModeSelect { page_format, save, list_bytes, ten } => {
                 return mode::plan_select(ten, page_format, save, list_bytes);
             }
             Command::ReadCapacity10 => (report::capacity10(&geometry), 8),
             Command::ReadCapacity16 { allocation_bytes } => {
                 (report::capacity16(&geometry), allocation_bytes)
             }
-            Command::ReportLuns {
-                select,
-                allocation_bytes,
-            } => (report::luns(select)?, allocation_bytes),
+            Command::ReportLuns { select, allocation_bytes } => {
+                (report::luns(select)?, allocation_bytes)
+            }
             Command::ReportOpcodes(query) => (report::opcodes(&query)?, query.allocation_bytes),
-            Command::ReportTargetPortGroups {
-                extended,
-                allocation_bytes,
-            } => (
-                report::port_groups(self.ports(), extended),
-                allocation_bytes,
-            ),
-            Command::GetLbaStatus {
-                lba,
-                allocation_bytes,
-            } => {
+            Command::ReportTargetPortGroups { extended, allocation_bytes } => {
+                (report::port_groups(self.ports(), extended), allocation_bytes)
+            }
+            Command::GetLbaStatus { lba, allocation_bytes } => {
                 return provision::plan_lba_status(&geometry, lba, allocation_bytes);
             }
-            Command::StartStop {
-                power_condition,
-                load_eject,
-                start,
-            } => {
+            Command::StartStop { power_condition, load_eject, start } => {
                 return self.start_stop(&geometry, power_condition, load_eject, start);
+            }
+            Command::Reserve6 => return Ok(self.reserved(self.unit.reserve6(&self.state))),
+            Command::Release6 => return Ok(self.reserved(self.unit.release6(&self.state))),
+            Command::PersistentIn { action, allocation_bytes } => {
+                (self.unit.report_reservations(action, &self.ports)?, allocation_bytes)
+            }
+            Command::PersistentOut { action, scope_type, list_bytes } => {
+                return plan_reserve_out(action, scope_type, list_bytes);
             }
             Command::PreventAllow { prevent } => {
                 self.unit.prevent_removal(&self.state, prevent);
@@ -225,6 +209,24 @@ impl Nexus {
             _ => (Vec::new(), 0),
         };
         Ok(Plan::Done(Answer::with_data(data, allocation_bytes)))
+    }
+
+    fn reserved(&self, outcome: Result<(), Denied>) -> Plan {
+        Plan::Done(self.reserve_answer(outcome))
+    }
+
+    fn reserve_answer(&self, outcome: Result<(), Denied>) -> Answer {
+        match outcome {
+            Ok(()) => Answer::good(),
+            Err(Denied::Conflict) => Answer::status(Status::ReservationConflict),
+            Err(Denied::Check(sense)) => self.check(sense),
+        }
+    }
+
+    /// PERSISTENT RESERVE OUT with its parameter list.
+    pub(super) fn reserve_out(&self, action: u8, scope_type: u8, list: &[u8]) -> Answer {
+        let order = Order::parse(action, scope_type, list).map_err(Denied::Check);
+        self.reserve_answer(order.and_then(|order| self.unit.reserve_out(&self.state, &order)))
     }
 
     /// REQUEST SENSE (SPC-4 §6.39): reports and clears a pending attention.
@@ -263,8 +265,7 @@ impl Nexus {
         }
         let ejected = if start { 0 } else { FLAG_EJECTED };
         if self.unit.set_flags(FLAG_EJECTED, ejected) && start {
-            self.unit
-                .raise_for_others(&self.state, Attention::MediumChanged);
+            self.unit.raise_for_others(&self.state, Attention::MediumChanged);
         }
         Ok(Plan::Done(Answer::good()))
     }
@@ -272,25 +273,16 @@ impl Nexus {
     /// Commands to a unit number that is not there (SPC-4 §6.6.2, SAM-5 §4.8.3).
     fn no_such_unit(&self, cdb: &[u8; 16]) -> Answer {
         match decode(cdb) {
-            Ok(Command::Inquiry {
-                evpd: false,
-                allocation_bytes,
-                ..
-            }) => Answer::with_data(inquiry::absent_unit(), allocation_bytes),
-            Ok(Command::ReportLuns {
-                select,
-                allocation_bytes,
-            }) => match report::luns(select) {
+            Ok(Command::Inquiry { evpd: false, allocation_bytes, .. }) => {
+                Answer::with_data(inquiry::absent_unit(), allocation_bytes)
+            }
+            Ok(Command::ReportLuns { select, allocation_bytes }) => match report::luns(select) {
                 Ok(data) => Answer::with_data(data, allocation_bytes),
                 Err(sense) => self.check(sense),
             },
-            Ok(Command::RequestSense {
-                descriptor,
-                allocation_bytes,
-            }) => Answer::with_data(
-                Sense::LUN_NOT_SUPPORTED.encode(descriptor),
-                allocation_bytes,
-            ),
+            Ok(Command::RequestSense { descriptor, allocation_bytes }) => {
+                Answer::with_data(Sense::LUN_NOT_SUPPORTED.encode(descriptor), allocation_bytes)
+            }
             _ => self.check(Sense::LUN_NOT_SUPPORTED),
         }
     }
@@ -298,8 +290,7 @@ impl Nexus {
     /// CLEAR TASK SET (SAM-5 §7.5): tasks of every nexus are aborted, the others are told.
     pub fn clear_task_set(&self) {
         self.unit.abort_all_tasks();
-        self.unit
-            .raise_for_others(&self.state, Attention::CommandsCleared);
+        self.unit.raise_for_others(&self.state, Attention::CommandsCleared);
     }
 
     /// The answer to a command that the transport has no room for.
@@ -319,7 +310,48 @@ fn needs_medium(command: &Command) -> bool {
             | Command::ReportTargetPortGroups { .. }
             | Command::StartStop { .. }
             | Command::PreventAllow { .. }
+            | Command::Reserve6
+            | Command::Release6
+            | Command::PersistentIn { .. }
+            | Command::PersistentOut { .. }
             | Command::ModeSense(_)
             | Command::ModeSelect { .. }
     )
+}
+
+/// How commands stand to the reservation of another nexus (SPC-4 table 52, SBC-3 table 13). The
+/// reservation commands judge for themselves.
+fn access_of(command: &Command) -> Access {
+    match command {
+        Command::Inquiry { .. }
+        | Command::RequestSense { .. }
+        | Command::ReportLuns { .. }
+        | Command::Reserve6
+        | Command::Release6
+        | Command::PreventAllow { prevent: false } => Access::Always,
+        Command::TestUnitReady
+        | Command::ReadCapacity10
+        | Command::ReadCapacity16 { .. }
+        | Command::ReportOpcodes(_)
+        | Command::ReportTargetPortGroups { .. }
+        | Command::PersistentIn { .. }
+        | Command::PersistentOut { .. } => Access::Query,
+        Command::Read { .. }
+        | Command::Verify { .. }
+        | Command::PreFetch { .. }
+        | Command::ModeSense(_)
+        | Command::GetLbaStatus { .. } => Access::Read,
+        _ => Access::Write,
+    }
+}
+
+/// What the CDB of PERSISTENT RESERVE OUT alone decides.
+fn plan_reserve_out(action: u8, scope_type: u8, list_bytes: usize) -> Result<Plan, Sense> {
+    if action > 6 {
+        return Err(Sense::INVALID_FIELD);
+    }
+    if list_bytes != LIST_BYTES {
+        return Err(Sense::LIST_LENGTH);
+    }
+    Ok(Plan::Run(Task::with_out(Kind::ReserveOut { action, scope_type }, list_bytes)))
 }

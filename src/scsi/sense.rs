@@ -33,6 +33,12 @@ impl Sense {
     pub const LUN_NOT_SUPPORTED: Sense = Sense::new(0x5, 0x25, 0x00);
     /// INVALID FIELD IN PARAMETER LIST.
     pub const INVALID_PARAMETER: Sense = Sense::new(0x5, 0x26, 0x00);
+    /// INVALID RELEASE OF PERSISTENT RESERVATION.
+    pub const INVALID_RELEASE: Sense = Sense::new(0x5, 0x26, 0x04);
+    /// INSUFFICIENT REGISTRATION RESOURCES.
+    pub const NO_REGISTRATION_RESOURCES: Sense = Sense::new(0x5, 0x55, 0x04);
+    /// DATA PHASE ERROR: the transport lost part of the command's data.
+    pub const DATA_PHASE_ERROR: Sense = Sense::new(0xB, 0x4B, 0x00);
     /// PARAMETER LIST LENGTH ERROR.
     pub const LIST_LENGTH: Sense = Sense::new(0x5, 0x1A, 0x00);
     /// INVALID FIELD IN COMMAND INFORMATION UNIT: the transport's expected length is too short.
@@ -54,20 +60,12 @@ impl Sense {
 
     /// Codes without INFORMATION.
     pub const fn new(key: u8, asc: u8, ascq: u8) -> Sense {
-        Sense {
-            key,
-            asc,
-            ascq,
-            information: None,
-        }
+        Sense { key, asc, ascq, information: None }
     }
 
     /// The same with an INFORMATION field.
     pub const fn with_information(self, information: u64) -> Sense {
-        Sense {
-            information: Some(information),
-            ..self
-        }
+        Sense { information: Some(information), ..self }
     }
 
     /// Current-error sense data. In the fixed format INFORMATION is valid only where it fits 32 bits.
@@ -131,14 +129,9 @@ mod tests {
 
     #[test]
     fn fixed_format_carries_a_short_information() {
-        let sense = Sense::new(0x3, 0x11, 0x00)
-            .with_information(0x0102_0304)
-            .encode(false);
+        let sense = Sense::new(0x3, 0x11, 0x00).with_information(0x0102_0304).encode(false);
         assert_eq!(sense.len(), 18);
-        assert_eq!(
-            (sense[0], sense[2], sense[12], sense[13]),
-            (0xF0, 3, 0x11, 0)
-        );
+        assert_eq!((sense[0], sense[2], sense[12], sense[13]), (0xF0, 3, 0x11, 0));
         assert_eq!(&sense[3..7], &[1, 2, 3, 4]);
     }
 
@@ -160,9 +153,6 @@ mod tests {
     #[test]
     fn medium_errors_name_the_lba() {
         let sense = Sense::of_error(&BlockError::Medium { offset_bytes: 8192 }, 512, false);
-        assert_eq!(
-            (sense.key, sense.asc, sense.information),
-            (3, 0x11, Some(16))
-        );
+        assert_eq!((sense.key, sense.asc, sense.information), (3, 0x11, Some(16)));
     }
 }

@@ -1,6 +1,5 @@
 //! One logical unit, shared by all its nexuses: mode settings, the state of the medium, resets, and
-//! the table through which a unit attention reaches every nexus. Persistent and RESERVE(6)
-//! reservations belong here too.
+//! reservations, and the table through which a unit attention reaches every nexus.
 //!
 //! Invariants: a nexus is in the table from its creation to its drop; `flags` is what the command path
 //! reads and changes only under the table's lock.
@@ -11,6 +10,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::attention::{Attention, Attentions};
+use super::nexus::PortNames;
+use super::reserve::{Access, Denied, Order, Reservations};
+use super::Sense;
 
 /// SWP of the control mode page: the software write protect.
 pub(super) const FLAG_SWP: u32 = 1;
@@ -20,6 +22,8 @@ pub(super) const FLAG_D_SENSE: u32 = 2;
 pub(super) const FLAG_WCE_OFF: u32 = 4;
 /// The medium was ejected by START STOP UNIT.
 pub(super) const FLAG_EJECTED: u32 = 8;
+/// A reservation is held: commands have to be checked against it.
+pub(super) const FLAG_RESERVED: u32 = 16;
 /// What a reset gives back its default.
 const FLAGS_OF_RESET: u32 = FLAG_SWP | FLAG_D_SENSE | FLAG_WCE_OFF;
 
@@ -27,6 +31,10 @@ const FLAGS_OF_RESET: u32 = FLAG_SWP | FLAG_D_SENSE | FLAG_WCE_OFF;
 #[derive(Debug)]
 pub(super) struct NexusState {
     id: u64,
+    /// Name of the initiator port, by which it is registered.
+    port: String,
+    /// Rises whenever the tasks of this nexus are aborted from outside.
+    aborts: AtomicU64,
     /// True while `attentions` is not empty: what the command path looks at.
     pending: AtomicBool,
     attentions: Mutex<Attentions>,
@@ -34,6 +42,14 @@ pub(super) struct NexusState {
 }
 
 impl NexusState {
+    pub fn aborts(&self) -> u64 {
+        self.aborts.load(Ordering::Acquire)
+    }
+
+    fn abort_tasks(&self) {
+        self.aborts.fetch_add(1, Ordering::AcqRel);
+    }
+
     pub fn raise(&self, attention: Attention) {
         let mut waiting = self.attentions.lock();
         waiting.raise(attention);
@@ -56,7 +72,7 @@ impl NexusState {
 #[derive(Debug, Default)]
 pub struct LogicalUnit {
     flags: AtomicU32,
-    resets: AtomicU64,
+    reservations: Mutex<Reservations>,
     next_nexus: AtomicU64,
     nexuses: Mutex<Vec<Arc<NexusState>>>,
 }
@@ -67,9 +83,11 @@ impl LogicalUnit {
         Arc::new(LogicalUnit::default())
     }
 
-    pub(super) fn attach(&self) -> Arc<NexusState> {
+    pub(super) fn attach(&self, port: &str) -> Arc<NexusState> {
         let state = Arc::new(NexusState {
             id: self.next_nexus.fetch_add(1, Ordering::Relaxed),
+            port: port.to_owned(),
+            aborts: AtomicU64::new(0),
             pending: AtomicBool::new(false),
             attentions: Mutex::default(),
             prevents_removal: AtomicBool::new(false),
@@ -81,6 +99,7 @@ impl LogicalUnit {
 
     pub(super) fn detach(&self, state: &NexusState) {
         self.nexuses.lock().retain(|other| other.id != state.id);
+        self.with_reservations(|all| all.forget_nexus(state.id));
     }
 
     /// How many nexuses there are.
@@ -103,12 +122,7 @@ impl LogicalUnit {
 
     /// Raises an attention for every nexus but `except`.
     pub(super) fn raise_for_others(&self, except: &NexusState, attention: Attention) {
-        for other in self
-            .nexuses
-            .lock()
-            .iter()
-            .filter(|other| other.id != except.id)
-        {
+        for other in self.nexuses.lock().iter().filter(|other| other.id != except.id) {
             other.raise(attention);
         }
     }
@@ -121,11 +135,12 @@ impl LogicalUnit {
     }
 
     /// LOGICAL UNIT RESET (SAM-5 §6.3.3): settings and PREVENT go, tasks of every nexus are aborted
-    /// (transports see it by [`LogicalUnit::reset_count`]), every nexus is told.
+    /// (transports see it by [`super::Nexus::aborts`]), every nexus is told.
     pub fn reset(&self) {
-        self.resets.fetch_add(1, Ordering::AcqRel);
         self.set_flags(FLAGS_OF_RESET, 0);
+        self.with_reservations(Reservations::reset);
         for nexus in self.nexuses.lock().iter() {
+            nexus.abort_tasks();
             nexus.prevents_removal.store(false, Ordering::Release);
             nexus.raise(Attention::Reset);
         }
@@ -133,12 +148,54 @@ impl LogicalUnit {
 
     /// CLEAR TASK SET: tasks of every nexus are aborted, nothing else changes.
     pub(super) fn abort_all_tasks(&self) {
-        self.resets.fetch_add(1, Ordering::AcqRel);
+        for nexus in self.nexuses.lock().iter() {
+            nexus.abort_tasks();
+        }
     }
 
-    /// Rises with every reset: a task that began at a lower count was aborted.
-    pub fn reset_count(&self) -> u64 {
-        self.resets.load(Ordering::Acquire)
+    /// Works on the reservations, and keeps the flag that says whether there are any.
+    fn with_reservations<T>(&self, work: impl FnOnce(&mut Reservations) -> T) -> T {
+        let mut all = self.reservations.lock();
+        let outcome = work(&mut all);
+        self.set_flags(FLAG_RESERVED, if all.is_active() { FLAG_RESERVED } else { 0 });
+        outcome
+    }
+
+    /// May this nexus do it? One atomic load where nothing is reserved.
+    pub(super) fn allows(&self, nexus: &NexusState, access: Access) -> bool {
+        self.flags() & FLAG_RESERVED == 0
+            || self.reservations.lock().allows(nexus.id, &nexus.port, access)
+    }
+
+    pub(super) fn reserve6(&self, nexus: &NexusState) -> Result<(), Denied> {
+        self.with_reservations(|all| all.reserve6(nexus.id))
+    }
+
+    pub(super) fn release6(&self, nexus: &NexusState) -> Result<(), Denied> {
+        self.with_reservations(|all| all.release6(nexus.id))
+    }
+
+    /// PERSISTENT RESERVE IN.
+    pub(super) fn report_reservations(
+        &self,
+        action: u8,
+        ports: &PortNames,
+    ) -> Result<Vec<u8>, Sense> {
+        self.reservations.lock().report(action, ports)
+    }
+
+    /// PERSISTENT RESERVE OUT; PREEMPT AND ABORT also ends the tasks of those it preempts.
+    pub(super) fn reserve_out(&self, nexus: &NexusState, order: &Order) -> Result<(), Denied> {
+        let notices = self.with_reservations(|all| all.out(&nexus.port, order))?;
+        for other in self.nexuses.lock().iter() {
+            for (_, attention) in notices.iter().filter(|(port, _)| *port == other.port) {
+                if order.aborts() && *attention == Attention::RegistrationsPreempted {
+                    other.abort_tasks();
+                }
+                other.raise(*attention);
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn prevent_removal(&self, nexus: &NexusState, prevent: bool) {
@@ -147,8 +204,6 @@ impl LogicalUnit {
 
     pub(super) fn removal_prevented(&self) -> bool {
         let nexuses = self.nexuses.lock();
-        nexuses
-            .iter()
-            .any(|nexus| nexus.prevents_removal.load(Ordering::Acquire))
+        nexuses.iter().any(|nexus| nexus.prevents_removal.load(Ordering::Acquire))
     }
 }

@@ -1,8 +1,9 @@
-//! The server: it alone knows all layers. It opens the pool, then the doors, then the control socket,
-//! and closes them in the opposite order.
+//! The server: it alone knows all layers. It opens the pool, then the doors, then the control
+//! socket, and closes them in the opposite order.
 //!
-//! Invariants: when `ready` is announced every door that was asked for is open; when [`serve`] returns
-//! Ok everything that was acknowledged is in the pool, nothing is mounted and nobody is connected.
+//! Invariants: when `ready` is announced every door that was asked for is open; when [`serve`]
+//! returns Ok everything that was acknowledged is in the pool, nothing is mounted and nobody is
+//! connected.
 
 mod config;
 mod disk;

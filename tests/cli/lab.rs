@@ -144,7 +144,8 @@ impl Lab {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        server.kill().unwrap();
+        let _ = server.kill();
+        let _ = server.wait();
         panic!("the server does not end");
     }
 

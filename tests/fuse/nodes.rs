@@ -92,6 +92,21 @@ fn what_is_open_outlives_its_name() {
 }
 
 #[test]
+fn a_working_directory_may_be_removed() {
+    let Some(pool) = Pool::new() else { return };
+    for name in ["a", "b", "c"] {
+        fs::create_dir(pool.path(name)).unwrap();
+    }
+    let script = "cd a; rmdir ../a; test $(stat -c %h .) = 0 && ls -A >/dev/null && test -z \"$(ls -A)\" && \
+                  ! touch f 2>/dev/null && ! test -e ../a && cd ../b && mv -T ../c ../b && \
+                  test $(stat -c %h .) = 0";
+    let mut shell = std::process::Command::new("/bin/sh");
+    let done = shell.args(["-c", script]).current_dir(pool.path("")).status().unwrap();
+    assert!(done.success());
+    assert_eq!(names(&pool.path("")), ["b".to_string()].into());
+}
+
+#[test]
 fn large_directories_are_listed_whole_while_they_shrink() {
     let Some(pool) = Pool::new() else { return };
     let dir = pool.path("many");

@@ -8,6 +8,8 @@ use lunfs::lun::{BlockIo, Catalog, Lun};
 use std::sync::Arc;
 
 const BLOCKS: u64 = 32_768;
+/// Ways in which the cache's writes are lost or torn, for each crash.
+const OUTCOMES: u64 = 4;
 
 fn open(device: Arc<dyn BlockDevice>) -> Option<Arc<Catalog>> {
     let clock = Arc::new(SystemClock);
@@ -24,12 +26,17 @@ fn formatted() -> SimDevice {
     device.after_crash(1)
 }
 
-/// Makes, fills, renames and deletes; how many steps were acknowledged.
+/// Makes, fills, sets, resizes, renames and deletes; how many steps were acknowledged. A consistency
+/// point comes in between, which may fail unnoticed.
 fn work(catalog: &Catalog) -> usize {
     let steps: [&dyn Fn() -> bool; 5] = [
         &|| catalog.create("vm1", &sized(16 * MIB)).is_ok(),
         &|| fill(&catalog.get("vm1").unwrap()),
-        &|| catalog.get("vm1").unwrap().resize(32 * MIB, false).is_ok(),
+        &|| {
+            let _ = catalog.fs().consistency_point();
+            let changes = [("size".into(), "32M".into()), ("vendor".into(), "ACME".into())];
+            catalog.get("vm1").unwrap().set(&changes).is_ok()
+        },
         &|| catalog.rename("vm1", "vm2").is_ok(),
         &|| catalog.delete("vm2", <_>::default()).is_ok(),
     ];
@@ -56,29 +63,76 @@ fn check(catalog: &Catalog, acknowledged: usize, at: u64) {
     let mut out = [0; 4096];
     lun.attach(request("b")).unwrap().read(4096, &mut out).unwrap();
     assert!(out == [7; 4096] || (acknowledged < 2 && out == [0; 4096]), "crash at call {at}");
+    let vendor = lun.settings().vendor;
+    assert!(vendor == "ACME" || acknowledged < 3, "crash at call {at}: a setting is lost");
     assert!(!lun.settings().read_only, "crash at call {at}: the attributes are damaged");
     catalog.delete(&lun.name(), <_>::default()).unwrap();
 }
 
-#[test]
-fn whole_luns_after_a_crash_at_any_call() {
-    let base = formatted();
-    let calls = {
-        let device = Arc::new(base.after_crash(2));
-        let catalog = open(device.clone()).unwrap();
-        assert_eq!(work(&catalog), 5);
-        device.calls()
-    };
-    let step = (calls / 150).max(1) as usize;
-    for at in (1..=calls).step_by(step) {
+/// Runs `work` with the power failing at each call in turn, several outcomes of each; `judge` looks at
+/// what is there afterwards and at what `work` returned.
+fn at_every_call<R: Default>(
+    base: &SimDevice,
+    work: impl Fn(&Catalog) -> R,
+    judge: impl Fn(&Catalog, R, u64),
+) {
+    let device = Arc::new(base.after_crash(2));
+    work(&open(device.clone()).unwrap());
+    let calls = device.calls();
+    for (at, seed) in (1..=calls).flat_map(|at| (0..OUTCOMES).map(move |seed| (at, seed))) {
         let device = Arc::new(base.after_crash(2));
         device.power_fails_at(Some(at));
-        let acknowledged = open(device.clone()).map_or(0, |catalog| work(&catalog));
-        let after: Arc<dyn BlockDevice> = Arc::new(device.after_crash(at));
+        let result = open(device.clone()).map_or_else(R::default, |catalog| work(&catalog));
+        let after: Arc<dyn BlockDevice> = Arc::new(device.after_crash(at * OUTCOMES + seed));
         let catalog = open(after.clone()).unwrap_or_else(|| panic!("call {at}: does not open"));
-        check(&catalog, acknowledged, at);
-        assert!(catalog.fs().volume_list().unwrap().is_empty(), "call {at}: a volume is left");
+        judge(&catalog, result, at);
         catalog.fs().close().unwrap();
         sound(after);
     }
+}
+
+#[test]
+fn whole_luns_after_a_crash_at_any_call() {
+    let judge = |catalog: &Catalog, acknowledged, at| {
+        check(catalog, acknowledged, at);
+        assert!(catalog.fs().volume_list().unwrap().is_empty(), "call {at}: a volume is left");
+    };
+    at_every_call(&formatted(), work, judge);
+}
+
+#[test]
+fn whole_lines_after_a_crash_at_any_call() {
+    let base = {
+        let device = Arc::new(formatted());
+        let catalog = open(device.clone()).unwrap();
+        let lun = catalog.create("vm1", &sized(MIB)).unwrap();
+        let fields = serde_json::json!({"filler": "x".repeat(2000)});
+        for i in 0..500 {
+            lun.append_log(&format!("e{i}"), fields.clone()).unwrap();
+        }
+        catalog.fs().close().unwrap();
+        device.after_crash(1)
+    };
+    let cut = |catalog: &Catalog| {
+        let Ok(lun) = catalog.get("vm1") else { return 0 };
+        let fields = serde_json::json!({"filler": "y".repeat(100_000)});
+        let lines = (0..4).take_while(|i| {
+            lun.append_log(&format!("new{i}"), fields.clone()).is_ok()
+                && catalog.fs().sync().is_ok()
+        });
+        lines.count()
+    };
+    let judge = |catalog: &Catalog, acknowledged, at| {
+        let kinds: Vec<String> = events(&catalog.get("vm1").unwrap())
+            .iter()
+            .map(|event| event["event"].as_str().unwrap().to_owned())
+            .collect();
+        for i in 300..500 {
+            assert!(kinds.contains(&format!("e{i}")), "crash at call {at}: e{i} is lost");
+        }
+        for i in 0..acknowledged {
+            assert!(kinds.contains(&format!("new{i}")), "crash at call {at}: new{i} is lost");
+        }
+    };
+    at_every_call(&base, cut, judge);
 }

@@ -5,5 +5,6 @@ mod crash;
 mod disk;
 mod lease;
 mod pool;
+mod rot;
 mod settings;
 mod transfer;

@@ -39,9 +39,7 @@ pub struct Reply {
 pub fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
     stream.set_nodelay(true).unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     stream
 }
 
@@ -89,35 +87,18 @@ impl Client {
         let mut stream = connect(address);
         greet(&mut stream);
         if style == Style::Chunks {
-            stream
-                .write_all(&option_bytes(option::STRUCTURED_REPLY, &[]))
-                .unwrap();
+            stream.write_all(&option_bytes(option::STRUCTURED_REPLY, &[])).unwrap();
             assert_eq!(option_answer(&mut stream).0, option_reply::ACK);
-            let query = [
-                string(export),
-                vec![0, 0, 0, 1],
-                string(wire::BASE_ALLOCATION),
-            ]
-            .concat();
-            stream
-                .write_all(&option_bytes(option::SET_META_CONTEXT, &query))
-                .unwrap();
+            let query = [string(export), vec![0, 0, 0, 1], string(wire::BASE_ALLOCATION)].concat();
+            stream.write_all(&option_bytes(option::SET_META_CONTEXT, &query)).unwrap();
             assert_eq!(option_answer(&mut stream).0, option_reply::META_CONTEXT);
             assert_eq!(option_answer(&mut stream).0, option_reply::ACK);
         }
         if style == Style::Old {
-            stream
-                .write_all(&option_bytes(option::EXPORT_NAME, export.as_bytes()))
-                .unwrap();
+            stream.write_all(&option_bytes(option::EXPORT_NAME, export.as_bytes())).unwrap();
             let size = u64::from_be_bytes(take(&mut stream));
             let flags = u16::from_be_bytes(take(&mut stream));
-            return Ok(Client {
-                stream,
-                size,
-                flags,
-                style,
-                cookie: 0,
-            });
+            return Ok(Client { stream, size, flags, style, cookie: 0 });
         }
         let data = [string(export), vec![0, 0]].concat();
         stream.write_all(&option_bytes(option::GO, &data)).unwrap();
@@ -133,31 +114,17 @@ impl Client {
                 (error, _) => return Err(error),
             }
         }
-        Ok(Client {
-            stream,
-            size,
-            flags,
-            style,
-            cookie: 0,
-        })
+        Ok(Client { stream, size, flags, style, cookie: 0 })
     }
 
     /// A request with a fresh cookie.
     pub fn request(&mut self, kind: u16, flags: u16, offset: u64, length: u32) -> Request {
         self.cookie += 1;
-        Request {
-            flags,
-            kind,
-            cookie: self.cookie,
-            offset,
-            length,
-        }
+        Request { flags, kind, cookie: self.cookie, offset, length }
     }
 
     pub fn send(&mut self, request: &Request, payload: &[u8]) {
-        self.stream
-            .write_all(&[&request.encode()[..], payload].concat())
-            .unwrap();
+        self.stream.write_all(&[&request.encode()[..], payload].concat()).unwrap();
     }
 
     /// The next reply; `length_of` tells a simple read's length from its cookie.
@@ -168,12 +135,7 @@ impl Client {
             let cookie = u64::from_be_bytes(take(&mut self.stream));
             let mut data = vec![0; if error == 0 { length_of(cookie) } else { 0 }];
             self.stream.read_exact(&mut data).unwrap();
-            return Reply {
-                cookie,
-                error,
-                kind: None,
-                data,
-            };
+            return Reply { cookie, error, kind: None, data };
         }
         assert_eq!(magic, wire::CHUNK_MAGIC);
         assert_eq!(u16::from_be_bytes(take(&mut self.stream)), chunk::FLAG_DONE);
@@ -192,25 +154,14 @@ impl Client {
             }
             _ => data,
         };
-        Reply {
-            cookie,
-            error,
-            kind: Some(kind),
-            data,
-        }
+        Reply { cookie, error, kind: Some(kind), data }
     }
 
     /// One request and its reply.
     pub fn call(&mut self, request: Request, payload: &[u8]) -> Reply {
         self.send(&request, payload);
         let simple_read = request.kind == command::READ && self.style != Style::Chunks;
-        let reply = self.receive(|_| {
-            if simple_read {
-                request.length as usize
-            } else {
-                0
-            }
-        });
+        let reply = self.receive(|_| if simple_read { request.length as usize } else { 0 });
         assert_eq!(reply.cookie, request.cookie);
         reply
     }

@@ -51,19 +51,9 @@ impl Served {
             .unwrap();
         let address = runtime.block_on(async {
             server.listen_unix(&socket).await.unwrap();
-            server
-                .listen_tcp("127.0.0.1:0".parse().unwrap())
-                .await
-                .unwrap()
+            server.listen_tcp("127.0.0.1:0".parse().unwrap()).await.unwrap()
         });
-        Served {
-            server,
-            address,
-            socket,
-            luns,
-            directory,
-            runtime,
-        }
+        Served { server, address, socket, luns, directory, runtime }
     }
 
     pub fn lun(&self) -> &MemoryLun {
@@ -83,8 +73,7 @@ impl Served {
     }
 
     pub fn shutdown(&self) -> bool {
-        self.runtime
-            .block_on(self.server.shutdown(Duration::from_secs(5)))
+        self.runtime.block_on(self.server.shutdown(Duration::from_secs(5)))
     }
 }
 
@@ -92,10 +81,7 @@ impl Served {
 pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let since = Instant::now();
     while !done() {
-        assert!(
-            since.elapsed() < Duration::from_secs(10),
-            "never happened: {what}"
-        );
+        assert!(since.elapsed() < Duration::from_secs(10), "never happened: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -122,10 +108,8 @@ impl Random {
 
 /// The seed of this run: `LUNFS_SEED`, or a fixed one.
 pub fn seed() -> u64 {
-    let seed = std::env::var("LUNFS_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    let seed = seed.unwrap_or(0x1bad_cafe);
+    let seed = std::env::var("LUNFS_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or(0x1bad_cafe).max(1);
     println!("LUNFS_SEED={seed}");
     seed
 }

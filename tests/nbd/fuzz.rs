@@ -51,11 +51,7 @@ fn the_handshake_takes_anything() {
             };
             held.drain(..taken);
             assert!(held.len() < 70_000 && handshake.output.len() < 1 << 20);
-            let description = Description {
-                name: "disk",
-                description: "",
-                geometry: &geometry,
-            };
+            let description = Description { name: "disk", description: "", geometry: &geometry };
             match step {
                 Step::More if taken > 0 => {}
                 Step::More if rest.is_empty() => break,
@@ -80,10 +76,7 @@ fn the_handshake_takes_anything() {
             }
         }
     }
-    assert!(
-        opened > 100 && violations > 100,
-        "{opened} opened, {violations} violations"
-    );
+    assert!(opened > 100 && violations > 100, "{opened} opened, {violations} violations");
 }
 
 #[test]
@@ -100,13 +93,7 @@ fn the_inbox_takes_anything_and_holds_little() {
                 _ => random.below(9000) as u32,
             };
             let kind = random.below(4) as u16 % 2;
-            let request = Request {
-                flags: 0,
-                kind,
-                cookie: 1,
-                offset: random.next(),
-                length,
-            };
+            let request = Request { flags: 0, kind, cookie: 1, offset: random.next(), length };
             stream.extend(request.encode());
             stream.extend(vec![7; request.payload_bytes().min(300_000)]);
         }
@@ -134,19 +121,13 @@ fn the_inbox_takes_anything_and_holds_little() {
             }
             let space = inbox.space();
             assert!(!space.is_empty() && space.len() <= MAX_REQUEST_BYTES as usize);
-            let count = space
-                .len()
-                .min(rest.len())
-                .min(1 + random.below(100_000) as usize);
+            let count = space.len().min(rest.len()).min(1 + random.below(100_000) as usize);
             space[..count].copy_from_slice(&rest[..count]);
             inbox.received(count);
             rest = &rest[count..];
         }
     }
-    assert!(
-        requests > 500 && violations > 20,
-        "{requests} requests, {violations} violations"
-    );
+    assert!(requests > 500 && violations > 20, "{requests} requests, {violations} violations");
 }
 
 /// A live server under the same rain, over real sockets; afterwards it serves as before.
@@ -167,17 +148,10 @@ fn the_server_survives_damaged_clients() {
             bytes.extend(request.encode());
             bytes.extend(random.bytes(request.payload_bytes()));
         }
-        if let Some(at) = (bytes.len() as u64)
-            .checked_sub(1)
-            .map(|most| random.below(most + 1))
-        {
+        if let Some(at) = (bytes.len() as u64).checked_sub(1).map(|most| random.below(most + 1)) {
             bytes[at as usize] ^= 1 << random.below(8);
         }
-        let style = if round % 2 == 0 {
-            Style::Chunks
-        } else {
-            Style::Simple
-        };
+        let style = if round % 2 == 0 { Style::Chunks } else { Style::Simple };
         let mut client = Client::open(served.address, "disk", style);
         let mut reader = client.stream.try_clone().unwrap();
         let sink = std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
@@ -187,9 +161,7 @@ fn the_server_survives_damaged_clients() {
     }
     for _ in 0..150 {
         let mut stream = connect(served.address);
-        stream
-            .set_read_timeout(Some(Duration::from_millis(200)))
-            .unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         greet(&mut stream);
         let _ = stream.write_all(&options(&mut random));
         let _ = stream.shutdown(std::net::Shutdown::Write);

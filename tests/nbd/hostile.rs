@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lunfs::lun::{BlockError, BlockIo, Extent, Geometry, Identity, MemoryLun};
-use lunfs::nbd::wire::{self, command, option, Request};
+use lunfs::nbd::wire::{self, command, command_flag, option, Request};
 use lunfs::nbd::Export;
 
 use crate::client::{connect, greet, option_bytes, Client, Style};
@@ -101,9 +101,7 @@ fn more_connections_than_allowed_are_turned_away() {
     let served = Served::one(8);
     let most = lunfs::nbd::server::MAX_CONNECTIONS as usize;
     let held: Vec<_> = (0..most).map(|_| connect(served.address)).collect();
-    eventually("the door is full", || {
-        is_closed(&mut connect(served.address))
-    });
+    eventually("the door is full", || is_closed(&mut connect(served.address)));
     drop(held);
     eventually("room again", || {
         let mut stream = connect(served.address);
@@ -121,17 +119,8 @@ fn a_client_that_does_not_read_is_not_read_from() {
     fill.disconnect();
     for (kind, length) in [(command::READ, 1 << 20), (command::WRITE, 512)] {
         let mut greedy = Client::open(served.address, "disk", Style::Chunks);
-        greedy
-            .stream
-            .set_write_timeout(Some(Duration::from_millis(300)))
-            .unwrap();
-        let request = Request {
-            kind,
-            flags: 0,
-            cookie: 1,
-            offset: 0,
-            length,
-        };
+        greedy.stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+        let request = Request { kind, flags: 0, cookie: 1, offset: 0, length };
         let one = [request.encode().to_vec(), vec![2; request.payload_bytes()]].concat();
         let burst = one.repeat((1 << 20) / one.len());
         let mut sent = 0;
@@ -142,41 +131,49 @@ fn a_client_that_does_not_read_is_not_read_from() {
             }
             assert!(sent < 1 << 30, "the server goes on listening");
         };
-        assert!(matches!(
-            stopped,
-            ErrorKind::WouldBlock | ErrorKind::TimedOut
-        ));
+        assert!(matches!(stopped, ErrorKind::WouldBlock | ErrorKind::TimedOut));
         let session = served.server.sessions().pop().unwrap();
-        assert!(
-            session.read_bytes < 64 << 20,
-            "{} bytes read",
-            session.read_bytes
-        );
+        assert!(session.read_bytes < 64 << 20, "{} bytes read", session.read_bytes);
         still_serves(&served);
         drop(greedy);
         eventually("no session", || served.server.sessions().is_empty());
     }
 }
 
+/// A device that hangs and a client that goes on writing: the server takes in what it may hold.
+#[test]
+fn writes_that_wait_are_bounded_in_bytes_and_in_number() {
+    for (length, most) in [(1 << 20, 17), (4096, 33)] {
+        let served = Served::one(64);
+        served.lun().set_blocking(Some(Duration::from_secs(1)));
+        let mut client = Client::open(served.address, "disk", Style::Simple);
+        let mut writer = client.stream.try_clone().unwrap();
+        let request = client.request(command::WRITE, command_flag::FUA, 0, length);
+        let one = [request.encode().to_vec(), vec![5; length as usize]].concat();
+        let sender = std::thread::spawn(move || writer.write_all(&one.repeat(64)));
+        let taken = || served.server.sessions().first().map_or(0, |session| session.operations);
+        eventually("the server takes what it may", || taken() >= most - 1);
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(taken() <= most, "{} requests of {length} bytes", taken());
+        served.lun().set_blocking(None);
+        for _ in 0..64 {
+            assert_eq!(client.receive(|_| 0).error, 0);
+        }
+        sender.join().unwrap().unwrap();
+    }
+}
+
 #[test]
 fn a_socket_in_use_is_refused_and_a_stale_one_replaced() {
     let served = Served::one(8);
-    let again = served
-        .runtime
-        .block_on(served.server.listen_unix(&served.socket));
+    let again = served.runtime.block_on(served.server.listen_unix(&served.socket));
     assert_eq!(again.unwrap_err().kind(), ErrorKind::AddrInUse);
     let stale = served.directory.path().join("stale");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
-    served
-        .runtime
-        .block_on(served.server.listen_unix(&stale))
-        .unwrap();
+    served.runtime.block_on(served.server.listen_unix(&stale)).unwrap();
     let file = served.directory.path().join("file");
     std::fs::write(&file, "precious").unwrap();
-    assert!(served
-        .runtime
-        .block_on(served.server.listen_unix(&file))
-        .is_err());
+    assert!(served.runtime.block_on(served.server.listen_unix(&file)).is_err());
     assert_eq!(std::fs::read(&file).unwrap(), b"precious");
 }
 
@@ -238,11 +235,7 @@ impl BlockIo for Cursed {
 #[test]
 fn a_bug_below_ends_one_connection_and_no_more() {
     let disk = Arc::new(Cursed(MemoryLun::new("disk", 1 << 20, 512)));
-    let export = Export {
-        name: "disk".into(),
-        description: String::new(),
-        io: disk.clone(),
-    };
+    let export = Export { name: "disk".into(), description: String::new(), io: disk.clone() };
     let served = Served::exports(vec![export], Vec::new());
     let idle = Arc::strong_count(&disk);
     for (kind, flags) in [(command::READ, 0), (command::WRITE, 1)] {

@@ -27,10 +27,7 @@ fn every_style_of_client_reads_what_it_wrote() {
         for length in [512usize, 4096, 100 * 512, 1 << 20, 3 << 20] {
             let data = Random(length as u64).bytes(length);
             assert_eq!(client.write(512, &data, 0), 0);
-            assert!(
-                client.read(512, length as u32).unwrap() == data,
-                "length {length}"
-            );
+            assert!(client.read(512, length as u32).unwrap() == data, "length {length}");
         }
         client.disconnect();
     }
@@ -38,22 +35,14 @@ fn every_style_of_client_reads_what_it_wrote() {
 
 #[test]
 fn an_export_is_found_by_name_and_the_default_only_where_it_is_alone() {
-    let served = Served::with(vec![
-        MemoryLun::new("a", MIB, 512),
-        MemoryLun::new("b", 2 * MIB, 4096),
-    ]);
-    assert_eq!(
-        Client::open(served.address, "b", Style::Chunks).size,
-        2 * MIB
-    );
+    let served =
+        Served::with(vec![MemoryLun::new("a", MIB, 512), MemoryLun::new("b", 2 * MIB, 4096)]);
+    assert_eq!(Client::open(served.address, "b", Style::Chunks).size, 2 * MIB);
     for name in ["", "c", "A"] {
         let refused = Client::try_open(served.address, name, Style::Simple).err();
         assert_eq!(refused, Some(option_reply::ERR_UNKNOWN), "{name:?}");
     }
-    assert_eq!(
-        Client::open(Served::one(3).address, "", Style::Simple).size,
-        3 * MIB
-    );
+    assert_eq!(Client::open(Served::one(3).address, "", Style::Simple).size, 3 * MIB);
 }
 
 /// Every way to change a disk, at random, beside a byte array that must stay equal.
@@ -91,10 +80,7 @@ fn a_random_workload_agrees_with_its_model() {
                 }
                 _ => {
                     assert_eq!(client.error_of(command::CACHE, 0, offset, length), 0);
-                    assert!(
-                        client.read(offset, length).unwrap() == model[range],
-                        "step {step}"
-                    );
+                    assert!(client.read(offset, length).unwrap() == model[range], "step {step}");
                 }
             }
         }
@@ -112,18 +98,12 @@ fn block_status_tells_holes_from_data() {
     let request = client.request(command::BLOCK_STATUS, 0, 4096, 1 << 20);
     let reply = client.call(request, &[]);
     assert_eq!(reply.kind, Some(chunk::BLOCK_STATUS));
-    let words: Vec<u32> = reply
-        .data
-        .chunks(4)
-        .map(|w| u32::from_be_bytes(w.try_into().unwrap()))
-        .collect();
+    let words: Vec<u32> =
+        reply.data.chunks(4).map(|w| u32::from_be_bytes(w.try_into().unwrap())).collect();
     assert_eq!(words, [1, 61440, 3, 65536, 0, (1 << 20) - 61440 - 65536, 3]);
     let request = client.request(command::BLOCK_STATUS, command_flag::REQ_ONE, 4096, 1 << 20);
     assert_eq!(client.call(request, &[]).data.len(), 12);
-    assert_eq!(
-        client.error_of(command::BLOCK_STATUS, 0, 8 * MIB, 512),
-        EINVAL
-    );
+    assert_eq!(client.error_of(command::BLOCK_STATUS, 0, 8 * MIB, 512), EINVAL);
     assert_eq!(client.error_of(command::BLOCK_STATUS, 0, 0, 0), EINVAL);
     let mut plain = Client::open(served.address, "disk", Style::Simple);
     assert_eq!(plain.error_of(command::BLOCK_STATUS, 0, 0, 512), EINVAL);
@@ -135,10 +115,7 @@ fn zeros_travel_as_a_hole() {
     let mut client = Client::open(served.address, "disk", Style::Chunks);
     let request = client.request(command::READ, command_flag::DF, 0, 1 << 20);
     let reply = client.call(request, &[]);
-    assert_eq!(
-        (reply.kind, reply.data.len()),
-        (Some(chunk::OFFSET_HOLE), 1 << 20)
-    );
+    assert_eq!((reply.kind, reply.data.len()), (Some(chunk::OFFSET_HOLE), 1 << 20));
     assert_eq!(client.write(512, &[1; 512], 0), 0);
     let request = client.request(command::READ, 0, 0, 4096);
     assert_eq!(client.call(request, &[]).kind, Some(chunk::OFFSET_DATA));
@@ -154,16 +131,10 @@ fn errors_are_those_of_the_protocol() {
         assert_eq!(client.read(u64::MAX - 511, 512), Err(EINVAL));
         assert_eq!(client.read(100, 512), Err(EINVAL));
         assert_eq!(client.write(8 * MIB, &[0; 512], 0), ENOSPC);
-        assert_eq!(
-            client.error_of(command::WRITE_ZEROES, 0, 8 * MIB, 512),
-            ENOSPC
-        );
+        assert_eq!(client.error_of(command::WRITE_ZEROES, 0, 8 * MIB, 512), ENOSPC);
         assert_eq!(client.error_of(command::TRIM, 0, 8 * MIB, 512), EINVAL);
         let fast = command_flag::NO_HOLE | command_flag::FAST_ZERO;
-        assert_eq!(
-            client.error_of(command::WRITE_ZEROES, fast, 0, 512),
-            ENOTSUP
-        );
+        assert_eq!(client.error_of(command::WRITE_ZEROES, fast, 0, 512), ENOTSUP);
         assert_eq!(client.error_of(99, 0, 0, 0), EINVAL);
         assert_eq!(client.error_of(command::FLUSH, 1 << 9, 0, 0), EINVAL);
         assert_eq!(client.read(0, 33 << 20), Err(EINVAL));
@@ -193,10 +164,7 @@ fn a_lost_block_is_named() {
         let request = client.request(command::READ, 0, MIB, 65536);
         let reply = client.call(request, &[]);
         assert_eq!((reply.error, reply.kind), (EIO, Some(chunk::ERROR_OFFSET)));
-        assert_eq!(
-            reply.data[reply.data.len() - 8..],
-            (MIB + 8192).to_be_bytes()
-        );
+        assert_eq!(reply.data[reply.data.len() - 8..], (MIB + 8192).to_be_bytes());
         assert!(String::from_utf8_lossy(&reply.data).contains("unreadable data"));
     }
 }
@@ -227,10 +195,7 @@ fn a_resize_is_seen_by_clients_that_are_connected() {
     assert_eq!(client.read(4 * MIB, 512), Err(EINVAL));
     served.lun().resize(16 * MIB);
     assert_eq!(client.read(12 * MIB, 512), Ok(vec![0; 512]));
-    assert_eq!(
-        Client::open(served.address, "disk", Style::Chunks).size,
-        16 * MIB
-    );
+    assert_eq!(Client::open(served.address, "disk", Style::Chunks).size, 16 * MIB);
 }
 
 #[test]
@@ -252,10 +217,7 @@ fn slow_requests_run_beside_each_other() {
     }
     cookies.sort_unstable();
     assert!(cookies.into_iter().eq(1..=64));
-    assert!(
-        since.elapsed() < Duration::from_millis(1600),
-        "one after the other would take 3.2 s"
-    );
+    assert!(since.elapsed() < Duration::from_millis(1600), "one after the other would take 3.2 s");
 }
 
 /// More is asked for at once than the server holds unsent: it stops in between and goes on.
@@ -301,9 +263,7 @@ fn sessions_are_listed_and_dropped_and_let_go_of_the_lun() {
     assert!(!served.server.drop_session(id));
     second.disconnect();
     eventually("no session", || served.server.sessions().is_empty());
-    eventually("the LUN is let go", || {
-        std::sync::Arc::strong_count(&served.luns[0]) == idle
-    });
+    eventually("the LUN is let go", || std::sync::Arc::strong_count(&served.luns[0]) == idle);
 }
 
 #[test]
@@ -314,11 +274,7 @@ fn a_shutdown_answers_what_was_begun() {
     let request = client.request(command::WRITE, 0, 0, 512);
     client.send(&request, &[7; 512]);
     eventually("the request is taken", || {
-        served
-            .server
-            .sessions()
-            .first()
-            .is_some_and(|session| session.operations == 1)
+        served.server.sessions().first().is_some_and(|session| session.operations == 1)
     });
     assert!(served.shutdown());
     assert_eq!(client.receive(|_| 0).error, 0);

@@ -11,12 +11,7 @@ fn run(tool: &str, package: &str, arguments: &[&str]) -> Output {
     let there = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()));
     assert!(there, "{tool} is not installed: apt-get install {package}");
-    Command::new("timeout")
-        .arg("120")
-        .arg(tool)
-        .args(arguments)
-        .output()
-        .unwrap()
+    Command::new("timeout").arg("120").arg(tool).args(arguments).output().unwrap()
 }
 
 /// The same, and it must succeed; returns what it printed.
@@ -24,10 +19,7 @@ fn good(tool: &str, package: &str, arguments: &[&str]) -> String {
     let output = run(tool, package, arguments);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let complaints = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{tool} {arguments:?}: {text}{complaints}"
-    );
+    assert!(output.status.success(), "{tool} {arguments:?}: {text}{complaints}");
     text
 }
 
@@ -69,31 +61,16 @@ fn nbdinfo_describes_the_export() {
         assert_eq!(export["block_size_minimum"], 512);
         assert_eq!(export["block_size_preferred"], 4096);
         assert_eq!(export["block_size_maximum"], 32 * MIB);
-        for able in [
-            "cache",
-            "df",
-            "fast_zero",
-            "flush",
-            "fua",
-            "multi_conn",
-            "trim",
-            "zero",
-        ] {
+        for able in ["cache", "df", "fast_zero", "flush", "fua", "multi_conn", "trim", "zero"] {
             assert_eq!(export[format!("can_{able}")], true, "{able}");
         }
         assert_eq!(export["is_read_only"], false);
     }
     let list = libnbd("nbdinfo", &["--list", &served.tcp("")]);
-    assert!(
-        list.contains("disk") && list.contains("big-blocks"),
-        "{list}"
-    );
+    assert!(list.contains("disk") && list.contains("big-blocks"), "{list}");
     let refused = run("nbdinfo", "libnbd-bin", &[&served.tcp("nobody")]);
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(
-        !refused.status.success() && text.contains("nobody"),
-        "{text}"
-    );
+    assert!(!refused.status.success() && text.contains("nobody"), "{text}");
 }
 
 #[test]
@@ -106,16 +83,9 @@ fn nbdcopy_brings_an_image_there_and_back() {
         let mut held = vec![0; bytes.len()];
         served.lun().read(0, &mut held).unwrap();
         assert!(held == bytes);
-        assert!(
-            served.lun().mapped_bytes() < 64 * MIB,
-            "the holes were kept"
-        );
+        assert!(served.lun().mapped_bytes() < 64 * MIB, "the holes were kept");
         assert!(served.lun().flush_count() > 0);
-        for extra in [
-            &["--synchronous"][..],
-            &["--connections=4", "--requests=64"],
-            &[],
-        ] {
+        for extra in [&["--synchronous"][..], &["--connections=4", "--requests=64"], &[]] {
             let back = served.path("back.raw");
             libnbd("nbdcopy", &[extra, &[&uri, &back]].concat());
             assert!(std::fs::read(&back).unwrap() == bytes, "{extra:?}");
@@ -134,12 +104,7 @@ fn nbdinfo_maps_holes_and_data() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|run| {
-            (
-                run["length"].as_u64().unwrap(),
-                run["type"].as_u64().unwrap(),
-            )
-        })
+        .map(|run| (run["length"].as_u64().unwrap(), run["type"].as_u64().unwrap()))
         .collect();
     assert_eq!(runs, [(MIB, 3), (65536, 0), (63 * MIB - 65536, 3)]);
 }
@@ -150,23 +115,12 @@ fn qemu_img_converts_and_compares() {
     let (path, _) = image(&served, 64);
     for uri in [served.tcp("disk"), served.unix("disk")] {
         served.lun().unmap(0, 64 * MIB).unwrap();
-        let onto = [
-            "convert", "-n", "-f", "raw", "-O", "raw", "-W", "-m", "8", &path, &uri,
-        ];
+        let onto = ["convert", "-n", "-f", "raw", "-O", "raw", "-W", "-m", "8", &path, &uri];
         qemu("qemu-img", &onto);
-        qemu(
-            "qemu-img",
-            &["compare", "-f", "raw", "-F", "raw", &path, &uri],
-        );
+        qemu("qemu-img", &["compare", "-f", "raw", "-F", "raw", &path, &uri]);
         let cow = served.path("copy.qcow2");
-        qemu(
-            "qemu-img",
-            &["convert", "-f", "raw", "-O", "qcow2", &uri, &cow],
-        );
-        qemu(
-            "qemu-img",
-            &["compare", "-f", "raw", "-F", "qcow2", &path, &cow],
-        );
+        qemu("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &uri, &cow]);
+        qemu("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", &path, &cow]);
     }
 }
 
@@ -215,11 +169,7 @@ fn qemu_io_does_every_command() {
     }
     served.lun().set_read_only(true);
     let uri = served.tcp("disk");
-    let refused = run(
-        "qemu-io",
-        "qemu-utils",
-        &["-f", "raw", "-c", "write 0 4k", &uri],
-    );
+    let refused = run("qemu-io", "qemu-utils", &["-f", "raw", "-c", "write 0 4k", &uri]);
     assert!(!refused.status.success());
     qemu("qemu-io", &["-r", "-f", "raw", "-c", "read 0 4k", &uri]);
 }
@@ -229,20 +179,12 @@ fn qemu_io_is_told_about_a_full_pool_and_a_lost_block() {
     let served = Served::one(64);
     let uri = served.tcp("disk");
     served.lun().set_space(0);
-    let full = run(
-        "qemu-io",
-        "qemu-utils",
-        &["-f", "raw", "-c", "write 0 4k", &uri],
-    );
+    let full = run("qemu-io", "qemu-utils", &["-f", "raw", "-c", "write 0 4k", &uri]);
     let text =
         String::from_utf8_lossy(&full.stdout).into_owned() + &String::from_utf8_lossy(&full.stderr);
     assert!(text.contains("No space left"), "{text}");
     served.lun().set_bad(0..1);
-    let lost = run(
-        "qemu-io",
-        "qemu-utils",
-        &["-f", "raw", "-c", "read 0 4k", &uri],
-    );
+    let lost = run("qemu-io", "qemu-utils", &["-f", "raw", "-c", "read 0 4k", &uri]);
     let text =
         String::from_utf8_lossy(&lost.stdout).into_owned() + &String::from_utf8_lossy(&lost.stderr);
     assert!(text.contains("Input/output error"), "{text}");

@@ -1,10 +1,10 @@
 //! What a crash may leave: the state of some prefix of the operations, not older than what was made
 //! durable. Finds that prefix, or says why there is none.
 
-use super::model::{Body, Made, Model, Stamps, BLOCK};
+use super::model::{Body, Kind, Made, Model, Stamps, BLOCK};
 use super::observe::differences;
 use super::ops::Op;
-use lunfs::fs::NodeId;
+use lunfs::fs::{NodeId, ATOMIC_WRITE_BYTES};
 
 /// An operation that was done, or was under way when the power failed.
 #[derive(Clone)]
@@ -112,31 +112,51 @@ fn made_as_seen(op: &Op, seen: &Model) -> Made {
     }
 }
 
-/// An operation in steps of which only the first blocks happened: as many as can be seen.
-fn first_part(before: &Model, op: &Op, seen: &Model) -> Option<Model> {
-    let (node, offset, len) = match op {
-        Op::Write { node, offset, data } => (*node, *offset, data.len as u64),
-        Op::Append { node, data } => (*node, before.get(*node)?.size, data.len as u64),
-        Op::Zeros { node, offset, len, .. } => (*node, *offset, *len),
-        _ => return None,
+/// An operation in steps of which only the first ones happened: a whole number of steps, or as many
+/// blocks as can be seen.
+fn first_part(before: &Model, op: &Op, seen: &Model) -> Vec<Model> {
+    let Some((node, offset, len)) = range_of(before, op) else { return Vec::new() };
+    let step = ATOMIC_WRITE_BYTES as u64;
+    let mut lens: Vec<u64> = (1..len.div_ceil(step)).map(|n| n * step).collect();
+    lens.extend(seen_len(before, op, seen));
+    let state = |len: u64| {
+        let mut model = before.clone();
+        do_first(&mut model, op, node, offset, len).ok()?;
+        with_stamps_of(&mut model, node, seen);
+        Some(model)
     };
-    let first = |model: &mut Model, len: u64| match op {
+    lens.into_iter().filter_map(state).collect()
+}
+
+fn range_of(before: &Model, op: &Op) -> Option<(NodeId, u64, u64)> {
+    match op {
+        Op::Write { node, offset, data } => Some((*node, *offset, data.len as u64)),
+        Op::Append { node, data } => Some((*node, before.get(*node)?.size, data.len as u64)),
+        Op::Zeros { node, offset, len, .. } => Some((*node, *offset, *len)),
+        _ => None,
+    }
+}
+
+fn do_first(model: &mut Model, op: &Op, node: NodeId, offset: u64, len: u64) -> Result<(), Kind> {
+    match op {
         Op::Write { data, .. } | Op::Append { data, .. } => {
             model.write(node, offset, &data.bytes()[..len as usize])
         }
         Op::Zeros { keep_size, .. } => model.zeros(node, offset, len, *keep_size),
         _ => Ok(()),
-    };
+    }
+}
+
+/// How many bytes of it are there, up to a whole block.
+fn seen_len(before: &Model, op: &Op, seen: &Model) -> Option<u64> {
+    let (node, offset, len) = range_of(before, op)?;
     let Body::File(there) = &seen.nodes.get(&node)?.body else { return None };
     let mut whole = before.clone();
-    first(&mut whole, len).ok()?;
+    do_first(&mut whole, op, node, offset, len).ok()?;
     let Body::File(wanted) = &whole.get(node)?.body else { return None };
     let mut numbers = offset / BLOCK..(offset + len).div_ceil(BLOCK);
     let differs = numbers.find(|n| there.get(n) != wanted.get(n))?;
-    let mut model = before.clone();
-    first(&mut model, (differs * BLOCK).saturating_sub(offset)).ok()?;
-    with_stamps_of(&mut model, node, seen);
-    Some(model)
+    Some((differs * BLOCK).saturating_sub(offset))
 }
 
 fn with_stamps_of(model: &mut Model, id: NodeId, seen: &Model) {

@@ -70,10 +70,7 @@ async fn main() -> std::io::Result<()> {
         geometry.removable = args.removable;
         geometry.read_only = args.read_only;
     });
-    let options = Options {
-        advertise: args.advertise,
-        ..Options::default()
-    };
+    let options = Options { advertise: args.advertise, ..Options::default() };
     let service = Service::new(Arc::new(One(disk)), options);
     let stop = CancellationToken::new();
     let mut portals = Vec::new();

@@ -103,7 +103,7 @@ pub struct Attachment {
     /// Epoch of the lease in which this session was last granted it; 0: never.
     grant: AtomicU64,
     gone: AtomicBool,
-    lost: AtomicBool,
+    pub(super) lost: AtomicBool,
     kick: Mutex<Option<Kick>>,
     pub(super) counters: Counters,
 }

@@ -127,6 +127,10 @@ impl BlockIo for Attachment {
         self.lun.live.media_changes.load(Ordering::Acquire)
     }
 
+    fn leaving(&self) {
+        self.lost.store(false, Ordering::Release);
+    }
+
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         self.check(offset, out.len() as u64)?;
         let read = self.lun.data.read_at(offset, out);

@@ -112,6 +112,10 @@ pub trait BlockIo: Send + Sync + fmt::Debug {
         0
     }
 
+    /// The client says that it leaves: the drop that follows is a logout. Without it the connection was
+    /// lost, and the client may come back to what it held.
+    fn leaving(&self) {}
+
     /// Fills `out` from `offset`.
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), BlockError>;
     /// As `read`, from memory alone.

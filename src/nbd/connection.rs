@@ -181,7 +181,10 @@ impl Connection {
         match transmission::plan(&request, &self.terms) {
             Ok(Command::Read) => self.read(request),
             Ok(Command::Write { fua }) => return self.write(request, payload, fua),
-            Ok(Command::Disconnect) => self.leave(),
+            Ok(Command::Disconnect) => {
+                self.export.io.leaving();
+                self.leave();
+            }
             Ok(command) => self.hand_over(request, command, None),
             Err(error) => {
                 let tail = self.outbox.tail(transmission::MAX_STATUS_BYTES, &mut self.pool);
@@ -402,8 +405,8 @@ impl Connection {
     }
 
     /// Looks for the next request for a moment, letting others run in between: the client may need
-    /// this very processor to send it. It pays only if it was quick: where others keep the processor
-    /// for long, the host wakes a sleeper sooner than one who yielded.
+    /// this very processor to send it. It pays only if it was quick: where others keep the
+    /// processor for long, the host wakes a sleeper sooner than one who yielded.
     fn poll_briefly(&mut self) -> Result<Option<usize>, Error> {
         let since = Instant::now();
         loop {

@@ -169,7 +169,7 @@ impl Attachment {
     }
 
     /// From now on its end is that of a broken connection.
-    pub(super) fn mark_lost(&self) {
+    pub fn lost(&self) {
         self.lost.store(true, Ordering::Release);
     }
 

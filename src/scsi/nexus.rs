@@ -13,7 +13,7 @@ use super::cdb::{decode, Command};
 use super::media::{Kind, Task};
 use super::reserve::{Access, Denied, Order, LIST_BYTES};
 use super::unit::{LogicalUnit, NexusState, FLAG_D_SENSE, FLAG_EJECTED, FLAG_SWP, FLAG_WCE_OFF};
-use super::{inquiry, mode, provision, report, Answer, Sense, Status};
+use super::{copy, inquiry, mode, provision, report, Answer, Sense, Status};
 use crate::lun::{BlockIo, Geometry};
 
 /// Names of the port that a transport serves the unit through (VPD 83h).
@@ -234,6 +234,17 @@ impl Nexus {
             } => {
                 return self.start_stop(&geometry, power_condition, load_eject, start);
             }
+            Command::ExtendedCopy { list_bytes } => {
+                if self.write_protected(&geometry) {
+                    return Err(Sense::WRITE_PROTECTED);
+                }
+                return copy::plan(list_bytes);
+            }
+            Command::ReceiveCopyResults {
+                action,
+                list_id,
+                allocation_bytes,
+            } => (copy::results(self, action, list_id)?, allocation_bytes),
             Command::Reserve6 => return Ok(self.reserved(self.unit.reserve6(&self.state))),
             Command::Release6 => return Ok(self.reserved(self.unit.release6(&self.state))),
             Command::PersistentIn {
@@ -394,6 +405,7 @@ fn access_of(command: &Command) -> Access {
         | Command::ReadCapacity16 { .. }
         | Command::ReportOpcodes(_)
         | Command::ReportTargetPortGroups { .. }
+        | Command::ReceiveCopyResults { .. }
         | Command::PersistentIn { .. }
         | Command::PersistentOut { .. } => Access::Query,
         Command::Read { .. }

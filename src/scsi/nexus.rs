@@ -16,6 +16,9 @@ use super::unit::{LogicalUnit, NexusState, FLAG_D_SENSE, FLAG_EJECTED, FLAG_SWP,
 use super::{copy, inquiry, mode, provision, report, Answer, Sense, Status};
 use crate::lun::{BlockIo, Geometry};
 
+/// LUN 0 in flat space addressing (SAM-5 §4.7.7.4).
+const FLAT_LUN_0: u64 = 0x4000 << 48;
+
 /// Names of the port that a transport serves the unit through (VPD 83h).
 #[derive(Debug, Clone)]
 pub struct PortNames {
@@ -119,7 +122,7 @@ impl Nexus {
 
     /// Begins a command addressed to the 8-byte `lun`.
     pub fn begin(&self, lun: u64, cdb: &[u8; 16]) -> Plan {
-        if lun != 0 {
+        if lun != 0 && lun != FLAT_LUN_0 {
             return Plan::Done(self.no_such_unit(cdb));
         }
         self.look_for_changes();

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection::Connection;
-use super::job::Done;
+use super::job::{Done, Job};
 use super::session::Service;
 
 /// Slices given to one vectored write.
@@ -138,6 +138,12 @@ struct Report {
     done: Done,
 }
 
+impl Report {
+    fn run(mut self, job: Job) {
+        self.done = job.run();
+    }
+}
+
 impl Drop for Report {
     fn drop(&mut self) {
         let _ = self.to.send(std::mem::replace(&mut self.done, Done::Lost));
@@ -241,11 +247,11 @@ impl Carrier {
 
     fn start_jobs(&mut self) {
         while let Some(job) = self.core.next_job() {
-            let mut report = Report {
+            let report = Report {
                 to: self.done_to.clone(),
                 done: Done::Lost,
             };
-            drop(tokio::task::spawn_blocking(move || report.done = job.run()));
+            drop(tokio::task::spawn_blocking(move || report.run(job)));
         }
     }
 

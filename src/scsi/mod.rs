@@ -11,6 +11,7 @@
 
 mod attention;
 mod cdb;
+mod copy;
 mod inquiry;
 mod media;
 mod mode;

@@ -37,6 +37,8 @@ impl Sense {
     pub const INVALID_RELEASE: Sense = Sense::new(0x5, 0x26, 0x04);
     /// INSUFFICIENT REGISTRATION RESOURCES.
     pub const NO_REGISTRATION_RESOURCES: Sense = Sense::new(0x5, 0x55, 0x04);
+    /// COPY ABORTED, NO ADDITIONAL SENSE INFORMATION.
+    pub const COPY_ABORTED: Sense = Sense::new(0xA, 0x00, 0x00);
     /// DATA PHASE ERROR: the transport lost part of the command's data.
     pub const DATA_PHASE_ERROR: Sense = Sense::new(0xB, 0x4B, 0x00);
     /// PARAMETER LIST LENGTH ERROR.

@@ -91,7 +91,7 @@ fn every_listed_page_is_there_and_as_long_as_it_says() {
     }
     let limits = run(&nexus, &[0x12, 1, 0xB0, 1, 0, 0], &[]).data;
     assert_eq!(limits.len(), 64);
-    assert_eq!(code(&run(&nexus, &[0x12, 1, 0x8F, 1, 0, 0], &[])), (5, 0x24, 0));
+    assert_eq!(code(&run(&nexus, &[0x12, 1, 0x90, 1, 0, 0], &[])), (5, 0x24, 0));
     assert_eq!(code(&run(&nexus, &[0x12, 0, 0x83, 1, 0, 0], &[])), (5, 0x24, 0));
     assert_eq!(run(&nexus, &[0x12, 0, 0, 0, 36, 0], &[]).data.len(), 36);
 }
@@ -280,4 +280,31 @@ fn a_resize_is_seen_with_the_next_command() {
     assert_eq!(write(&nexus, 0, 1).status, Status::Good);
     let capacity = run(&nexus, &[0x25], &[]).data;
     assert_eq!(capacity, [0, 0, 0x0F, 0xFF, 0, 0, 2, 0]);
+}
+
+#[test]
+fn a_copy_within_the_unit_may_overlap_itself() {
+    let bench = Bench::new();
+    let nexus = bench.nexus("a");
+    for lba in 0..8 {
+        write(&nexus, lba, lba + 1);
+    }
+    let naa = bench.disk.identity().naa;
+    let mut list = vec![7, 0, 0, 32, 0, 0, 0, 0, 0, 0, 0, 28, 0, 0, 0, 0];
+    list.extend_from_slice(&[0xE4, 0, 0, 0, 1, 3, 0, 16]);
+    list.extend_from_slice(&naa);
+    list.extend_from_slice(&[0, 0, 0, 0, 0, 0, 2, 0]);
+    list.extend_from_slice(&[2, 0, 0, 24, 0, 0, 0, 0, 0, 0, 0, 8]);
+    list.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+    let mut cdb = [0u8; 16];
+    (cdb[0], cdb[13]) = (0x83, list.len() as u8);
+    assert_eq!(run(&nexus, &cdb, &list).status, Status::Good);
+    assert_eq!((read(&nexus, 1)[0], read(&nexus, 2)[0], read(&nexus, 9)[0]), (2, 1, 8));
+    let mut status = [0u8; 16];
+    (status[0], status[2], status[13]) = (0x84, 7, 64);
+    assert_eq!(run(&nexus, &status, &[]).data, [0, 0, 0, 8, 1, 0, 1, 1, 0, 0, 0, 4]);
+    status[2] = 8;
+    assert_eq!(code(&run(&nexus, &status, &[])), (5, 0x24, 0));
+    list[24] ^= 1;
+    assert_eq!(code(&run(&nexus, &cdb, &list)), (0xA, 0x0D, 2));
 }

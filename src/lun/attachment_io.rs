@@ -236,10 +236,6 @@ impl BlockIo for Attachment {
         self.enter_write().map(drop)
     }
 
-    fn connection_lost(&self) {
-        self.mark_lost();
-    }
-
     fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>> {
         self.check(offset, length)?;
         let end = offset + length;

@@ -148,8 +148,4 @@ pub trait BlockIo: Send + Sync + fmt::Debug {
     fn claim(&self) -> Result<(), BlockError> {
         Ok(())
     }
-
-    /// The connection broke without a logout (iSCSI Logout, NBD_CMD_DISC): say it before letting go,
-    /// and what this client holds against the file door outlives it by a grace.
-    fn connection_lost(&self) {}
 }

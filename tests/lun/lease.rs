@@ -100,7 +100,7 @@ fn a_lost_connection_keeps_the_lease_for_a_while() {
     let lun = pool.lun("vm1", MIB);
     let disk = login(&lun, "iqn.a");
     disk.write(0, &[1; 512], false).unwrap();
-    disk.connection_lost();
+    disk.lost();
     drop(disk);
     assert!(matches!(lun.open_file(READ_WRITE), Err(Error::Busy { .. })));
     std::thread::sleep(quick().lost_grace + Duration::from_millis(20));
@@ -114,7 +114,7 @@ fn a_client_that_comes_back_keeps_the_lease() {
     let lun = pool.lun("vm1", MIB);
     let disk = login(&lun, "iqn.a");
     disk.write(0, &[1; 512], false).unwrap();
-    disk.connection_lost();
+    disk.lost();
     drop(disk);
     let disk = login(&lun, "iqn.a");
     std::thread::sleep(quick().lost_grace + Duration::from_millis(20));
@@ -236,4 +236,17 @@ fn holders_are_alone_under_stress() {
         scope.spawn(|| turns(Box::new(block_turn)));
         scope.spawn(|| turns(Box::new(file_turn)));
     });
+}
+
+#[test]
+fn a_client_that_says_it_leaves_was_not_lost() {
+    let pool = Pool::new();
+    let lun = pool.lun("vm1", MIB);
+    let disk = login(&lun, "iqn.a");
+    disk.lost();
+    disk.write(0, &[1; 512], false).unwrap();
+    disk.leaving();
+    drop(disk);
+    drop(open(&lun, READ_WRITE));
+    assert!(logged(&lun, "logout", "iqn.a"));
 }

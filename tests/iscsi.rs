@@ -129,7 +129,7 @@ fn errors_of_the_disk_become_their_sense() {
     assert_eq!(read.code(), (3, 0x11, 0));
     assert_eq!((read.sense[0], &read.sense[3..7]), (0xF0, &[0, 0, 0, 0][..]));
     door.disk.set_failing(Some(BlockError::HeldByFile));
-    assert_eq!(one.write(8, &block).code(), (2, 0x04, 0));
+    assert_eq!(one.write(8, &block).code(), (2, 0x04, 7));
     door.disk.set_failing(None);
     door.disk.set_read_only(true);
     assert_eq!(one.test_unit_ready().code(), (6, 0x2A, 1));

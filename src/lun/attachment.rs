@@ -168,7 +168,8 @@ impl Attachment {
         }
     }
 
-    /// From now on its end is that of a broken connection.
+    /// From now on its end is that of a broken connection ([`super::BlockIo::leaving`] takes it
+    /// back): its share of the lease outlives it by the grace.
     pub fn lost(&self) {
         self.lost.store(true, Ordering::Release);
     }

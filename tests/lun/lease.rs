@@ -237,3 +237,16 @@ fn holders_are_alone_under_stress() {
         scope.spawn(|| turns(Box::new(file_turn)));
     });
 }
+
+#[test]
+fn a_client_that_says_it_leaves_was_not_lost() {
+    let pool = Pool::new();
+    let lun = pool.lun("vm1", MIB);
+    let disk = login(&lun, "iqn.a");
+    disk.lost();
+    disk.write(0, &[1; 512], false).unwrap();
+    disk.leaving();
+    drop(disk);
+    drop(open(&lun, READ_WRITE));
+    assert!(logged(&lun, "logout", "iqn.a"));
+}

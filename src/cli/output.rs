@@ -29,6 +29,9 @@ pub fn ready(ready: &Ready, as_json: bool) {
     if as_json {
         return line(&ready.to_json().to_string());
     }
+    for warning in &ready.warnings {
+        error_line(&format!("warning: {warning}"));
+    }
     for (lun, lines) in &ready.luns {
         for text in lines {
             line(&format!("{lun}: {text}"));

@@ -228,7 +228,11 @@ impl Core {
     fn count_down(&self, frozen: &mut Frozen, owners: Owners) -> Result<()> {
         for ((volume, ino), blocks) in owners {
             let id = NodeId { volume: VolumeId(volume), ino };
-            let Ok(inode) = self.live(id) else { continue };
+            // Not `live`: the last consistency point of a pool that is being closed counts down too.
+            let Ok(inode) = self.inode(id) else { continue };
+            if inode.state.read().gone {
+                continue;
+            }
             let less = |m: &mut DiskInode| m.blocks = m.blocks.saturating_sub(blocks);
             less(&mut inode.state.write().meta);
             match frozen.files.get_mut(&id) {

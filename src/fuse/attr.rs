@@ -95,7 +95,8 @@ pub fn requested_time(time: TimeOrNow, now: Timestamp) -> Timestamp {
 const NANOS: i128 = 1_000_000_000;
 
 /// What of a file's privileges goes when somebody without the right to keep them writes it, or when
-/// its owner changes: set-user-id, and set-group-id where the group may execute (chown(2), write(2)).
+/// its owner changes: set-user-id, and set-group-id where the group may execute (chown(2),
+/// write(2)).
 pub fn without_privileges(mode: u32) -> u32 {
     let group = if mode & S_IXGRP != 0 { S_ISGID } else { 0 };
     mode & !(S_ISUID | group)

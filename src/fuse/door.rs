@@ -56,8 +56,8 @@ impl Caller {
         Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
     }
 
-    /// Whether a write by this caller leaves set-user-id and set-group-id alone. The kernel would ask
-    /// for CAP_FSETID, which a request does not carry: the superuser has it.
+    /// Whether a write by this caller leaves set-user-id and set-group-id alone. The kernel would
+    /// ask for CAP_FSETID, which a request does not carry: the superuser has it.
     pub fn may_keep_privileges(&self) -> bool {
         self.uid == 0
     }

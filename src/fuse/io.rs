@@ -1,8 +1,8 @@
 //! Opening, reading, writing and everything else that has to do with a file's bytes.
 //!
-//! Ordinary files go through the kernel's page cache, written through; no other door changes them, so
-//! what is cached stays valid over close and open. Files of a LUN bypass it: every read(2) sees what
-//! block clients wrote. Mapped pages of `data` are kept fresh by [`super::notify`].
+//! Ordinary files go through the kernel's page cache, written through; no other door changes them,
+//! so what is cached stays valid over close and open. Files of a LUN bypass it: every read(2) sees
+//! what block clients wrote. Mapped pages of `data` are kept fresh by [`super::notify`].
 
 use super::door::{Caller, Door};
 use super::errno::{OrErrno, Result};
@@ -179,8 +179,8 @@ impl Door {
     }
 
     /// fallocate(2). Nothing is ever written in place, so no space can be set aside for a range:
-    /// allocating checks that there is enough now and sets the size, as other copy-on-write filesystems
-    /// do. Zeroing makes a hole.
+    /// allocating checks that there is enough now and sets the size, as other copy-on-write
+    /// filesystems do. Zeroing makes a hole.
     pub fn fallocate(&self, handle: FileHandle, offset: u64, len: u64, mode: i32) -> Result<()> {
         let handle = self.handles.get(handle)?;
         let bytes = Bytes::of(&handle)?;
@@ -206,7 +206,8 @@ impl Door {
         Ok(())
     }
 
-    /// lseek(2) with SEEK_DATA and SEEK_HOLE (the kernel does the others). ENXIO at the end and beyond.
+    /// lseek(2) with SEEK_DATA and SEEK_HOLE (the kernel does the others). ENXIO at the end and
+    /// beyond.
     pub fn lseek(&self, handle: FileHandle, offset: i64, whence: i32) -> Result<i64> {
         let handle = self.handles.get(handle)?;
         let from = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;

@@ -79,9 +79,9 @@ impl Door {
         }
     }
 
-    /// A change of owner takes set-user-id, set-group-id and capabilities from a regular file; so does
-    /// a change of size by somebody without the right to keep them (FUSE_HANDLE_KILLPRIV_V2 leaves
-    /// both to the filesystem). chown(2) without an owner arrives as a change of nothing.
+    /// A change of owner takes set-user-id, set-group-id and capabilities from a regular file; so
+    /// does a change of size by somebody without the right to keep them (FUSE_HANDLE_KILLPRIV_V2
+    /// leaves both to the filesystem). chown(2) without an owner arrives as a change of nothing.
     fn drop_privileges_with(&self, caller: Caller, id: NodeId, change: &mut SetAttr) -> Result<()> {
         let owner = change.uid.is_some() || change.gid.is_some() || !attr::is_change(change);
         if change.mode.is_some() && !owner {
@@ -106,7 +106,8 @@ impl Door {
         Ok(())
     }
 
-    /// Takes privileges from a file that is written. `mode_too`: set-user-id and set-group-id as well.
+    /// Takes privileges from a file that is written. `mode_too`: set-user-id and set-group-id as
+    /// well.
     pub fn drop_privileges(&self, id: NodeId, mode_too: bool) -> Result<()> {
         self.remove_capability(id)?;
         let known = self.tree.fs().getattr(id).or_errno()?;

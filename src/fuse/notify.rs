@@ -5,8 +5,8 @@
 //! (the kernel waits for that request's locks).
 //!
 //! Invariants: noting never waits and takes bounded memory: what would not fit is joined into a
-//! coarser notice (a whole file, all attributes). Names need no notice to be right (the kernel may keep
-//! a LUN's name for no time at all): those that do not fit are dropped.
+//! coarser notice (a whole file, all attributes). Names need no notice to be right (the kernel may
+//! keep a LUN's name for no time at all): those that do not fit are dropped.
 
 use super::ids::Node;
 use super::tree::Tree;
@@ -24,8 +24,8 @@ use std::time::Duration;
 const MAX_RANGES: usize = 16;
 /// Names remembered before further ones are dropped.
 const MAX_NAMES: usize = 256;
-/// Between two rounds of notices. A block client that writes while `data` is open must not wake this
-/// thread for each write; mapped pages are old for no longer than this.
+/// Between two rounds of notices. A block client that writes while `data` is open must not wake
+/// this thread for each write; mapped pages are old for no longer than this.
 const PACE: Duration = Duration::from_millis(1);
 
 thread_local! {

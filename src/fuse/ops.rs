@@ -1,5 +1,5 @@
-//! The kernel's requests: each is taken apart, handed to [`Door`] or [`Tree`](super::tree::Tree), and
-//! answered. Nothing is decided here.
+//! The kernel's requests: each is taken apart, handed to [`Door`] or [`Tree`](super::tree::Tree),
+//! and answered. Nothing is decided here.
 
 use super::attr;
 use super::door::{Caller, Door};
@@ -27,8 +27,8 @@ const MAX_WRITE_BYTES: u32 = 1 << 20;
 /// I/O) before it waits: enough for a queue depth of 32 on two files.
 const MAX_BACKGROUND: u16 = 64;
 
-/// What is asked of the kernel, each where it has it. Never the writeback cache: it loses what block
-/// clients write into the same page.
+/// What is asked of the kernel, each where it has it. Never the writeback cache: it loses what
+/// block clients write into the same page.
 const WANTED: [InitFlags; 12] = [
     InitFlags::FUSE_ATOMIC_O_TRUNC,
     InitFlags::FUSE_EXPORT_SUPPORT,

@@ -487,6 +487,9 @@ impl Connection {
         let mut header = Header::reply(response::LOGOUT, pdu::FINAL, request.tag());
         header.0[2] = if recovery { NO_RECOVERY } else { 0 };
         if !recovery {
+            if let Phase::Full(session) = &self.phase {
+                session.opened.nexus.leaving();
+            }
             self.close();
             self.tasks.clear();
         }

@@ -188,7 +188,12 @@ impl Carrier {
         while !out.is_empty() {
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
             let count = out.slices(&mut slices);
-            match self.stream.try_write_vectored(slices.get(..count).unwrap_or_default()) {
+            // a plain write is cheaper than a vectored one of one slice
+            let sent = match slices.get(..count).unwrap_or_default() {
+                [one] => self.stream.try_write(one),
+                many => self.stream.try_write_vectored(many),
+            };
+            match sent {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(bytes) => out.advance(bytes),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),

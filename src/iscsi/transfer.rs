@@ -145,7 +145,7 @@ impl Connection {
                 let wanted = answer.data.len();
                 self.refuse(header, request, answer, wanted)
             }
-            Plan::Run(task) if task.data_out_bytes > 0 => self.write(header, request, task, data),
+            Plan::Run(task) if task.takes_data() => self.write(header, request, task, data),
             Plan::Run(task)
                 if task.data_in_bytes > request.in_expected() && request.in_expected() == 0 =>
             {
@@ -199,8 +199,8 @@ impl Connection {
         let Some(nexus) = self.nexus() else {
             return Destination::Discard;
         };
-        if !task.fit(request.out_expected()) {
-            let answer = nexus.check(Sense::INVALID_INFORMATION_UNIT);
+        if let Err(sense) = task.fit(request.out_expected()) {
+            let answer = nexus.check(sense);
             return self.refuse(header, request, answer, task.wanted_bytes);
         }
         let needed = task.data_out_bytes;

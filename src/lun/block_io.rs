@@ -112,6 +112,10 @@ pub trait BlockIo: Send + Sync + fmt::Debug {
         0
     }
 
+    /// The client says that it leaves: the drop that follows is a logout. Without it the connection was
+    /// lost, and the client may come back to what it held.
+    fn leaving(&self) {}
+
     /// Fills `out` from `offset`.
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), BlockError>;
     /// As `read`, from memory alone.
@@ -138,4 +142,14 @@ pub trait BlockIo: Send + Sync + fmt::Debug {
 
     /// Runs covering the range from `offset`, in order, at most `max`, the last may end early.
     fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>, BlockError>;
+
+    /// A reservation: keeps the file door out as a first write does, without writing. May wait as a
+    /// write does.
+    fn claim(&self) -> Result<(), BlockError> {
+        Ok(())
+    }
+
+    /// The connection broke without a logout (iSCSI Logout, NBD_CMD_DISC): say it before letting go,
+    /// and what this client holds against the file door outlives it by a grace.
+    fn connection_lost(&self) {}
 }

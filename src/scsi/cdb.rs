@@ -86,6 +86,7 @@ pub enum Command {
     PersistentIn { action: u8, allocation_bytes: usize },
     PersistentOut { action: u8, scope_type: u8, list_bytes: usize },
     ReadCapacity10,
+    ReadDefectData { twelve: bool, list: u8, allocation_bytes: usize },
     ReadCapacity16 { allocation_bytes: usize },
     ReportLuns { select: u8, allocation_bytes: usize },
     ReportOpcodes(OpcodeQuery),
@@ -251,6 +252,11 @@ fn decode10(cdb: &[u8; 16]) -> Result<Command, Sense> {
         0x25 => Command::ReadCapacity10,
         0x28 | 0x2A | 0x2E | 0x2F => media(cdb, cdb[0] & 0x1F, range)?,
         0x34 => Command::PreFetch { range },
+        0x37 => Command::ReadDefectData {
+            twelve: false,
+            list: cdb[2] & 0x1F,
+            allocation_bytes: usize::from(be16(cdb, 7)),
+        },
         0x35 => Command::SynchronizeCache { range },
         0x41 => write_same(cdb, range, false)?,
         0x42 => Command::Unmap { anchor: cdb[1] & 1 != 0, list_bytes: usize::from(be16(cdb, 7)) },
@@ -296,6 +302,7 @@ fn decode12(cdb: &[u8; 16]) -> Result<Command, Sense> {
             allocation_bytes,
         }),
         (0xA3, _) => return Err(Sense::INVALID_FIELD),
+        (0xB7, list) => Command::ReadDefectData { twelve: true, list, allocation_bytes },
         (0xA8 | 0xAA | 0xAE | 0xAF, _) => media(cdb, cdb[0] & 0x1F, range12(cdb))?,
         _ => return Err(Sense::INVALID_OPCODE),
     })

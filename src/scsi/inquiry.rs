@@ -10,6 +10,9 @@ use crate::lun::{Geometry, Identity};
 const PAGES: [u8; 7] = [0x00, 0x80, 0x83, 0x86, 0xB0, 0xB1, 0xB2];
 /// Standards claimed: SAM-5, iSCSI, SPC-4, SBC-3 (SPC-4 §6.6.2 table 185).
 const VERSIONS: [u16; 4] = [0x00A0, 0x0960, 0x0460, 0x04C0];
+/// PRODUCT REVISION LEVEL.
+const REVISION: &str =
+    concat!(env!("CARGO_PKG_VERSION_MAJOR"), ".", env!("CARGO_PKG_VERSION_MINOR"));
 /// Standard INQUIRY data with room for all version descriptors.
 const STANDARD_BYTES: usize = 96;
 /// OPTIMAL TRANSFER LENGTH: a large, whole multiple of every physical block.
@@ -77,7 +80,7 @@ fn standard(geometry: &Geometry, identity: &Identity) -> Vec<u8> {
     data[7] = 0x02; // CMDQUE
     data[8..16].copy_from_slice(&ascii(&identity.vendor, 8));
     data[16..32].copy_from_slice(&ascii(&identity.product, 16));
-    data[32..36].copy_from_slice(&ascii(env!("CARGO_PKG_VERSION"), 4));
+    data[32..36].copy_from_slice(&ascii(REVISION, 4));
     for (slot, version) in data[58..].chunks_exact_mut(2).zip(VERSIONS) {
         slot.copy_from_slice(&version.to_be_bytes());
     }

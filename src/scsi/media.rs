@@ -55,28 +55,47 @@ impl Task {
         Task { kind, data_out_bytes, data_in_bytes: 0, wanted_bytes: data_out_bytes }
     }
 
-    /// Fits the task to the length that the transport will deliver. False where it must not be run:
+    /// Does it take data-out? With zero blocks there may be none to come.
+    pub fn takes_data(&self) -> bool {
+        self.data_out_bytes > 0 || self.moves_media()
+    }
+
+    /// Is it one of those that write `data_out_bytes` of media data? Zero blocks are then nothing to do.
+    fn moves_media(&self) -> bool {
+        matches!(
+            self.kind,
+            Kind::Write { .. }
+                | Kind::WriteAndVerify { .. }
+                | Kind::OrWrite { .. }
+                | Kind::CompareAndWrite { .. }
+        )
+    }
+
+    /// Fits the task to the length that the transport will deliver, or says why it must not be run:
     /// parameter lists may not be cut short, and the length of the other commands' data must be
     /// exactly theirs. A write goes as far as its data (FCP-4 §9.4.2 rule a, which targets follow).
-    pub fn fit(&mut self, expected_bytes: usize) -> bool {
+    pub fn fit(&mut self, expected_bytes: usize) -> Result<(), Sense> {
+        let short = expected_bytes < self.data_out_bytes;
         match self.kind {
-            _ if expected_bytes == self.data_out_bytes => true,
-            Kind::Write { offset, fua } if expected_bytes < self.data_out_bytes => {
+            _ if expected_bytes == self.data_out_bytes => Ok(()),
+            Kind::Write { offset, fua } if short => {
                 self.kind = Kind::WriteHead { offset, fua };
                 self.data_out_bytes = expected_bytes;
-                true
+                Ok(())
             }
-            Kind::WriteAndVerify { offset } if expected_bytes < self.data_out_bytes => {
+            Kind::WriteAndVerify { offset } if short => {
                 self.kind = Kind::WriteHead { offset, fua: true };
                 self.data_out_bytes = expected_bytes;
-                true
+                Ok(())
             }
+            // NUMBER OF LOGICAL BLOCKS is one byte: the data tells that it overflowed
+            Kind::CompareAndWrite { .. } => Err(Sense::INVALID_FIELD),
             Kind::WriteSame { .. }
-            | Kind::CompareAndWrite { .. }
             | Kind::OrWrite { .. }
             | Kind::VerifyEach { .. }
-            | Kind::VerifySame { .. } => false,
-            _ => expected_bytes > self.data_out_bytes,
+            | Kind::VerifySame { .. } => Err(Sense::INVALID_INFORMATION_UNIT),
+            _ if short => Err(Sense::INVALID_INFORMATION_UNIT),
+            _ => Ok(()),
         }
     }
 }
@@ -163,9 +182,6 @@ impl Nexus {
         if self.write_protected(&geometry) {
             return Err(Sense::WRITE_PROTECTED);
         }
-        if bytes == 0 {
-            return Ok(Plan::Done(Answer::good()));
-        }
         Ok(Plan::Run(Task::with_out(kind(offset), bytes * factor)))
     }
 
@@ -207,6 +223,7 @@ impl Nexus {
     /// `data_out_bytes`, `into` has room for `data_in_bytes`.
     pub fn try_run(&self, task: &Task, out: &[u8], into: &mut [u8]) -> Option<Answer> {
         let result = match task.kind {
+            _ if task.wanted_bytes == 0 && task.moves_media() => Ok(()),
             Kind::Read { offset, fua: false } => {
                 return Some(self.answer(self.disk().try_read(offset, into)?, false));
             }

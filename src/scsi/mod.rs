@@ -20,6 +20,8 @@ mod provision;
 mod report;
 mod reserve;
 mod sense;
+#[cfg(test)]
+mod tests;
 mod unit;
 
 pub use attention::Attention;

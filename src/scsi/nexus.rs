@@ -73,6 +73,11 @@ impl Nexus {
         &self.unit
     }
 
+    /// The initiator logs out: what it leaves it does not come back to.
+    pub fn leaving(&self) {
+        self.disk.leaving();
+    }
+
     /// Rises whenever the tasks of this nexus are aborted from outside: a task that began at a lower
     /// count is not answered.
     pub fn aborts(&self) -> u64 {
@@ -180,6 +185,9 @@ impl Nexus {
             Command::ReadCapacity16 { allocation_bytes } => {
                 (report::capacity16(&geometry), allocation_bytes)
             }
+            Command::ReadDefectData { twelve, list, allocation_bytes } => {
+                (report::defects(twelve, list), allocation_bytes)
+            }
             Command::ReportLuns { select, allocation_bytes } => {
                 (report::luns(select)?, allocation_bytes)
             }
@@ -260,7 +268,7 @@ impl Nexus {
         if !geometry.removable {
             return Err(Sense::INVALID_FIELD);
         }
-        if !start && self.unit.removal_prevented() {
+        if self.unit.removal_prevented() {
             return Err(Sense::REMOVAL_PREVENTED);
         }
         let ejected = if start { 0 } else { FLAG_EJECTED };

@@ -108,8 +108,9 @@ impl Sense {
             BlockError::ReadOnly => Sense::WRITE_PROTECTED,
             // SPACE ALLOCATION FAILED WRITE PROTECT (SBC-4 §4.7.3.6)
             BlockError::NoSpace => Sense::new(0x7, 0x27, 0x07),
-            // LOGICAL UNIT NOT READY, CAUSE NOT REPORTABLE: initiators retry it
-            BlockError::HeldByFile => Sense::new(0x2, 0x04, 0x00),
+            // LOGICAL UNIT NOT READY, OPERATION IN PROGRESS: Linux waits and retries this one, where
+            // CAUSE NOT REPORTABLE fails the request at once
+            BlockError::HeldByFile => Sense::new(0x2, 0x04, 0x07),
             BlockError::Medium { offset_bytes } => Sense::new(0x3, 0x11, 0x00)
                 .with_information(offset_bytes / u64::from(block_bytes.max(1))),
             BlockError::Miscompare { offset_bytes } => {

@@ -97,9 +97,9 @@ fn a_working_directory_may_be_removed() {
     for name in ["a", "b", "c"] {
         fs::create_dir(pool.path(name)).unwrap();
     }
-    let script = "cd a; rmdir ../a; test $(stat -c %h .) = 0 && ls -A >/dev/null && test -z \"$(ls -A)\" && \
-                  ! touch f 2>/dev/null && ! test -e ../a && cd ../b && mv -T ../c ../b && \
-                  test $(stat -c %h .) = 0";
+    let script = "cd a; rmdir ../a; test $(stat -c %h .) = 0 && ls -A >/dev/null && \
+                  test -z \"$(ls -A)\" && ! touch f 2>/dev/null && \
+                  ! test -e ../a && cd ../b && mv -T ../c ../b && test $(stat -c %h .) = 0";
     let mut shell = std::process::Command::new("/bin/sh");
     let done = shell.args(["-c", script]).current_dir(pool.path("")).status().unwrap();
     assert!(done.success());

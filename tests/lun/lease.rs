@@ -100,7 +100,7 @@ fn a_lost_connection_keeps_the_lease_for_a_while() {
     let lun = pool.lun("vm1", MIB);
     let disk = login(&lun, "iqn.a");
     disk.write(0, &[1; 512], false).unwrap();
-    disk.lost();
+    disk.connection_lost();
     drop(disk);
     assert!(matches!(lun.open_file(READ_WRITE), Err(Error::Busy { .. })));
     std::thread::sleep(quick().lost_grace + Duration::from_millis(20));
@@ -114,7 +114,7 @@ fn a_client_that_comes_back_keeps_the_lease() {
     let lun = pool.lun("vm1", MIB);
     let disk = login(&lun, "iqn.a");
     disk.write(0, &[1; 512], false).unwrap();
-    disk.lost();
+    disk.connection_lost();
     drop(disk);
     let disk = login(&lun, "iqn.a");
     std::thread::sleep(quick().lost_grace + Duration::from_millis(20));
@@ -128,7 +128,7 @@ fn a_reservation_takes_it_too() {
     let pool = Pool::new();
     let lun = pool.lun("vm1", MIB);
     let disk = login(&lun, "iqn.a");
-    disk.claim_lease().unwrap();
+    disk.claim().unwrap();
     assert!(matches!(lun.open_file(READ_WRITE), Err(Error::Busy { .. })));
 }
 

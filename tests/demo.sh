@@ -103,9 +103,9 @@ say "4. The same bytes as a disk"
 iscsi=iscsi://127.0.0.1:$iscsi_port/iqn.2026-11.local.lunfs:vm1/0
 nbd=nbd://127.0.0.1:$nbd_port/vm1
 qemu=$("$here/interop/get-qemu-iscsi.sh")
-product=$(iscsi-inq "$iscsi" | sed -n 's/^Product: *//p')
+product=$(iscsi-inq "$iscsi" | sed -n 's/^Product: *\(.*[^ ]\) *$/\1/p')
 capacity=$(iscsi-readcapacity16 "$iscsi" | sed -n 's/^Total size: *//p')
-note "iSCSI: libiscsi finds a ${product% *} of $capacity bytes"
+note "iSCSI: libiscsi finds a $product of $capacity bytes"
 "$qemu/qemu-img" convert -f raw -O raw "$iscsi" "$work/by-iscsi.img"
 cmp "$image" "$work/by-iscsi.img"
 note "iSCSI: QEMU read all of it: identical"

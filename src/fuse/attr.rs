@@ -102,6 +102,16 @@ pub fn without_privileges(mode: u32) -> u32 {
     mode & !(S_ISUID | group)
 }
 
+/// Whether an access at `now` is worth noting: the last one noted is not younger than the last
+/// change, or is a day old (`relatime` of mount(8)).
+pub fn is_access_due(attr: &Attr, now: Timestamp) -> bool {
+    let age = now.0.saturating_sub(attr.atime.0);
+    attr.atime <= attr.mtime || attr.atime <= attr.ctime || age >= ACCESS_AGE_NS
+}
+
+/// How old a noted access may become: a day, in nanoseconds.
+const ACCESS_AGE_NS: i64 = 24 * 3600 * 1_000_000_000;
+
 /// Whether a change says anything at all.
 pub fn is_change(change: &SetAttr) -> bool {
     change.mode.is_some()

@@ -1,14 +1,14 @@
 //! The file door's state, and who is asking.
 
 use super::errno::{OrErrno, Result};
-use super::handles::Handles;
+use super::handles::{Handle, Handles};
 use super::ids::Node;
 use super::names::Maker;
 use super::tree::{Entry, Place, Tree};
 use crate::device::BLOCK_BYTES;
-use crate::fs::{Clock, File, NewNode, NodeKind};
+use crate::fs::{Clock, File, NewNode, NodeKind, VolumeId};
 use dashmap::DashMap;
-use fuser::{Errno, INodeNo, RenameFlags, Request};
+use fuser::{Errno, FileHandle, INodeNo, RenameFlags, Request};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -155,6 +155,18 @@ impl Door {
         match self.tree.place(number)? {
             Place::Tree(id) => self.tree.fs().readlink(id).or_errno(),
             _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// A directory of the tree is listed from its beginning.
+    pub fn note_listing(&self, handle: FileHandle, offset: u64) {
+        if offset != 0 || handle.0 == 0 {
+            return;
+        }
+        if let Ok(Handle::Directory(open)) = self.handles.get(handle).as_deref() {
+            if open.id().volume == VolumeId::TREE {
+                self.note_access(open);
+            }
         }
     }
 }

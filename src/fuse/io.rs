@@ -4,11 +4,12 @@
 //! so what is cached stays valid over close and open. Files of a LUN bypass it: every read(2) sees
 //! what block clients wrote. Mapped pages of `data` are kept fresh by [`super::notify`].
 
+use super::attr;
 use super::door::{Caller, Door};
 use super::errno::{OrErrno, Result};
 use super::handles::{Handle, OpenAttributes, OpenData, OpenFile};
 use super::tree::{Part, Place};
-use crate::fs::{File, NodeId};
+use crate::fs::{File, NodeId, SetAttr};
 use crate::lun::{DataFile, Lun, OpenIntent};
 use fuser::{
     Errno, FileHandle, FopenFlags, INodeNo, LockOwner, OpenAccMode, OpenFlags, WriteFlags,
@@ -32,7 +33,7 @@ impl Door {
     ) -> Result<(FileHandle, FopenFlags)> {
         let direct = FopenFlags::FOPEN_DIRECT_IO;
         let (handle, how) = match self.tree.place(number)? {
-            Place::Tree(id) => (self.open_ordinary(caller, id, flags)?, ORDINARY),
+            Place::Tree(id) => self.open_ordinary(caller, id, flags)?,
             Place::LunFile(lun, Part::Data, _) => {
                 let data = lun.open_file(intent(flags)).or_errno()?;
                 (
@@ -51,7 +52,12 @@ impl Door {
         Ok((self.handles.insert(handle), how))
     }
 
-    fn open_ordinary(&self, caller: Caller, id: NodeId, flags: OpenFlags) -> Result<Handle> {
+    fn open_ordinary(
+        &self,
+        caller: Caller,
+        id: NodeId,
+        flags: OpenFlags,
+    ) -> Result<(Handle, FopenFlags)> {
         let file = self.tree.fs().open_file(id).or_errno()?;
         if flags.0 & libc::O_TRUNC != 0 {
             file.set_size(0).or_errno()?;
@@ -59,7 +65,21 @@ impl Door {
                 self.drop_privileges(id, !caller.may_keep_privileges())?;
             }
         }
-        Ok(ordinary(file, false))
+        // Reads must come here once to be noted.
+        let noted = flags.acc_mode() == OpenAccMode::O_WRONLY
+            || flags.0 & libc::O_NOATIME != 0
+            || !attr::is_access_due(&file.attr().or_errno()?, self.clock.now());
+        let how = if noted { ORDINARY } else { ORDINARY - FopenFlags::FOPEN_KEEP_CACHE };
+        Ok((ordinary(file, false), how))
+    }
+
+    /// Notes an access of a file of the tree. No error: what was asked for is the data.
+    pub fn note_access(&self, file: &File) {
+        let now = self.clock.now();
+        if file.attr().is_ok_and(|known| attr::is_access_due(&known, now)) {
+            let change = SetAttr { atime: Some(now), keep_ctime: true, ..SetAttr::default() };
+            let _ = self.tree.fs().setattr(file.id(), &change);
+        }
     }
 
     /// `log` may be read, and appended to by whom its mode lets write.
@@ -99,9 +119,20 @@ impl Door {
     }
 
     /// Fills `out` from `offset`; how many bytes there were.
-    pub fn read(&self, handle: FileHandle, offset: u64, out: &mut [u8]) -> Result<usize> {
+    pub fn read(
+        &self,
+        handle: FileHandle,
+        offset: u64,
+        out: &mut [u8],
+        flags: OpenFlags,
+    ) -> Result<usize> {
         match &*self.handles.get(handle)? {
-            Handle::File(open) => open.file.read_at(offset, out).or_errno(),
+            Handle::File(open) => {
+                if !open.read_only && flags.0 & libc::O_NOATIME == 0 {
+                    self.note_access(&open.file);
+                }
+                open.file.read_at(offset, out).or_errno()
+            }
             Handle::Data(data) => data.file.read_at(offset, out).or_errno(),
             Handle::Attributes(open) => open.read(offset, out),
             Handle::Log(file, _) => file.read_at(offset, out).or_errno(),

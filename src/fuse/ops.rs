@@ -111,6 +111,7 @@ impl Filesystem for Door {
             size_bytes: size,
             atime: atime.map(|time| attr::requested_time(time, now)),
             mtime: mtime.map(|time| attr::requested_time(time, now)),
+            ..SetAttr::default()
         };
         attributes(reply, Door::setattr(self, Caller::of(request), ino, fh, change));
     }
@@ -237,7 +238,7 @@ impl Filesystem for Door {
         fh: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
@@ -247,7 +248,7 @@ impl Filesystem for Door {
                 buffer.resize(size, 0);
             }
             let out = buffer.get_mut(..size).unwrap_or_default();
-            match Door::read(self, fh, offset, out) {
+            match Door::read(self, fh, offset, out, flags) {
                 Ok(count) => reply.data(out.get(..count).unwrap_or_default()),
                 Err(error) => reply.error(error),
             }
@@ -305,10 +306,11 @@ impl Filesystem for Door {
         &self,
         _: &Request,
         ino: INodeNo,
-        _: FileHandle,
+        fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        self.note_listing(fh, offset);
         let listed = self.tree.place(ino).and_then(|dir| {
             self.tree.list(&dir, offset, &mut |item| {
                 Ok(reply.add(item.number, item.cookie, item.kind, OsStr::from_bytes(&item.name)))
@@ -324,10 +326,11 @@ impl Filesystem for Door {
         &self,
         _: &Request,
         ino: INodeNo,
-        _: FileHandle,
+        fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        self.note_listing(fh, offset);
         let listed = self.tree.place(ino).and_then(|dir| {
             self.tree.list(&dir, offset, &mut |item| {
                 // What was removed meanwhile is left out.

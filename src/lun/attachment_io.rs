@@ -232,6 +232,10 @@ impl BlockIo for Attachment {
         })
     }
 
+    fn claim(&self) -> Result<()> {
+        self.enter_write().map(drop)
+    }
+
     fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>> {
         self.check(offset, length)?;
         let end = offset + length;

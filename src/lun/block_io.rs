@@ -142,4 +142,10 @@ pub trait BlockIo: Send + Sync + fmt::Debug {
 
     /// Runs covering the range from `offset`, in order, at most `max`, the last may end early.
     fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>, BlockError>;
+
+    /// A reservation: keeps the file door out as a first write does, without writing. May wait as a
+    /// write does.
+    fn claim(&self) -> Result<(), BlockError> {
+        Ok(())
+    }
 }

@@ -25,7 +25,7 @@ use super::handshake::Terms;
 use super::inbox::{Inbox, Incoming, Payload};
 use super::outbox::{Outbox, MAX_PIECES};
 use super::session::{Session, Sessions, Tally};
-use super::shards::{Eagerness, Seat, POLL_TIME};
+use super::shards::{Eagerness, Seat, POLL_PAID_TIME, POLL_TIME};
 use super::stream::Stream;
 use super::transmission::{self, Command};
 use super::wire::Request;
@@ -411,9 +411,9 @@ impl Connection {
         let since = Instant::now();
         loop {
             let found = self.stream.receive_now(self.inbox.space())?;
-            let late = since.elapsed() >= POLL_TIME;
-            if late || found.is_some() {
-                self.eagerness.learn(!late);
+            let elapsed = since.elapsed();
+            if found.is_some() || elapsed >= POLL_TIME {
+                self.eagerness.learn(found.is_some() && elapsed < POLL_PAID_TIME);
                 return Ok(found);
             }
             std::thread::yield_now();

@@ -81,6 +81,8 @@ pub enum Command {
     ModeSelect { ten: bool, page_format: bool, save: bool, list_bytes: usize },
     StartStop { power_condition: u8, load_eject: bool, start: bool },
     PreventAllow { prevent: bool },
+    ExtendedCopy { list_bytes: usize },
+    ReceiveCopyResults { action: u8, list_id: u8, allocation_bytes: usize },
     Reserve6,
     Release6,
     PersistentIn { action: u8, allocation_bytes: usize },
@@ -311,6 +313,13 @@ fn decode12(cdb: &[u8; 16]) -> Result<Command, Sense> {
 fn decode16(cdb: &[u8; 16]) -> Result<Command, Sense> {
     let range = range16(cdb);
     Ok(match cdb[0] {
+        0x83 if cdb[1] & 0x1F == 0 => Command::ExtendedCopy { list_bytes: be32(cdb, 10) as usize },
+        0x83 => return Err(Sense::INVALID_FIELD),
+        0x84 => Command::ReceiveCopyResults {
+            action: cdb[1] & 0x1F,
+            list_id: cdb[2],
+            allocation_bytes: be32(cdb, 10) as usize,
+        },
         0x88 | 0x8A | 0x8E | 0x8F => media(cdb, cdb[0] & 0x1F, range)?,
         0x89 => {
             no_protection(cdb)?;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::cdb::{ByteCheck, Command, Range};
 use super::nexus::{Nexus, Plan};
-use super::{mode, provision, Answer, Sense};
+use super::{copy, mode, provision, Answer, Sense};
 use crate::lun::{BlockError, Geometry};
 
 /// Longest transfer of one command, told in VPD B0h: bounds what one command can make a session hold.
@@ -30,6 +30,7 @@ pub(super) enum Kind {
     WriteSame { offset: u64, length: u64, unmap: bool },
     LbaStatus { lba: u64, allocation_bytes: usize },
     ModeSelect { ten: bool },
+    ExtendedCopy,
     ReserveOut { action: u8, scope_type: u8 },
     WriteHead { offset: u64, fua: bool },
 }
@@ -271,6 +272,7 @@ impl Nexus {
             Kind::VerifyEach { offset } => self.verify_each(offset, out),
             Kind::VerifyMedium { offset, length } => self.verify_medium(offset, length, cancel),
             Kind::VerifySame { offset, length } => self.verify_same(offset, length, out, cancel),
+            Kind::ExtendedCopy => copy::extended_copy(self, out, cancel),
             Kind::Unmap { max_descriptors } => provision::unmap(self, out, max_descriptors),
             Kind::WriteSame { offset, length, unmap } => {
                 provision::write_same(self, offset, length, unmap, out, cancel)

@@ -11,6 +11,7 @@
 
 mod attention;
 mod cdb;
+mod copy;
 mod inquiry;
 mod media;
 mod mode;
@@ -20,6 +21,8 @@ mod provision;
 mod report;
 mod reserve;
 mod sense;
+#[cfg(test)]
+mod tests;
 mod unit;
 
 pub use attention::Attention;

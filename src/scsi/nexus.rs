@@ -13,8 +13,11 @@ use super::cdb::{decode, Command};
 use super::media::{Kind, Task};
 use super::reserve::{Access, Denied, Order, LIST_BYTES};
 use super::unit::{LogicalUnit, NexusState, FLAG_D_SENSE, FLAG_EJECTED, FLAG_SWP, FLAG_WCE_OFF};
-use super::{inquiry, mode, provision, report, Answer, Sense, Status};
+use super::{copy, inquiry, mode, provision, report, Answer, Sense, Status};
 use crate::lun::{BlockIo, Geometry};
+
+/// LUN 0 in flat space addressing (SAM-5 §4.7.7.4).
+const FLAT_LUN_0: u64 = 0x4000 << 48;
 
 /// Names of the port that a transport serves the unit through (VPD 83h).
 #[derive(Debug, Clone)]
@@ -50,6 +53,7 @@ pub struct Nexus {
     disk: Arc<dyn BlockIo>,
     ports: PortNames,
     seen_generation: AtomicU64,
+    seen_media_changes: AtomicU64,
     geometry: Mutex<Geometry>,
 }
 
@@ -64,8 +68,9 @@ impl Nexus {
     pub fn new(unit: Arc<LogicalUnit>, disk: Arc<dyn BlockIo>, ports: PortNames) -> Nexus {
         let state = unit.attach(&ports.initiator);
         let seen_generation = AtomicU64::new(disk.generation());
+        let seen_media_changes = AtomicU64::new(disk.media_changes());
         let geometry = Mutex::new(disk.geometry());
-        Nexus { unit, state, disk, ports, seen_generation, geometry }
+        Nexus { unit, state, disk, ports, seen_generation, seen_media_changes, geometry }
     }
 
     /// The unit that all nexuses of this LUN share.
@@ -117,7 +122,7 @@ impl Nexus {
 
     /// Begins a command addressed to the 8-byte `lun`.
     pub fn begin(&self, lun: u64, cdb: &[u8; 16]) -> Plan {
-        if lun != 0 {
+        if lun != 0 && lun != FLAT_LUN_0 {
             return Plan::Done(self.no_such_unit(cdb));
         }
         self.look_for_changes();
@@ -141,6 +146,11 @@ impl Nexus {
         let rest = Geometry { size_bytes: now.size_bytes, generation: now.generation, ..*geometry };
         if rest != now {
             self.state.raise(Attention::ModeChanged);
+        }
+        // A file writer closed, or an import went by: what the initiator has cached may be old.
+        let changes = self.disk.media_changes();
+        if self.seen_media_changes.swap(changes, Ordering::Relaxed) != changes {
+            self.state.raise(Attention::MediumChanged);
         }
         self.seen_generation.store(now.generation, Ordering::Relaxed);
         *geometry = now;
@@ -200,6 +210,15 @@ impl Nexus {
             }
             Command::StartStop { power_condition, load_eject, start } => {
                 return self.start_stop(&geometry, power_condition, load_eject, start);
+            }
+            Command::ExtendedCopy { list_bytes } => {
+                if self.write_protected(&geometry) {
+                    return Err(Sense::WRITE_PROTECTED);
+                }
+                return copy::plan(list_bytes);
+            }
+            Command::ReceiveCopyResults { action, list_id, allocation_bytes } => {
+                (copy::results(self, action, list_id)?, allocation_bytes)
             }
             Command::Reserve6 => return Ok(self.reserved(self.unit.reserve6(&self.state))),
             Command::Release6 => return Ok(self.reserved(self.unit.release6(&self.state))),
@@ -342,6 +361,7 @@ fn access_of(command: &Command) -> Access {
         | Command::ReadCapacity16 { .. }
         | Command::ReportOpcodes(_)
         | Command::ReportTargetPortGroups { .. }
+        | Command::ReceiveCopyResults { .. }
         | Command::PersistentIn { .. }
         | Command::PersistentOut { .. } => Access::Query,
         Command::Read { .. }

@@ -185,6 +185,29 @@ fn writing_moves_mtime_and_ctime_and_chmod_only_ctime() {
 }
 
 #[test]
+fn the_first_access_after_a_change_is_noted() {
+    let Some(pool) = Pool::new() else { return };
+    let path = pool.path("f");
+    fs::write(&path, b"x").unwrap();
+    fs::create_dir(pool.path("d")).unwrap();
+    let stamps = |name: &str| {
+        let m = fs::metadata(pool.path(name)).unwrap();
+        ((m.atime(), m.atime_nsec()), (m.ctime(), m.ctime_nsec()))
+    };
+    let (file, dir) = (stamps("f"), stamps("d"));
+    fs::read(&path).unwrap();
+    names(&pool.path("d"));
+    let (read, listed) = (stamps("f"), stamps("d"));
+    assert!(read.0 > file.0 && listed.0 > dir.0);
+    assert_eq!((read.1, listed.1), (file.1, dir.1));
+    fs::read(&path).unwrap();
+    assert_eq!(stamps("f"), read);
+    fs::write(&path, b"y").unwrap();
+    fs::read(&path).unwrap();
+    assert!(stamps("f").0 > read.0);
+}
+
+#[test]
 fn extended_attributes() {
     let Some(pool) = Pool::new() else { return };
     let path = pool.path("f");

@@ -70,21 +70,14 @@ async fn main() -> std::io::Result<()> {
         geometry.removable = args.removable;
         geometry.read_only = args.read_only;
     });
-    let options = Options {
-        advertise: args.advertise,
-        ..Options::default()
-    };
+    let options = Options { advertise: args.advertise, ..Options::default() };
     let service = Service::new(Arc::new(One(disk)), options);
     let stop = CancellationToken::new();
     let mut portals = Vec::new();
     for address in args.addresses {
         let listener = TcpListener::bind(address).await?;
         println!("iscsi://{}/{}/0", listener.local_addr()?, One::name());
-        portals.push(tokio::spawn(portal::serve(
-            Arc::clone(&service),
-            listener,
-            stop.clone(),
-        )));
+        portals.push(tokio::spawn(portal::serve(Arc::clone(&service), listener, stop.clone())));
     }
     tokio::signal::ctrl_c().await?;
     stop.cancel();

@@ -16,12 +16,7 @@ const MIB: u64 = 1 << 20;
 
 /// Output of a libiscsi tool; `None` where it is not installed.
 fn tool(name: &str, arguments: &[&str]) -> Option<String> {
-    let output = Command::new("timeout")
-        .arg("30")
-        .arg(name)
-        .args(arguments)
-        .output()
-        .ok()?;
+    let output = Command::new("timeout").arg("30").arg(name).args(arguments).output().ok()?;
     if output.status.code() == Some(127) {
         eprintln!("{name} is not installed (Debian: libiscsi-bin): not tried");
         return None;
@@ -63,10 +58,7 @@ fn libiscsi_reads_with_many_in_flight() {
 fn a_long_list_of_targets_comes_in_parts() {
     let door = Door::with(MIB, 1000, Options::default());
     if let Some(text) = tool("iscsi-ls", &[&format!("iscsi://{}", door.address)]) {
-        assert_eq!(
-            text.lines().filter(|line| line.contains("Portal:")).count(),
-            1001
-        );
+        assert_eq!(text.lines().filter(|line| line.contains("Portal:")).count(), 1001);
     }
 }
 
@@ -81,20 +73,10 @@ fn written_data_is_read_back_by_every_way_it_can_come() {
     one.login("iqn.2026-11.local.test:one", keys).unwrap();
     one.settle();
     // immediate data, then solicited
-    let tag = one.command(
-        &write10(0, data.len()),
-        0xA0,
-        data.len() as u32,
-        &data[..4096],
-    );
+    let tag = one.command(&write10(0, data.len()), 0xA0, data.len() as u32, &data[..4096]);
     assert_eq!(one.finish(tag, &data).unwrap().status, 0);
     // immediate, unsolicited, then solicited
-    let tag = one.command(
-        &write10(4096, data.len()),
-        0x20,
-        data.len() as u32,
-        &data[..8192],
-    );
+    let tag = one.command(&write10(4096, data.len()), 0x20, data.len() as u32, &data[..8192]);
     one.data_out(tag, 0xFFFF_FFFF, &data[8192..65536], 8192);
     assert_eq!(one.finish(tag, &data).unwrap().status, 0);
     // solicited only, in PDUs of a size that is no multiple of anything
@@ -106,10 +88,7 @@ fn written_data_is_read_back_by_every_way_it_can_come() {
         assert!(read.data == data, "at {lba}");
     }
     let session = &door.service.sessions()[0];
-    assert_eq!(
-        (session.read_bytes, session.written_bytes),
-        (3 * MIB, 3 * MIB)
-    );
+    assert_eq!((session.read_bytes, session.written_bytes), (3 * MIB, 3 * MIB));
     assert_eq!(session.target, TARGET);
 }
 
@@ -131,11 +110,7 @@ fn a_disk_that_has_to_wait_answers_all_the_same() {
         let (header, segment) = one.receive().unwrap();
         assert_eq!((header.opcode(), segment == data[..4096]), (0x25, true));
     }
-    assert!(
-        began.elapsed() < Duration::from_millis(400),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < Duration::from_millis(400), "{:?}", began.elapsed());
 }
 
 #[test]
@@ -152,10 +127,7 @@ fn errors_of_the_disk_become_their_sense() {
     door.disk.set_bad(0..4096);
     let read = one.read(0, 8);
     assert_eq!(read.code(), (3, 0x11, 0));
-    assert_eq!(
-        (read.sense[0], &read.sense[3..7]),
-        (0xF0, &[0, 0, 0, 0][..])
-    );
+    assert_eq!((read.sense[0], &read.sense[3..7]), (0xF0, &[0, 0, 0, 0][..]));
     door.disk.set_failing(Some(BlockError::HeldByFile));
     assert_eq!(one.write(8, &block).code(), (2, 0x04, 7));
     door.disk.set_failing(None);
@@ -208,10 +180,7 @@ fn logins_that_cannot_be_are_told_why() {
     let refused = |text: &str| door.connect().login_text(text).unwrap_err();
     let name = "InitiatorName=iqn.a\0";
     assert_eq!(refused(&format!("{name}TargetName=iqn.none\0")), 0x0203);
-    assert_eq!(
-        refused(&format!("InitiatorName=forbidden\0TargetName={TARGET}\0")),
-        0x0202
-    );
+    assert_eq!(refused(&format!("InitiatorName=forbidden\0TargetName={TARGET}\0")), 0x0202);
     assert_eq!(refused(name), 0x0207);
     assert_eq!(refused(&format!("{name}SessionType=Odd\0")), 0x0209);
     assert!(door.service.sessions().is_empty());
@@ -220,14 +189,7 @@ fn logins_that_cannot_be_are_told_why() {
 #[test]
 fn a_half_open_login_is_closed_in_time() {
     let login_timeout = Duration::from_millis(300);
-    let door = Door::with(
-        MIB,
-        0,
-        Options {
-            login_timeout,
-            ..Options::default()
-        },
-    );
+    let door = Door::with(MIB, 0, Options { login_timeout, ..Options::default() });
     let mut silent = door.connect();
     let began = Instant::now();
     assert!(silent.is_closed());
@@ -330,10 +292,7 @@ fn a_short_expected_length_is_a_residual() {
     assert_eq!((read.status, read.data.len(), read.residual), (0, 512, 512));
     let tag = one.command(&read10(0, 1), 0xC0, 10000, &[]);
     let read = one.finish(tag, &[]).unwrap();
-    assert_eq!(
-        (read.status, read.data.len(), read.residual),
-        (0, 512, -9488)
-    );
+    assert_eq!((read.status, read.data.len(), read.residual), (0, 512, -9488));
     let tag = one.command(&read10(0, 1), 0x80, 0, &[]);
     assert_eq!(one.finish(tag, &[]).unwrap().residual, 512);
 }
@@ -366,21 +325,13 @@ fn tasks_are_aborted_and_units_reset() {
     assert_eq!(one.test_unit_ready().status, 0);
     door.disk.set_blocking(Some(Duration::from_millis(200)));
     let tag = one.command(&read10(0, 8), 0xC0, 4096, &[]);
-    assert_eq!(
-        manage(&mut one, 1, tag),
-        0,
-        "answered when the read ended, which is not"
-    );
+    assert_eq!(manage(&mut one, 1, tag), 0, "answered when the read ended, which is not");
     door.disk.set_blocking(None);
     let tag = two.command(&write10(0, 512), 0xA0, 512, &[]);
     two.receive().unwrap();
     assert_eq!(manage(&mut one, 5, 0xFFFF_FFFF), 0);
     for session in [&mut one, &mut two] {
-        assert_eq!(
-            session.test_unit_ready().code(),
-            (6, 0x29, 3),
-            "after {tag}"
-        );
+        assert_eq!(session.test_unit_ready().code(), (6, 0x29, 3), "after {tag}");
         assert_eq!(session.test_unit_ready().status, 0);
     }
     assert_eq!(manage(&mut one, 8, 1), 4);
@@ -391,10 +342,7 @@ fn a_client_that_does_not_read_harms_only_itself() {
     let door = Door::open(64 * MIB);
     let mut greedy = door.login();
     greedy.settle();
-    greedy
-        .stream
-        .set_write_timeout(Some(Duration::from_millis(500)))
-        .unwrap();
+    greedy.stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     for _ in 0..120 {
         greedy.command(&read10(0, 16384), 0xC0, 8 << 20, &[]); // 960 MiB of answers
     }
@@ -408,14 +356,7 @@ fn a_client_that_does_not_read_harms_only_itself() {
 
 #[test]
 fn more_connections_than_allowed_are_closed() {
-    let door = Door::with(
-        MIB,
-        0,
-        Options {
-            max_connections: 2,
-            ..Options::default()
-        },
-    );
+    let door = Door::with(MIB, 0, Options { max_connections: 2, ..Options::default() });
     let (_one, _two) = (door.connect(), door.connect());
     std::thread::sleep(Duration::from_millis(100));
     assert!(door.connect().is_closed());
@@ -424,46 +365,21 @@ fn more_connections_than_allowed_are_closed() {
 #[test]
 fn noise_from_a_seed_never_brings_the_door_down() {
     let login_timeout = Duration::from_millis(300);
-    let door = Door::with(
-        MIB,
-        0,
-        Options {
-            login_timeout,
-            ..Options::default()
-        },
-    );
+    let door = Door::with(MIB, 0, Options { login_timeout, ..Options::default() });
     for seed in 0..300 {
         let mut random = Random(seed);
         let mut noisy = door.connect();
-        noisy
-            .stream
-            .set_read_timeout(Some(Duration::from_millis(1)))
-            .unwrap();
-        noisy
-            .stream
-            .set_write_timeout(Some(Duration::from_millis(100)))
-            .unwrap();
+        noisy.stream.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+        noisy.stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
         if seed % 4 != 0 {
-            noisy
-                .stream
-                .set_read_timeout(Some(Duration::from_secs(10)))
-                .unwrap();
-            noisy
-                .login("iqn.2026-11.local.test:noise", "InitialR2T=No\0")
-                .unwrap();
-            noisy
-                .stream
-                .set_read_timeout(Some(Duration::from_millis(1)))
-                .unwrap();
+            noisy.stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            noisy.login("iqn.2026-11.local.test:noise", "InitialR2T=No\0").unwrap();
+            noisy.stream.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
         }
         for _ in 0..20 {
             let mut header = Header(random.bytes(48).try_into().unwrap());
             header.0[0] = (random.next() % 8) as u8 | if random.next() % 2 == 0 { 0x40 } else { 0 };
-            header.0[4] = if random.next() % 8 == 0 {
-                header.0[4]
-            } else {
-                0
-            };
+            header.0[4] = if random.next() % 8 == 0 { header.0[4] } else { 0 };
             header.0[8..16].fill(0);
             header.set_word(16, (random.next() % 4) as u32);
             header.set_word(20, (random.next() % 8192) as u32);
@@ -485,20 +401,14 @@ fn noise_from_a_seed_never_brings_the_door_down() {
 #[test]
 fn the_core_takes_any_bytes() {
     let door = Door::open(MIB);
-    let rounds = std::env::var("LUNFS_FUZZ_ROUNDS")
-        .ok()
-        .and_then(|text| text.parse().ok());
+    let rounds = std::env::var("LUNFS_FUZZ_ROUNDS").ok().and_then(|text| text.parse().ok());
     for seed in 0..rounds.unwrap_or(2000) {
         let mut random = Random(seed);
         let peer = "127.0.0.1:1".parse().unwrap();
         let end = tokio_util::sync::CancellationToken::new();
         let portal = "127.0.0.1:3260".to_owned();
         let mut core = Connection::new(door.service.clone(), portal, peer, end);
-        let digests = if seed % 3 == 0 {
-            "HeaderDigest=CRC32C\0DataDigest=CRC32C\0"
-        } else {
-            ""
-        };
+        let digests = if seed % 3 == 0 { "HeaderDigest=CRC32C\0DataDigest=CRC32C\0" } else { "" };
         let keys = format!("InitiatorName=a\0TargetName={TARGET}\0InitialR2T=No\0{digests}");
         let mut login = Header::reply(0x43, 0x87, 0);
         login.0[8] = 0x80;
@@ -508,11 +418,7 @@ fn the_core_takes_any_bytes() {
             let header = random_header(&mut random, sn);
             let length = (random.next() % 5) * (random.next() % 9000);
             let data = random.bytes(length as usize);
-            feed(
-                &mut core,
-                &pdu(header, &data, !digests.is_empty()),
-                &mut random,
-            );
+            feed(&mut core, &pdu(header, &data, !digests.is_empty()), &mut random);
         }
         assert!(core.outgoing().is_empty());
     }
@@ -532,9 +438,7 @@ fn random_header(random: &mut Random, sn: u32) -> Header {
     } else {
         header.set_word(20, (random.next() % 65536) as u32);
         header.0[32..48].fill(0);
-        let cdbs = [
-            0x28, 0x2A, 0x12, 0x5F, 0x42, 0x93, 0x89, 0xA3, 0x8A, 0x2E, 0x15, 0x8B,
-        ];
+        let cdbs = [0x28, 0x2A, 0x12, 0x5F, 0x42, 0x93, 0x89, 0xA3, 0x8A, 0x2E, 0x15, 0x8B];
         header.0[32] = cdbs[random.next() as usize % cdbs.len()];
         header.0[40] = (random.next() % 24) as u8;
         header.0[45] = (random.next() % 24) as u8;
@@ -564,10 +468,7 @@ fn feed(core: &mut Connection, mut bytes: &[u8], random: &mut Random) {
     while !bytes.is_empty() && !core.is_closing() {
         let space = core.space();
         assert!(!space.is_empty());
-        let piece = bytes
-            .len()
-            .min(space.len())
-            .min(1 + random.next() as usize % 6000);
+        let piece = bytes.len().min(space.len()).min(1 + random.next() as usize % 6000);
         space[..piece].copy_from_slice(&bytes[..piece]);
         core.received(piece);
         bytes = &bytes[piece..];

@@ -1,1 +1,24 @@
-//! (being written)
+//! Commands on an open pool, and how they reach it.
+//!
+//! - [`engine`] carries commands out, in the server or in the command's own process;
+//! - [`protocol`] and [`wire`] are what goes over the control socket, [`listener`] and [`client`]
+//!   its two ends, [`run_dir`] where it is;
+//! - [`pool`] and [`label`] find, lock, make and open a pool's devices;
+//! - [`report`] and [`doors`] are what is shown.
+
+pub mod client;
+pub mod doors;
+pub mod engine;
+pub mod error;
+pub mod label;
+pub mod listener;
+mod log;
+pub mod pool;
+pub mod protocol;
+pub mod report;
+pub mod run_dir;
+pub mod stop;
+mod transfer;
+pub mod wire;
+
+pub use error::{Error, Message, Result};

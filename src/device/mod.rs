@@ -5,6 +5,7 @@
 //! [`sim::SimDevice`] (memory, with crashes and faults drawn from a seed) and
 //! [`overlay::OverlayDevice`] (reads through, keeps writes in memory: offline check).
 
+pub mod counters;
 pub mod file;
 pub mod overlay;
 pub mod sim;
@@ -48,4 +49,15 @@ pub trait BlockDevice: Send + Sync {
 
     /// What messages call it: a path, mostly.
     fn name(&self) -> String;
+}
+
+/// Refuses a range that does not lie within the device.
+fn check_range(device: &dyn BlockDevice, first: u64, count: u64) -> io::Result<()> {
+    match first.checked_add(count) {
+        Some(end) if end <= device.block_count() => Ok(()),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("blocks {first} + {count} lie beyond the end of {}", device.name()),
+        )),
+    }
 }

@@ -32,10 +32,7 @@ pub struct NodeId {
 impl NodeId {
     /// The root directory of a volume.
     pub const fn root(volume: VolumeId) -> NodeId {
-        NodeId {
-            volume,
-            ino: ROOT_INO,
-        }
+        NodeId { volume, ino: ROOT_INO }
     }
 }
 

@@ -217,11 +217,7 @@ impl Connection {
 
     fn take_pdu(&mut self, header: &Header, bytes: &[u8]) -> usize {
         let head = HEADER_BYTES + header.ahs_bytes();
-        let digest = if self.params.header_digest {
-            DIGEST_BYTES
-        } else {
-            0
-        };
+        let digest = if self.params.header_digest { DIGEST_BYTES } else { 0 };
         let (Some(covered), Some(found)) = (bytes.get(..head), bytes.get(head..head + digest))
         else {
             return 0;
@@ -246,8 +242,7 @@ impl Connection {
             return 0;
         }
         let to = self.destination(header);
-        self.receiver
-            .begin_bulk(Bulk::new(*header, to, with_digest));
+        self.receiver.begin_bulk(Bulk::new(*header, to, with_digest));
         start
     }
 
@@ -348,8 +343,7 @@ impl Connection {
             return;
         }
         let (service, end) = (Arc::clone(&self.service), self.end.clone());
-        self.jobs
-            .push_back(Job::open(service, wish, self.peer, end));
+        self.jobs.push_back(Job::open(service, wish, self.peer, end));
         self.phase = Phase::Opening(header, text, Box::new(login.params));
     }
 
@@ -365,10 +359,7 @@ impl Connection {
                 self.send_status(header, &text);
                 self.params = *params;
                 let seen_aborts = opened.nexus.aborts();
-                self.phase = Phase::Full(Box::new(Session {
-                    opened: *opened,
-                    seen_aborts,
-                }));
+                self.phase = Phase::Full(Box::new(Session { opened: *opened, seen_aborts }));
             }
             Err(status) => {
                 self.send_status(login::reply(&header, 0, status), &[]);
@@ -453,9 +444,7 @@ impl Connection {
     /// Padding and digest after a data segment.
     pub(super) fn send_tail(&mut self, data: &[u8]) {
         let pad = [0u8; 3];
-        let pad = pad
-            .get(..padded(data.len()) - data.len())
-            .unwrap_or_default();
+        let pad = pad.get(..padded(data.len()) - data.len()).unwrap_or_default();
         self.out.push(pad);
         if self.params.data_digest {
             self.out.push(&pdu::digest(&[data, pad]));
@@ -498,6 +487,9 @@ impl Connection {
         let mut header = Header::reply(response::LOGOUT, pdu::FINAL, request.tag());
         header.0[2] = if recovery { NO_RECOVERY } else { 0 };
         if !recovery {
+            if let Phase::Full(session) = &self.phase {
+                session.opened.nexus.leaving();
+            }
             self.close();
             self.tasks.clear();
         }

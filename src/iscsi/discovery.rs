@@ -77,11 +77,8 @@ impl Connection {
         }
         match (&self.phase, list_wanted) {
             (Phase::Discovery(wish), true) => {
-                let client = Client {
-                    initiator: wish.initiator.clone(),
-                    peer: self.peer(),
-                    user: None,
-                };
+                let client =
+                    Client { initiator: wish.initiator.clone(), peer: self.peer(), user: None };
                 self.text.listing = Some((*request, out));
                 self.jobs.push_back(Job::list(self.service.clone(), client));
             }
@@ -104,11 +101,7 @@ impl Connection {
 
     fn put_target(&self, out: &mut Vec<u8>, name: &str) {
         text::put(out, "TargetName", name);
-        text::put(
-            out,
-            "TargetAddress",
-            &format!("{},{PORTAL_GROUP}", self.portal),
-        );
+        text::put(out, "TargetAddress", &format!("{},{PORTAL_GROUP}", self.portal));
     }
 
     /// The list of targets is there.
@@ -138,11 +131,7 @@ impl Connection {
     }
 
     fn send_text(&mut self, request: &Header, data: &[u8], last: bool) {
-        let more = if self.text.rest.is_empty() {
-            0
-        } else {
-            CONTINUE
-        };
+        let more = if self.text.rest.is_empty() { 0 } else { CONTINUE };
         let flags = if last { FINAL } else { more };
         let mut header = Header::reply(response::TEXT, flags, request.tag());
         header.0[8..16].copy_from_slice(&request.0[8..16]);

@@ -36,16 +36,8 @@ pub struct Job(Work);
 
 #[derive(Debug)]
 enum Work {
-    Open {
-        service: Arc<Service>,
-        wish: Wish,
-        peer: SocketAddr,
-        end: CancellationToken,
-    },
-    List {
-        service: Arc<Service>,
-        client: Client,
-    },
+    Open { service: Arc<Service>, wish: Wish, peer: SocketAddr, end: CancellationToken },
+    List { service: Arc<Service>, client: Client },
     Scsi(Scsi),
 }
 
@@ -86,12 +78,7 @@ impl Job {
         peer: SocketAddr,
         end: CancellationToken,
     ) -> Job {
-        Job(Work::Open {
-            service,
-            wish,
-            peer,
-            end,
-        })
+        Job(Work::Open { service, wish, peer, end })
     }
 
     pub(super) fn list(service: Arc<Service>, client: Client) -> Job {
@@ -105,21 +92,11 @@ impl Job {
     /// Does the work; may block.
     pub fn run(self) -> Done {
         match self.0 {
-            Work::Open {
-                service,
-                wish,
-                peer,
-                end,
-            } => Done::Opened(open(&service, wish, peer, end).map(Box::new)),
+            Work::Open { service, wish, peer, end } => {
+                Done::Opened(open(&service, wish, peer, end).map(Box::new))
+            }
             Work::List { service, client } => Done::Listed(service.directory.list(&client)),
-            Work::Scsi(Scsi {
-                tag,
-                nexus,
-                task,
-                out,
-                mut into,
-                cancel,
-            }) => {
+            Work::Scsi(Scsi { tag, nexus, task, out, mut into, cancel }) => {
                 let data = out.get(..task.data_out_bytes).unwrap_or_default();
                 let answer = nexus.run(&task, data, &mut into, &cancel);
                 Done::Scsi(tag, answer, into)
@@ -135,28 +112,15 @@ fn open(
     end: CancellationToken,
 ) -> Result<Opened, Status> {
     let target = wish.target.unwrap_or_default();
-    let client = Client {
-        initiator: wish.initiator,
-        peer,
-        user: None,
-    };
-    let key = SessionKey {
-        initiator: client.initiator.clone(),
-        isid: wish.isid,
-        target: target.clone(),
-    };
-    let registration = service
-        .register(key, peer, end)
-        .ok_or(Status::UNAVAILABLE)?;
+    let client = Client { initiator: wish.initiator, peer, user: None };
+    let key =
+        SessionKey { initiator: client.initiator.clone(), isid: wish.isid, target: target.clone() };
+    let registration = service.register(key, peer, end).ok_or(Status::UNAVAILABLE)?;
     let disk = service
         .directory
         .open(&client, &target)
         .map_err(|refusal: Refusal| Status(refusal.status()))?;
-    let isid = wish
-        .isid
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect::<String>();
+    let isid = wish.isid.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let ports = PortNames {
         initiator: format!("{},i,0x{isid}", client.initiator),
         port: format!("{target},t,0x{PORTAL_GROUP:04x}"),
@@ -167,10 +131,5 @@ fn open(
     };
     let unit = service.unit(&disk.identity());
     let nexus = Arc::new(Nexus::new(unit, disk, ports));
-    Ok(Opened {
-        nexus,
-        registration,
-        client,
-        target,
-    })
+    Ok(Opened { nexus, registration, client, target })
 }

@@ -210,19 +210,11 @@ impl Login {
     }
 
     fn wish(&self, header: &Header) -> Result<Wish, Status> {
-        let initiator = self
-            .names
-            .initiator
-            .clone()
-            .ok_or(Status::MISSING_PARAMETER)?;
+        let initiator = self.names.initiator.clone().ok_or(Status::MISSING_PARAMETER)?;
         let target = self.names.target.clone().filter(|_| !self.names.discovery);
         let mut isid = [0; 6];
         isid.copy_from_slice(&header.0[8..14]);
-        Ok(Wish {
-            initiator,
-            target,
-            isid,
-        })
+        Ok(Wish { initiator, target, isid })
     }
 }
 
@@ -246,14 +238,9 @@ mod tests {
     fn one_step_is_enough() {
         let text = b"InitiatorName=iqn.a\0TargetName=iqn.t\0InitialR2T=No\0";
         let step = ask(&mut Login::default(), 0x87, text);
-        let Step::Finish(header, out, wish) = step else {
-            panic!("{step:?}")
-        };
+        let Step::Finish(header, out, wish) = step else { panic!("{step:?}") };
         assert_eq!(header.flags(), 0x87);
-        assert_eq!(
-            (wish.initiator.as_str(), wish.target.as_deref()),
-            ("iqn.a", Some("iqn.t"))
-        );
+        assert_eq!((wish.initiator.as_str(), wish.target.as_deref()), ("iqn.a", Some("iqn.t")));
         let keys = text::parse(&out).unwrap();
         assert!(keys.contains(&("InitialR2T".into(), "No".into())));
         assert!(keys.contains(&("TargetPortalGroupTag".into(), "1".into())));
@@ -267,10 +254,7 @@ mod tests {
         assert!(matches!(&step, Step::Reply(header, out)
             if header.flags() == 0x81 && out == b"AuthMethod=None\0"));
         let step = ask(&mut login, 0x87, b"HeaderDigest=CRC32C\0");
-        assert!(matches!(
-            step,
-            Step::Finish(_, _, Wish { target: None, .. })
-        ));
+        assert!(matches!(step, Step::Finish(_, _, Wish { target: None, .. })));
         assert!(login.params.header_digest);
     }
 
@@ -280,10 +264,7 @@ mod tests {
         assert_eq!(refuse(0x87, b"InitiatorName=iqn.a\0"), 0x0207);
         assert_eq!(refuse(0x87, b"TargetName=iqn.a\0"), 0x0207);
         assert_eq!(refuse(0x87, b"nonsense\0"), 0x0200);
-        assert_eq!(
-            refuse(0x87, b"InitiatorName=a\0SessionType=Other\0"),
-            0x0209
-        );
+        assert_eq!(refuse(0x87, b"InitiatorName=a\0SessionType=Other\0"), 0x0209);
         let chap = b"InitiatorName=a\0TargetName=b\0AuthMethod=CHAP\0";
         assert_eq!(refuse(0x81, chap), 0x0201);
         assert_eq!(refuse(0x84, &[b'a'; text::MAX_TEXT_BYTES + 1]), 0x0200);

@@ -53,8 +53,7 @@ impl Outbox {
     fn close_run(&mut self) {
         if !self.open.is_empty() {
             let fresh = self.spare.pop().unwrap_or_default();
-            self.chunks
-                .push_back(Chunk::Run(std::mem::replace(&mut self.open, fresh)));
+            self.chunks.push_back(Chunk::Run(std::mem::replace(&mut self.open, fresh)));
         }
     }
 
@@ -76,8 +75,7 @@ impl Outbox {
         if !range.is_empty() && range.end <= buffer.len() {
             self.close_run();
             self.queued += range.len();
-            self.chunks
-                .push_back(Chunk::Long(Arc::clone(buffer), range));
+            self.chunks.push_back(Chunk::Long(Arc::clone(buffer), range));
         }
     }
 
@@ -99,11 +97,7 @@ impl Outbox {
     pub fn slices<'a>(&'a self, out: &mut [IoSlice<'a>]) -> usize {
         let mut count = 0;
         let mut skip = self.sent;
-        let chunks = self
-            .chunks
-            .iter()
-            .map(Chunk::bytes)
-            .chain(std::iter::once(&self.open[..]));
+        let chunks = self.chunks.iter().map(Chunk::bytes).chain(std::iter::once(&self.open[..]));
         for (slot, bytes) in out.iter_mut().zip(chunks) {
             *slot = IoSlice::new(bytes.get(skip..).unwrap_or_default());
             skip = 0;
@@ -150,10 +144,8 @@ mod tests {
         while !outbox.is_empty() {
             let mut slices = [IoSlice::new(&[]); 4];
             let count = outbox.slices(&mut slices);
-            let joined: Vec<u8> = slices[..count]
-                .iter()
-                .flat_map(|slice| slice.iter().copied())
-                .collect();
+            let joined: Vec<u8> =
+                slices[..count].iter().flat_map(|slice| slice.iter().copied()).collect();
             let took = joined.len().min(step);
             all.extend_from_slice(&joined[..took]);
             outbox.advance(took);

@@ -77,16 +77,12 @@ fn yes_no(is: bool) -> Reply {
 
 /// A number within `range`, else the answer that rejects it.
 fn within(offer: &str, least: u32, most: u32) -> Result<u32, Reply> {
-    text::number(offer)
-        .filter(|number| (least..=most).contains(number))
-        .ok_or(value("Reject"))
+    text::number(offer).filter(|number| (least..=most).contains(number)).ok_or(value("Reject"))
 }
 
 /// The first of the offered digests that we know (RFC 7143 §6.2.1: the initiator's order counts).
 fn digest(offer: &str, into: &mut bool) -> Reply {
-    let known = offer
-        .split(',')
-        .find(|name| matches!(*name, "CRC32C" | "None"));
+    let known = offer.split(',').find(|name| matches!(*name, "CRC32C" | "None"));
     match known {
         Some(name) => {
             *into = name == "CRC32C";
@@ -163,10 +159,7 @@ mod tests {
     #[test]
     fn numbers_meet_at_the_smaller() {
         let mut params = Params::default();
-        assert_eq!(
-            params.negotiate("FirstBurstLength", "16777215"),
-            value("262144")
-        );
+        assert_eq!(params.negotiate("FirstBurstLength", "16777215"), value("262144"));
         assert_eq!(params.negotiate("MaxBurstLength", "65536"), value("65536"));
         params.settle();
         assert_eq!(params.first_burst_bytes, 65536);
@@ -186,24 +179,15 @@ mod tests {
             assert_eq!(params.negotiate(key, offer), value("Reject"), "{key}");
         }
         assert_eq!(params, Params::default());
-        assert_eq!(
-            params.negotiate("X-org.example.a", "1"),
-            value("NotUnderstood")
-        );
+        assert_eq!(params.negotiate("X-org.example.a", "1"), value("NotUnderstood"));
     }
 
     #[test]
     fn the_initiators_order_of_digests_counts() {
         let mut params = Params::default();
-        assert_eq!(
-            params.negotiate("HeaderDigest", "None,CRC32C"),
-            value("None")
-        );
+        assert_eq!(params.negotiate("HeaderDigest", "None,CRC32C"), value("None"));
         assert!(!params.header_digest);
-        assert_eq!(
-            params.negotiate("HeaderDigest", "MD5,CRC32C,None"),
-            value("CRC32C")
-        );
+        assert_eq!(params.negotiate("HeaderDigest", "MD5,CRC32C,None"), value("CRC32C"));
         assert!(params.header_digest);
     }
 }

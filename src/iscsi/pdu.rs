@@ -120,10 +120,7 @@ impl Header {
 
     /// The 32 bits at `at`, one of the constants of a PDU's layout (0 beyond the header).
     pub fn word(&self, at: usize) -> u32 {
-        let bytes = self
-            .0
-            .get(at..at + 4)
-            .and_then(|bytes| bytes.try_into().ok());
+        let bytes = self.0.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
         bytes.map_or(0, u32::from_be_bytes)
     }
 
@@ -174,10 +171,7 @@ pub const fn sn_before(left: u32, right: u32) -> bool {
 
 /// Digests go over the wire as little-endian CRC32C (RFC 7143 appendix A.4).
 pub fn digest(parts: &[&[u8]]) -> [u8; DIGEST_BYTES] {
-    parts
-        .iter()
-        .fold(0, |crc, part| crc32c::crc32c_append(crc, part))
-        .to_le_bytes()
+    parts.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part)).to_le_bytes()
 }
 
 #[cfg(test)]

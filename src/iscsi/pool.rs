@@ -33,11 +33,7 @@ impl Pool {
         if memory.len() < bytes {
             memory = vec![0; bytes];
         }
-        Buffer {
-            memory,
-            bytes,
-            home,
-        }
+        Buffer { memory, bytes, home }
     }
 
     fn put(&self, memory: Vec<u8>) {

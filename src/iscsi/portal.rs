@@ -66,10 +66,7 @@ fn portal_address(advertise: Option<&str>, local: SocketAddr) -> String {
     };
     let literal = name.parse::<std::net::Ipv6Addr>().is_ok();
     let has_port = name.parse::<SocketAddr>().is_ok()
-        || (!literal
-            && name
-                .rsplit_once(':')
-                .is_some_and(|(_, port)| port.parse::<u16>().is_ok()));
+        || (!literal && name.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()));
     match (has_port, literal) {
         (true, _) => name.to_owned(),
         (false, true) => format!("[{name}]:{}", local.port()),
@@ -97,18 +94,11 @@ async fn carry(service: Arc<Service>, stream: TcpStream, peer: SocketAddr, end: 
     let login_timeout = service.options.login_timeout;
     let core = Connection::new(service, portal, peer, end.clone());
     let (done_to, done) = mpsc::unbounded_channel(); // bounded by the connection's running jobs
-    let mut carrier = Carrier {
-        core,
-        stream,
-        done_to,
-        done,
-    };
+    let mut carrier = Carrier { core, stream, done_to, done };
     carrier.run(end, login_timeout).await;
     carrier.core.close();
     carrier.wait_for_jobs().await;
-    let Carrier {
-        core, mut stream, ..
-    } = carrier;
+    let Carrier { core, mut stream, .. } = carrier;
     let _ = stream.shutdown().await;
     // letting go of a disk may wait for it
     let _ = tokio::task::spawn_blocking(move || drop(core)).await;
@@ -173,9 +163,7 @@ impl Carrier {
             }
             if self.core.is_closing() && !lingering {
                 lingering = true;
-                deadline
-                    .as_mut()
-                    .reset(tokio::time::Instant::now() + LINGER);
+                deadline.as_mut().reset(tokio::time::Instant::now() + LINGER);
             }
             let timed = lingering || !self.core.is_logged_in();
             let event = poll_fn(|cx| {
@@ -247,10 +235,7 @@ impl Carrier {
 
     fn start_jobs(&mut self) {
         while let Some(job) = self.core.next_job() {
-            let report = Report {
-                to: self.done_to.clone(),
-                done: Done::Lost,
-            };
+            let report = Report { to: self.done_to.clone(), done: Done::Lost };
             drop(tokio::task::spawn_blocking(move || report.run(job)));
         }
     }

@@ -72,30 +72,25 @@ impl Connection {
         let start = HEADER_BYTES + if header_digest { DIGEST_BYTES } else { 0 };
         let digest = if data_digest { DIGEST_BYTES } else { 0 };
         let mut answer = None;
-        let filled = self
-            .out
-            .fill_in_place(start + padded(bytes) + digest, |room| {
-                let (head, body) = room.split_at_mut(start);
-                let (data, tail) = body.split_at_mut(padded(bytes));
-                let Some(target) = data.get_mut(..bytes) else {
-                    return false;
-                };
-                answer = session.opened.nexus.try_run(&task, &[], target);
-                if answer
-                    .as_ref()
-                    .is_none_or(|answer| answer.status != Status::Good)
-                {
-                    return false;
-                }
-                put(head, 0, &header.0);
-                if header_digest {
-                    put(head, HEADER_BYTES, &pdu::digest(&[&header.0]));
-                }
-                if data_digest {
-                    put(tail, 0, &pdu::digest(&[data]));
-                }
-                true
-            });
+        let filled = self.out.fill_in_place(start + padded(bytes) + digest, |room| {
+            let (head, body) = room.split_at_mut(start);
+            let (data, tail) = body.split_at_mut(padded(bytes));
+            let Some(target) = data.get_mut(..bytes) else {
+                return false;
+            };
+            answer = session.opened.nexus.try_run(&task, &[], target);
+            if answer.as_ref().is_none_or(|answer| answer.status != Status::Good) {
+                return false;
+            }
+            put(head, 0, &header.0);
+            if header_digest {
+                put(head, HEADER_BYTES, &pdu::digest(&[&header.0]));
+            }
+            if data_digest {
+                put(tail, 0, &pdu::digest(&[data]));
+            }
+            true
+        });
         if filled {
             return self.count_read(bytes);
         }
@@ -109,9 +104,7 @@ impl Connection {
     fn count_read(&self, bytes: usize) {
         if let Phase::Full(session) = &self.phase {
             let counters = &session.opened.registration.counters;
-            counters
-                .read_bytes
-                .fetch_add(bytes as u64, Ordering::Relaxed);
+            counters.read_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         }
     }
 

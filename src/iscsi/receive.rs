@@ -47,17 +47,7 @@ impl Bulk {
         let data = header.data_bytes();
         let tail_bytes = padded(data) - data + if digest { DIGEST_BYTES } else { 0 };
         let tail = [0; 3 + DIGEST_BYTES];
-        Bulk {
-            header,
-            to,
-            data,
-            got: 0,
-            tail,
-            tail_bytes,
-            tail_got: 0,
-            digest,
-            crc: 0,
-        }
+        Bulk { header, to, data, got: 0, tail, tail_bytes, tail_got: 0, digest, crc: 0 }
     }
 
     /// Room for the rest of the data at its destination.
@@ -69,9 +59,9 @@ impl Bulk {
                 let end = (start + rest).min(buffer.len());
                 buffer.get_mut(start..end).unwrap_or_default()
             }
-            Destination::Own(memory) => memory
-                .get_mut(self.got..self.got + rest)
-                .unwrap_or_default(),
+            Destination::Own(memory) => {
+                memory.get_mut(self.got..self.got + rest).unwrap_or_default()
+            }
             Destination::Discard => Default::default(),
         }
     }
@@ -127,13 +117,7 @@ pub struct Receiver {
 impl Receiver {
     /// An empty one.
     pub fn new() -> Receiver {
-        Receiver {
-            staging: vec![0; STAGING_BYTES],
-            start: 0,
-            end: 0,
-            bulk: None,
-            direct: false,
-        }
+        Receiver { staging: vec![0; STAGING_BYTES], start: 0, end: 0, bulk: None, direct: false }
     }
 
     /// Where the next received bytes go; never empty.

@@ -37,11 +37,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options {
-            advertise: None,
-            max_connections: 256,
-            login_timeout: Duration::from_secs(15),
-        }
+        Options { advertise: None, max_connections: 256, login_timeout: Duration::from_secs(15) }
     }
 }
 
@@ -128,9 +124,7 @@ pub struct Service {
 
 impl std::fmt::Debug for Service {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Service")
-            .field("options", &self.options)
-            .finish_non_exhaustive()
+        f.debug_struct("Service").field("options", &self.options).finish_non_exhaustive()
     }
 }
 
@@ -180,20 +174,9 @@ impl Service {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let counters = Arc::new(Counters::default());
         let since = SystemTime::now();
-        let entry = Entry {
-            key,
-            peer,
-            since,
-            counters: Arc::clone(&counters),
-            end,
-        };
+        let entry = Entry { key, peer, since, counters: Arc::clone(&counters), end };
         table.insert(id, entry);
-        Some(Registration {
-            service: Arc::clone(self),
-            id,
-            counters,
-            tsih: self.tsih(),
-        })
+        Some(Registration { service: Arc::clone(self), id, counters, tsih: self.tsih() })
     }
 
     pub(super) fn tsih(&self) -> u16 {

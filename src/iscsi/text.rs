@@ -24,10 +24,7 @@ pub fn parse(text: &[u8]) -> Result<Vec<(String, String)>, TextError> {
         return Err(TextError::TooLong);
     }
     let mut pairs = Vec::new();
-    for item in text
-        .split(|&byte| byte == 0)
-        .filter(|item| !item.is_empty())
-    {
+    for item in text.split(|&byte| byte == 0).filter(|item| !item.is_empty()) {
         if pairs.len() == MAX_PAIRS {
             return Err(TextError::TooLong);
         }
@@ -42,10 +39,7 @@ pub fn parse(text: &[u8]) -> Result<Vec<(String, String)>, TextError> {
 }
 
 fn is_key(key: &str) -> bool {
-    let first = key
-        .bytes()
-        .next()
-        .is_some_and(|byte| byte.is_ascii_alphabetic());
+    let first = key.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic());
     let rest = |byte: u8| byte.is_ascii_alphanumeric() || b".-+@_#".contains(&byte);
     first && key.len() <= MAX_KEY_BYTES && key.bytes().all(rest)
 }
@@ -60,10 +54,7 @@ pub fn put(out: &mut Vec<u8>, key: &str, value: &str) {
 
 /// A number as iSCSI writes it: decimal or 0x hexadecimal (RFC 7143 §6.1).
 pub fn number(value: &str) -> Option<u32> {
-    match value
-        .strip_prefix("0x")
-        .or_else(|| value.strip_prefix("0X"))
-    {
+    match value.strip_prefix("0x").or_else(|| value.strip_prefix("0X")) {
         Some(digits) if digits.starts_with('+') => None,
         Some(digits) => u32::from_str_radix(digits, 16).ok(),
         None if value.starts_with('+') => None,
@@ -85,13 +76,7 @@ mod tests {
 
     #[test]
     fn malformed_text_is_refused() {
-        for text in [
-            &b"novalue\0"[..],
-            b"=x\0",
-            b"9a=1\0",
-            b"a b=1\0",
-            b"A=\xFF\0",
-        ] {
+        for text in [&b"novalue\0"[..], b"=x\0", b"9a=1\0", b"a b=1\0", b"A=\xFF\0"] {
             assert_eq!(parse(text), Err(TextError::Malformed));
         }
         assert_eq!(parse(&b"A=1\0".repeat(200)), Err(TextError::TooLong));

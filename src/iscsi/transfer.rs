@@ -30,12 +30,7 @@ pub(super) struct Request {
 impl Request {
     fn of(header: &Header) -> Request {
         let expected = header.word(20) as usize;
-        Request {
-            tag: header.tag(),
-            flags: header.flags(),
-            expected,
-            pdus: 0,
-        }
+        Request { tag: header.tag(), flags: header.flags(), expected, pdus: 0 }
     }
 
     /// Bytes that the initiator takes.
@@ -144,12 +139,7 @@ impl Connection {
         let Phase::Full(session) = &self.phase else {
             return Destination::Discard;
         };
-        session
-            .opened
-            .registration
-            .counters
-            .commands
-            .fetch_add(1, Ordering::Relaxed);
+        session.opened.registration.counters.commands.fetch_add(1, Ordering::Relaxed);
         match session.opened.nexus.begin(header.lun(), &header.cdb()) {
             Plan::Done(answer) => {
                 let wanted = answer.data.len();
@@ -214,9 +204,7 @@ impl Connection {
             return self.refuse(header, request, answer, task.wanted_bytes);
         }
         let needed = task.data_out_bytes;
-        let whole = data
-            .and_then(|data| data.get(..needed))
-            .filter(|_| header.is_final());
+        let whole = data.and_then(|data| data.get(..needed)).filter(|_| header.is_final());
         if let Some(data) = whole {
             self.write_at_once(&nexus, request, task, data);
             return Destination::Discard;
@@ -244,15 +232,9 @@ impl Connection {
         data: Option<&[u8]>,
     ) -> Destination {
         let needed = task.data_out_bytes;
-        let unsolicited = request
-            .out_expected()
-            .min(self.params.first_burst_bytes as usize);
+        let unsolicited = request.out_expected().min(self.params.first_burst_bytes as usize);
         let solicited = self.reserve(needed);
-        let room = if solicited > 0 {
-            needed
-        } else {
-            needed.min(unsolicited)
-        };
+        let room = if solicited > 0 { needed } else { needed.min(unsolicited) };
         let mut buffer = self.pool.take(room);
         let immediate = header.data_bytes();
         if let Some(data) = data {
@@ -267,13 +249,7 @@ impl Connection {
             sequence: (!header.is_final()).then_some(NO_TAG),
             solicited,
         };
-        self.tasks.insert(
-            request.tag,
-            Entry {
-                request,
-                state: State::Collecting(collect),
-            },
-        );
+        self.tasks.insert(request.tag, Entry { request, state: State::Collecting(collect) });
         if data.is_none() {
             return Destination::Task(buffer, 0);
         }
@@ -347,10 +323,8 @@ impl Connection {
     }
 
     fn finish_refused(&mut self, tag: u32) {
-        if let Some(Entry {
-            request,
-            state: State::Refused { answer, wanted },
-        }) = self.tasks.remove(&tag)
+        if let Some(Entry { request, state: State::Refused { answer, wanted } }) =
+            self.tasks.remove(&tag)
         {
             self.finish(request, answer, wanted);
         }
@@ -393,11 +367,7 @@ impl Connection {
         let request = entry.request;
         let solicited = collect.solicited;
         let buffer = collect.buffer.take().unwrap_or_default();
-        let Some(Entry {
-            state: State::Collecting(collect),
-            ..
-        }) = self.tasks.remove(&tag)
-        else {
+        let Some(Entry { state: State::Collecting(collect), .. }) = self.tasks.remove(&tag) else {
             return;
         };
         self.run_write(request, collect.task, buffer, solicited);
@@ -508,11 +478,7 @@ impl Connection {
         let Some(nexus) = self.nexus() else { return };
         let reading = task.data_in_bytes;
         let wanted = task.wanted_bytes;
-        let into = if reading > 0 {
-            self.pool.take(reading)
-        } else {
-            Buffer::default()
-        };
+        let into = if reading > 0 { self.pool.take(reading) } else { Buffer::default() };
         self.reading_bytes += reading;
         let cancel = Connection::cancel_flag();
         let state = State::Running {
@@ -523,14 +489,7 @@ impl Connection {
             wanted,
         };
         self.tasks.insert(request.tag, Entry { request, state });
-        self.jobs.push_back(Job::scsi(Scsi {
-            tag: request.tag,
-            nexus,
-            task,
-            out,
-            into,
-            cancel,
-        }));
+        self.jobs.push_back(Job::scsi(Scsi { tag: request.tag, nexus, task, out, into, cancel }));
     }
 
     /// A task's job is done.
@@ -539,14 +498,7 @@ impl Connection {
         let Some(entry) = self.tasks.remove(&tag) else {
             return;
         };
-        let State::Running {
-            aborted,
-            solicited,
-            reading,
-            wanted,
-            ..
-        } = entry.state
-        else {
+        let State::Running { aborted, solicited, reading, wanted, .. } = entry.state else {
             return;
         };
         self.reading_bytes = self.reading_bytes.saturating_sub(reading);
@@ -573,11 +525,7 @@ impl Connection {
             entry.cancel();
             return;
         }
-        if let Some(Entry {
-            state: State::Collecting(collect),
-            ..
-        }) = self.tasks.remove(&tag)
-        {
+        if let Some(Entry { state: State::Collecting(collect), .. }) = self.tasks.remove(&tag) {
             self.release(collect.solicited);
         }
     }
@@ -585,9 +533,7 @@ impl Connection {
     fn finish_write(&mut self, request: Request, answer: Answer, bytes: usize) {
         if let Phase::Full(session) = &self.phase {
             let counters = &session.opened.registration.counters;
-            counters
-                .written_bytes
-                .fetch_add(bytes as u64, Ordering::Relaxed);
+            counters.written_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         }
         self.finish(request, answer, bytes);
     }
@@ -617,9 +563,7 @@ impl Collect {
         }
         self.data_sn = self.data_sn.wrapping_add(1);
         self.offset += length;
-        self.buffer
-            .take()
-            .map_or(Accepted::Violation, Accepted::Data)
+        self.buffer.take().map_or(Accepted::Violation, Accepted::Data)
     }
 }
 

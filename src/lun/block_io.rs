@@ -60,7 +60,7 @@ pub struct Geometry {
     pub write_through: bool,
     /// Longest write in bytes that is atomic under a crash.
     pub atomic_max_bytes: u32,
-    /// Rises by one at every change of the fields above.
+    /// Rises by one at every change of the fields above (and of [`BlockIo::media_changes`]).
     pub generation: u64,
 }
 
@@ -106,6 +106,15 @@ pub trait BlockIo: Send + Sync + fmt::Debug {
     fn generation(&self) -> u64;
     /// Names.
     fn identity(&self) -> Identity;
+    /// Rises by one, and `generation` with it, whenever the contents may have changed behind the block
+    /// clients (a file writer closed, an import): a unit attention, MEDIUM MAY HAVE CHANGED.
+    fn media_changes(&self) -> u64 {
+        0
+    }
+
+    /// The client says that it leaves: the drop that follows is a logout. Without it the connection was
+    /// lost, and the client may come back to what it held.
+    fn leaving(&self) {}
 
     /// Fills `out` from `offset`.
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), BlockError>;
@@ -133,4 +142,10 @@ pub trait BlockIo: Send + Sync + fmt::Debug {
 
     /// Runs covering the range from `offset`, in order, at most `max`, the last may end early.
     fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>, BlockError>;
+
+    /// A reservation: keeps the file door out as a first write does, without writing. May wait as a
+    /// write does.
+    fn claim(&self) -> Result<(), BlockError> {
+        Ok(())
+    }
 }

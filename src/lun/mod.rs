@@ -1,8 +1,40 @@
-//! A LUN is a directory of three files: `attributes`, `data`, `log`. This layer makes and finds LUNs,
-//! keeps the lease between the doors, and maps LBAs to bytes of `data`.
+//! A LUN is a directory of three files: `attributes`, `data`, `log`. This layer makes and finds
+//! LUNs, keeps the lease between the doors, and maps LBAs to bytes of `data`.
+//!
+//! - [`Catalog`]: all LUNs of a pool; make, find, rename, delete; sessions; changes for the doors.
+//! - [`Lun`]: one of them: settings, resize, log.
+//! - [`Attachment`]: a block client's session; the [`BlockIo`] that iSCSI and NBD drive.
+//! - [`DataFile`]: `data` opened through the mount.
+//! - [`transfer`]: import and export of raw images.
 
+mod attachment;
+mod attachment_io;
+mod attributes;
 mod block_io;
+mod catalog;
+mod change;
+mod changes;
+mod data_file;
+mod error;
+mod event_log;
+mod identity;
+mod lease;
+mod lease_room;
 mod memory;
+mod names;
+pub mod transfer;
+mod transfer_job;
+mod unit;
 
+pub use attachment::{AttachRequest, Attachment, SessionId, SessionInfo};
+pub use attributes::{Access, Attributes, Settings, MAX_ATTRIBUTES_TEXT_BYTES};
 pub use block_io::{BlockError, BlockIo, Extent, Geometry, Identity};
+pub use catalog::{Catalog, CatalogOptions, CreateLun, DeleteOptions, TreeNameGuard};
+pub use changes::{Change, Subscription};
+pub use data_file::{DataFile, OpenIntent};
+pub use error::{Error, Result};
+pub use event_log::{LogLine, LOG_LIMIT_BYTES};
+pub use lease::{Holder, LeaseTiming};
 pub use memory::MemoryLun;
+pub use names::{check_name, parse_size};
+pub use unit::Lun;

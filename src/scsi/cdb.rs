@@ -75,111 +75,36 @@ pub struct ModeQuery {
 #[allow(missing_docs)] // the names and fields are those of SPC-4 and SBC-3
 pub enum Command {
     TestUnitReady,
-    RequestSense {
-        descriptor: bool,
-        allocation_bytes: usize,
-    },
-    Inquiry {
-        evpd: bool,
-        page: u8,
-        allocation_bytes: usize,
-    },
+    RequestSense { descriptor: bool, allocation_bytes: usize },
+    Inquiry { evpd: bool, page: u8, allocation_bytes: usize },
     ModeSense(ModeQuery),
-    ModeSelect {
-        ten: bool,
-        page_format: bool,
-        save: bool,
-        list_bytes: usize,
-    },
-    StartStop {
-        power_condition: u8,
-        load_eject: bool,
-        start: bool,
-    },
-    PreventAllow {
-        prevent: bool,
-    },
-    ExtendedCopy {
-        list_bytes: usize,
-    },
-    ReceiveCopyResults {
-        action: u8,
-        list_id: u8,
-        allocation_bytes: usize,
-    },
+    ModeSelect { ten: bool, page_format: bool, save: bool, list_bytes: usize },
+    StartStop { power_condition: u8, load_eject: bool, start: bool },
+    PreventAllow { prevent: bool },
+    ExtendedCopy { list_bytes: usize },
+    ReceiveCopyResults { action: u8, list_id: u8, allocation_bytes: usize },
     Reserve6,
     Release6,
-    PersistentIn {
-        action: u8,
-        allocation_bytes: usize,
-    },
-    PersistentOut {
-        action: u8,
-        scope_type: u8,
-        list_bytes: usize,
-    },
+    PersistentIn { action: u8, allocation_bytes: usize },
+    PersistentOut { action: u8, scope_type: u8, list_bytes: usize },
     ReadCapacity10,
-    ReadDefectData {
-        twelve: bool,
-        list: u8,
-        allocation_bytes: usize,
-    },
-    ReadCapacity16 {
-        allocation_bytes: usize,
-    },
-    ReportLuns {
-        select: u8,
-        allocation_bytes: usize,
-    },
+    ReadDefectData { twelve: bool, list: u8, allocation_bytes: usize },
+    ReadCapacity16 { allocation_bytes: usize },
+    ReportLuns { select: u8, allocation_bytes: usize },
     ReportOpcodes(OpcodeQuery),
-    ReportTargetPortGroups {
-        extended: bool,
-        allocation_bytes: usize,
-    },
-    Read {
-        range: Range,
-        fua: bool,
-    },
-    Write {
-        range: Range,
-        fua: bool,
-    },
-    WriteAtomic {
-        range: Range,
-        fua: bool,
-        boundary: u16,
-    },
-    WriteAndVerify {
-        range: Range,
-        check: ByteCheck,
-    },
-    Verify {
-        range: Range,
-        check: ByteCheck,
-    },
-    OrWrite {
-        range: Range,
-        fua: bool,
-    },
-    CompareAndWrite {
-        range: Range,
-        fua: bool,
-    },
-    SynchronizeCache {
-        range: Range,
-    },
-    PreFetch {
-        range: Range,
-    },
-    Unmap {
-        anchor: bool,
-        list_bytes: usize,
-    },
+    ReportTargetPortGroups { extended: bool, allocation_bytes: usize },
+    Read { range: Range, fua: bool },
+    Write { range: Range, fua: bool },
+    WriteAtomic { range: Range, fua: bool, boundary: u16 },
+    WriteAndVerify { range: Range, check: ByteCheck },
+    Verify { range: Range, check: ByteCheck },
+    OrWrite { range: Range, fua: bool },
+    CompareAndWrite { range: Range, fua: bool },
+    SynchronizeCache { range: Range },
+    PreFetch { range: Range },
+    Unmap { anchor: bool, list_bytes: usize },
     WriteSame(WriteSame),
-    GetLbaStatus {
-        lba: u64,
-        allocation_bytes: usize,
-    },
+    GetLbaStatus { lba: u64, allocation_bytes: usize },
 }
 
 fn be16(cdb: &[u8; 16], at: usize) -> u16 {
@@ -196,31 +121,19 @@ fn be64(cdb: &[u8; 16], at: usize) -> u64 {
 
 fn range6(cdb: &[u8; 16]) -> Range {
     let blocks = if cdb[4] == 0 { 256 } else { u64::from(cdb[4]) };
-    Range {
-        lba: u64::from(be32(cdb, 0) & 0x001F_FFFF),
-        blocks,
-    }
+    Range { lba: u64::from(be32(cdb, 0) & 0x001F_FFFF), blocks }
 }
 
 fn range10(cdb: &[u8; 16]) -> Range {
-    Range {
-        lba: u64::from(be32(cdb, 2)),
-        blocks: u64::from(be16(cdb, 7)),
-    }
+    Range { lba: u64::from(be32(cdb, 2)), blocks: u64::from(be16(cdb, 7)) }
 }
 
 fn range12(cdb: &[u8; 16]) -> Range {
-    Range {
-        lba: u64::from(be32(cdb, 2)),
-        blocks: u64::from(be32(cdb, 6)),
-    }
+    Range { lba: u64::from(be32(cdb, 2)), blocks: u64::from(be32(cdb, 6)) }
 }
 
 fn range16(cdb: &[u8; 16]) -> Range {
-    Range {
-        lba: be64(cdb, 2),
-        blocks: u64::from(be32(cdb, 10)),
-    }
+    Range { lba: be64(cdb, 2), blocks: u64::from(be32(cdb, 10)) }
 }
 
 /// RDPROTECT, WRPROTECT, VRPROTECT, ORPROTECT: there is no protection information (SBC-3 §5.8).
@@ -287,14 +200,8 @@ fn decode6(cdb: &[u8; 16]) -> Result<Command, Sense> {
             descriptor: cdb[1] & 1 != 0,
             allocation_bytes: usize::from(cdb[4]),
         },
-        0x08 => Command::Read {
-            range: range6(cdb),
-            fua: false,
-        },
-        0x0A => Command::Write {
-            range: range6(cdb),
-            fua: false,
-        },
+        0x08 => Command::Read { range: range6(cdb), fua: false },
+        0x0A => Command::Write { range: range6(cdb), fua: false },
         0x12 => inquiry(cdb)?,
         0x15 => mode_select(cdb, false),
         0x16 => Command::Reserve6,
@@ -305,9 +212,7 @@ fn decode6(cdb: &[u8; 16]) -> Result<Command, Sense> {
             load_eject: cdb[4] & 2 != 0,
             start: cdb[4] & 1 != 0,
         },
-        0x1E => Command::PreventAllow {
-            prevent: cdb[4] & 1 != 0,
-        },
+        0x1E => Command::PreventAllow { prevent: cdb[4] & 1 != 0 },
         _ => return Err(Sense::INVALID_OPCODE),
     })
 }
@@ -318,19 +223,11 @@ fn inquiry(cdb: &[u8; 16]) -> Result<Command, Sense> {
     if cdb[1] & 0x02 != 0 || (!evpd && cdb[2] != 0) {
         return Err(Sense::INVALID_FIELD);
     }
-    Ok(Command::Inquiry {
-        evpd,
-        page: cdb[2],
-        allocation_bytes: usize::from(be16(cdb, 3)),
-    })
+    Ok(Command::Inquiry { evpd, page: cdb[2], allocation_bytes: usize::from(be16(cdb, 3)) })
 }
 
 fn mode_sense(cdb: &[u8; 16], ten: bool) -> Command {
-    let allocation = if ten {
-        usize::from(be16(cdb, 7))
-    } else {
-        usize::from(cdb[4])
-    };
+    let allocation = if ten { usize::from(be16(cdb, 7)) } else { usize::from(cdb[4]) };
     Command::ModeSense(ModeQuery {
         ten,
         long_lba: ten && cdb[1] & 0x10 != 0,
@@ -347,11 +244,7 @@ fn mode_select(cdb: &[u8; 16], ten: bool) -> Command {
         ten,
         page_format: cdb[1] & 0x10 != 0,
         save: cdb[1] & 0x01 != 0,
-        list_bytes: if ten {
-            usize::from(be16(cdb, 7))
-        } else {
-            usize::from(cdb[4])
-        },
+        list_bytes: if ten { usize::from(be16(cdb, 7)) } else { usize::from(cdb[4]) },
     }
 }
 
@@ -368,10 +261,7 @@ fn decode10(cdb: &[u8; 16]) -> Result<Command, Sense> {
         },
         0x35 => Command::SynchronizeCache { range },
         0x41 => write_same(cdb, range, false)?,
-        0x42 => Command::Unmap {
-            anchor: cdb[1] & 1 != 0,
-            list_bytes: usize::from(be16(cdb, 7)),
-        },
+        0x42 => Command::Unmap { anchor: cdb[1] & 1 != 0, list_bytes: usize::from(be16(cdb, 7)) },
         0x55 => mode_select(cdb, true),
         0x5A => mode_sense(cdb, true),
         0x5E => Command::PersistentIn {
@@ -391,22 +281,10 @@ fn decode10(cdb: &[u8; 16]) -> Result<Command, Sense> {
 fn media(cdb: &[u8; 16], low: u8, range: Range) -> Result<Command, Sense> {
     no_protection(cdb)?;
     Ok(match low {
-        0x08 => Command::Read {
-            range,
-            fua: fua(cdb),
-        },
-        0x0A => Command::Write {
-            range,
-            fua: fua(cdb),
-        },
-        0x0E => Command::WriteAndVerify {
-            range,
-            check: write_check(cdb)?,
-        },
-        0x0F => Command::Verify {
-            range,
-            check: byte_check(cdb)?,
-        },
+        0x08 => Command::Read { range, fua: fua(cdb) },
+        0x0A => Command::Write { range, fua: fua(cdb) },
+        0x0E => Command::WriteAndVerify { range, check: write_check(cdb)? },
+        0x0F => Command::Verify { range, check: byte_check(cdb)? },
         _ => return Err(Sense::INVALID_OPCODE),
     })
 }
@@ -414,14 +292,10 @@ fn media(cdb: &[u8; 16], low: u8, range: Range) -> Result<Command, Sense> {
 fn decode12(cdb: &[u8; 16]) -> Result<Command, Sense> {
     let allocation_bytes = be32(cdb, 6) as usize;
     Ok(match (cdb[0], cdb[1] & 0x1F) {
-        (0xA0, _) => Command::ReportLuns {
-            select: cdb[2],
-            allocation_bytes,
-        },
-        (0xA3, 0x0A) => Command::ReportTargetPortGroups {
-            extended: cdb[1] >> 5 == 1,
-            allocation_bytes,
-        },
+        (0xA0, _) => Command::ReportLuns { select: cdb[2], allocation_bytes },
+        (0xA3, 0x0A) => {
+            Command::ReportTargetPortGroups { extended: cdb[1] >> 5 == 1, allocation_bytes }
+        }
         (0xA3, 0x0C) => Command::ReportOpcodes(OpcodeQuery {
             option: cdb[2] & 7,
             timeouts: cdb[2] & 0x80 != 0,
@@ -430,11 +304,7 @@ fn decode12(cdb: &[u8; 16]) -> Result<Command, Sense> {
             allocation_bytes,
         }),
         (0xA3, _) => return Err(Sense::INVALID_FIELD),
-        (0xB7, list) => Command::ReadDefectData {
-            twelve: true,
-            list,
-            allocation_bytes,
-        },
+        (0xB7, list) => Command::ReadDefectData { twelve: true, list, allocation_bytes },
         (0xA8 | 0xAA | 0xAE | 0xAF, _) => media(cdb, cdb[0] & 0x1F, range12(cdb))?,
         _ => return Err(Sense::INVALID_OPCODE),
     })
@@ -443,9 +313,7 @@ fn decode12(cdb: &[u8; 16]) -> Result<Command, Sense> {
 fn decode16(cdb: &[u8; 16]) -> Result<Command, Sense> {
     let range = range16(cdb);
     Ok(match cdb[0] {
-        0x83 if cdb[1] & 0x1F == 0 => Command::ExtendedCopy {
-            list_bytes: be32(cdb, 10) as usize,
-        },
+        0x83 if cdb[1] & 0x1F == 0 => Command::ExtendedCopy { list_bytes: be32(cdb, 10) as usize },
         0x83 => return Err(Sense::INVALID_FIELD),
         0x84 => Command::ReceiveCopyResults {
             action: cdb[1] & 0x1F,
@@ -455,21 +323,12 @@ fn decode16(cdb: &[u8; 16]) -> Result<Command, Sense> {
         0x88 | 0x8A | 0x8E | 0x8F => media(cdb, cdb[0] & 0x1F, range)?,
         0x89 => {
             no_protection(cdb)?;
-            let range = Range {
-                lba: range.lba,
-                blocks: u64::from(cdb[13]),
-            };
-            Command::CompareAndWrite {
-                range,
-                fua: fua(cdb),
-            }
+            let range = Range { lba: range.lba, blocks: u64::from(cdb[13]) };
+            Command::CompareAndWrite { range, fua: fua(cdb) }
         }
         0x8B => {
             no_protection(cdb)?;
-            Command::OrWrite {
-                range,
-                fua: fua(cdb),
-            }
+            Command::OrWrite { range, fua: fua(cdb) }
         }
         0x90 => Command::PreFetch { range },
         0x91 => Command::SynchronizeCache { range },
@@ -483,25 +342,15 @@ fn decode16(cdb: &[u8; 16]) -> Result<Command, Sense> {
 /// WRITE ATOMIC(16) (SBC-4 §5.48): 16 bits of length, 16 of atomic boundary.
 fn write_atomic(cdb: &[u8; 16], lba: u64) -> Result<Command, Sense> {
     no_protection(cdb)?;
-    let range = Range {
-        lba,
-        blocks: u64::from(be16(cdb, 12)),
-    };
-    Ok(Command::WriteAtomic {
-        range,
-        fua: fua(cdb),
-        boundary: be16(cdb, 10),
-    })
+    let range = Range { lba, blocks: u64::from(be16(cdb, 12)) };
+    Ok(Command::WriteAtomic { range, fua: fua(cdb), boundary: be16(cdb, 10) })
 }
 
 fn service_action_in(cdb: &[u8; 16]) -> Result<Command, Sense> {
     let allocation_bytes = be32(cdb, 10) as usize;
     match cdb[1] & 0x1F {
         0x10 => Ok(Command::ReadCapacity16 { allocation_bytes }),
-        0x12 => Ok(Command::GetLbaStatus {
-            lba: be64(cdb, 2),
-            allocation_bytes,
-        }),
+        0x12 => Ok(Command::GetLbaStatus { lba: be64(cdb, 2), allocation_bytes }),
         _ => Err(Sense::INVALID_FIELD),
     }
 }
@@ -515,12 +364,7 @@ fn write_same(cdb: &[u8; 16], range: Range, sixteen: bool) -> Result<Command, Se
         return Err(Sense::INVALID_FIELD);
     }
     let no_data = sixteen && cdb[1] & 0x01 != 0;
-    Ok(Command::WriteSame(WriteSame {
-        range,
-        unmap,
-        anchor,
-        no_data,
-    }))
+    Ok(Command::WriteSame(WriteSame { range, unmap, anchor, no_data }))
 }
 
 #[cfg(test)]
@@ -536,10 +380,7 @@ mod tests {
     #[test]
     fn read6_of_zero_is_256_blocks() {
         let read = decode(&cdb(&[0x08, 0x1F, 0xFF, 0xFF, 0, 0]));
-        let range = Range {
-            lba: 0x1F_FFFF,
-            blocks: 256,
-        };
+        let range = Range { lba: 0x1F_FFFF, blocks: 256 };
         assert_eq!(read, Ok(Command::Read { range, fua: false }));
     }
 
@@ -554,10 +395,7 @@ mod tests {
     #[test]
     fn naca_is_refused_in_every_length() {
         assert_eq!(decode(&cdb(&[0, 0, 0, 0, 0, 4])), Err(Sense::INVALID_FIELD));
-        assert_eq!(
-            decode(&cdb(&[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 4])),
-            Err(Sense::INVALID_FIELD)
-        );
+        assert_eq!(decode(&cdb(&[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 4])), Err(Sense::INVALID_FIELD));
     }
 
     #[test]
@@ -566,9 +404,7 @@ mod tests {
         for round in 0..200_000u32 {
             let mut bytes = [0u8; 16];
             for byte in &mut bytes {
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1);
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 *byte = (state >> 33) as u8;
             }
             bytes[0] = round as u8;

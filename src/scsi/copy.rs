@@ -59,9 +59,7 @@ impl Outcomes {
     /// COPY STATUS data; an unknown list is an error in the CDB.
     fn status(&self, port: &str, list_id: u8) -> Result<Vec<u8>, Sense> {
         let all = self.0.lock();
-        let found = all
-            .iter()
-            .find(|one| one.port == port && one.list_id == list_id);
+        let found = all.iter().find(|one| one.port == port && one.list_id == list_id);
         let found = found.ok_or(Sense::INVALID_FIELD)?;
         let mut data = vec![0, 0, 0, 8, if found.failed { 2 } else { 1 }];
         data.extend_from_slice(&found.segments.to_be_bytes());
@@ -85,10 +83,7 @@ pub(super) fn plan(list_bytes: usize) -> Result<Plan, Sense> {
 /// RECEIVE COPY RESULTS: COPY STATUS and OPERATING PARAMETERS.
 pub(super) fn results(nexus: &Nexus, action: u8, list_id: u8) -> Result<Vec<u8>, Sense> {
     match action {
-        0 => nexus
-            .unit()
-            .copies()
-            .status(&nexus.ports().initiator, list_id),
+        0 => nexus.unit().copies().status(&nexus.ports().initiator, list_id),
         3 => Ok(operating_parameters(&nexus.geometry())),
         _ => Err(Sense::INVALID_FIELD),
     }
@@ -126,9 +121,7 @@ struct List<'l> {
 }
 
 fn be16(bytes: &[u8], at: usize) -> u16 {
-    let found = bytes
-        .get(at..at + 2)
-        .and_then(|bytes| bytes.try_into().ok());
+    let found = bytes.get(at..at + 2).and_then(|bytes| bytes.try_into().ok());
     found.map_or(0, u16::from_be_bytes)
 }
 
@@ -149,14 +142,9 @@ impl<'l> List<'l> {
         }
         let body = list.get(HEADER_BYTES..).ok_or(Sense::LIST_LENGTH)?;
         let targets = body.get(..target_bytes).ok_or(Sense::LIST_LENGTH)?;
-        let segments = body
-            .get(target_bytes..)
-            .and_then(|rest| rest.get(..segment_bytes));
+        let segments = body.get(target_bytes..).and_then(|rest| rest.get(..segment_bytes));
         let segments = segments.ok_or(Sense::LIST_LENGTH)?;
-        Ok(List {
-            targets: List::targets(targets)?,
-            segments: List::segments(segments)?,
-        })
+        Ok(List { targets: List::targets(targets)?, segments: List::segments(segments)? })
     }
 
     fn targets(bytes: &'l [u8]) -> Result<Vec<&'l [u8]>, Sense> {
@@ -167,10 +155,7 @@ impl<'l> List<'l> {
         if targets.len() > MAX_TARGETS {
             return Err(Sense::new(0x5, 0x26, 0x06)); // TOO MANY TARGET DESCRIPTORS
         }
-        match targets
-            .iter()
-            .all(|target| target.first() == Some(&TARGET_IDENTIFICATION))
-        {
+        match targets.iter().all(|target| target.first() == Some(&TARGET_IDENTIFICATION)) {
             true => Ok(targets),
             false => Err(Sense::new(0x5, 0x26, 0x07)), // UNSUPPORTED TARGET DESCRIPTOR TYPE CODE
         }
@@ -230,14 +215,8 @@ fn copy_segments(
         let blocks = u64::from(be16(segment, 10));
         let geometry = nexus.geometry();
         let range = |at: usize| {
-            bytes_of(
-                &geometry,
-                Range {
-                    lba: be64(segment, at),
-                    blocks,
-                },
-            )
-            .map_err(|_| Sense::COPY_ABORTED)
+            bytes_of(&geometry, Range { lba: be64(segment, at), blocks })
+                .map_err(|_| Sense::COPY_ABORTED)
         };
         let ((from, length), (to, _)) = (range(12)?, range(20)?);
         copy(nexus, from, to, length, cancel)?;
@@ -254,10 +233,7 @@ fn check_target(nexus: &Nexus, list: &List<'_>, index: u16) -> Result<(), Sense>
     let target = list.targets.get(usize::from(index)).ok_or(UNREACHABLE)?;
     let kind = target.get(5).map_or(0, |kind| kind & 0x0F);
     let length = target.get(7).copied().map_or(0, usize::from);
-    let name = target
-        .get(8..28)
-        .and_then(|name| name.get(..length))
-        .unwrap_or_default();
+    let name = target.get(8..28).and_then(|name| name.get(..length)).unwrap_or_default();
     match kind == 3 && name == nexus.disk().identity().naa {
         true => Ok(()),
         false => Err(Sense::new(0xA, 0x0D, 0x02)), // COPY TARGET DEVICE NOT REACHABLE
@@ -276,10 +252,7 @@ fn copy(nexus: &Nexus, from: u64, to: u64, length: u64, cancel: &AtomicBool) -> 
         let at = index * piece;
         buffer.resize((length - at).min(piece) as usize, 0);
         nexus.disk().read(from + at, &mut buffer).map_err(failed)?;
-        nexus
-            .disk()
-            .write(to + at, &buffer, nexus.write_through())
-            .map_err(failed)?;
+        nexus.disk().write(to + at, &buffer, nexus.write_through()).map_err(failed)?;
     }
     Ok(())
 }

@@ -11,11 +11,8 @@ const PAGES: [u8; 8] = [0x00, 0x80, 0x83, 0x86, 0x8F, 0xB0, 0xB1, 0xB2];
 /// Standards claimed: SAM-5, iSCSI, SPC-4, SBC-3 (SPC-4 §6.6.2 table 185).
 const VERSIONS: [u16; 4] = [0x00A0, 0x0960, 0x0460, 0x04C0];
 /// PRODUCT REVISION LEVEL.
-const REVISION: &str = concat!(
-    env!("CARGO_PKG_VERSION_MAJOR"),
-    ".",
-    env!("CARGO_PKG_VERSION_MINOR")
-);
+const REVISION: &str =
+    concat!(env!("CARGO_PKG_VERSION_MAJOR"), ".", env!("CARGO_PKG_VERSION_MINOR"));
 /// Standard INQUIRY data with room for all version descriptors.
 const STANDARD_BYTES: usize = 96;
 /// OPTIMAL TRANSFER LENGTH: a large, whole multiple of every physical block.
@@ -95,12 +92,7 @@ fn standard(geometry: &Geometry, identity: &Identity) -> Vec<u8> {
 fn designator(code_set: u8, association: u8, kind: u8, protocol: u8, name: &[u8]) -> Vec<u8> {
     let piv = if association == 0 { 0 } else { 0x80 };
     let protocol = if association == 0 { 0 } else { protocol << 4 };
-    let mut out = vec![
-        protocol | code_set,
-        piv | (association << 4) | kind,
-        0,
-        name.len() as u8,
-    ];
+    let mut out = vec![protocol | code_set, piv | (association << 4) | kind, 0, name.len() as u8];
     out.extend_from_slice(name);
     out
 }
@@ -120,12 +112,7 @@ fn designators(identity: &Identity, ports: &PortNames) -> Vec<u8> {
     let mut t10 = ascii(&identity.vendor, 8);
     t10.extend(ascii(&identity.product, 16));
     t10.extend(ascii(&identity.serial, identity.serial.len().min(64)));
-    let relative = [
-        0,
-        0,
-        (ports.relative_port >> 8) as u8,
-        ports.relative_port as u8,
-    ];
+    let relative = [0, 0, (ports.relative_port >> 8) as u8, ports.relative_port as u8];
     let group = [0, 0, (ports.port_group >> 8) as u8, ports.port_group as u8];
     [
         designator(1, 0, 3, protocol, &identity.naa),

@@ -17,61 +17,22 @@ pub(super) const PIECE_BYTES: usize = 1 << 20;
 /// What is to be run; offsets and lengths are bytes, inside the capacity seen at planning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Kind {
-    Read {
-        offset: u64,
-        fua: bool,
-    },
-    Write {
-        offset: u64,
-        fua: bool,
-    },
-    WriteAndVerify {
-        offset: u64,
-    },
-    VerifyMedium {
-        offset: u64,
-        length: u64,
-    },
-    VerifyEach {
-        offset: u64,
-    },
-    VerifySame {
-        offset: u64,
-        length: u64,
-    },
-    OrWrite {
-        offset: u64,
-        fua: bool,
-    },
-    CompareAndWrite {
-        offset: u64,
-        fua: bool,
-    },
+    Read { offset: u64, fua: bool },
+    Write { offset: u64, fua: bool },
+    WriteAndVerify { offset: u64 },
+    VerifyMedium { offset: u64, length: u64 },
+    VerifyEach { offset: u64 },
+    VerifySame { offset: u64, length: u64 },
+    OrWrite { offset: u64, fua: bool },
+    CompareAndWrite { offset: u64, fua: bool },
     Flush,
-    Unmap {
-        max_descriptors: usize,
-    },
-    WriteSame {
-        offset: u64,
-        length: u64,
-        unmap: bool,
-    },
-    LbaStatus {
-        lba: u64,
-        allocation_bytes: usize,
-    },
-    ModeSelect {
-        ten: bool,
-    },
+    Unmap { max_descriptors: usize },
+    WriteSame { offset: u64, length: u64, unmap: bool },
+    LbaStatus { lba: u64, allocation_bytes: usize },
+    ModeSelect { ten: bool },
     ExtendedCopy,
-    ReserveOut {
-        action: u8,
-        scope_type: u8,
-    },
-    WriteHead {
-        offset: u64,
-        fua: bool,
-    },
+    ReserveOut { action: u8, scope_type: u8 },
+    WriteHead { offset: u64, fua: bool },
 }
 
 /// A command whose range and lengths were checked, ready to be run once its data-out is there.
@@ -88,21 +49,11 @@ pub struct Task {
 
 impl Task {
     pub(super) const fn new(kind: Kind) -> Task {
-        Task {
-            kind,
-            data_out_bytes: 0,
-            data_in_bytes: 0,
-            wanted_bytes: 0,
-        }
+        Task { kind, data_out_bytes: 0, data_in_bytes: 0, wanted_bytes: 0 }
     }
 
     pub(super) const fn with_out(kind: Kind, data_out_bytes: usize) -> Task {
-        Task {
-            kind,
-            data_out_bytes,
-            data_in_bytes: 0,
-            wanted_bytes: data_out_bytes,
-        }
+        Task { kind, data_out_bytes, data_in_bytes: 0, wanted_bytes: data_out_bytes }
     }
 
     /// Does it take data-out? With zero blocks there may be none to come.
@@ -153,10 +104,7 @@ impl Task {
 /// Checks `range` against the capacity and gives it in bytes.
 pub(super) fn bytes_of(geometry: &Geometry, range: Range) -> Result<(u64, u64), Sense> {
     let block = u64::from(geometry.block_bytes.max(1));
-    let end = range
-        .lba
-        .checked_add(range.blocks)
-        .ok_or(Sense::LBA_OUT_OF_RANGE)?;
+    let end = range.lba.checked_add(range.blocks).ok_or(Sense::LBA_OUT_OF_RANGE)?;
     if end > geometry.size_bytes / block {
         return Err(Sense::LBA_OUT_OF_RANGE);
     }
@@ -178,11 +126,9 @@ impl Nexus {
         let planned = match *command {
             Command::Read { range, fua } => self.plan_read(range, fua),
             Command::Write { range, fua } => self.plan_write(range, fua),
-            Command::WriteAtomic {
-                range,
-                fua,
-                boundary,
-            } => self.plan_write_atomic(range, fua, boundary),
+            Command::WriteAtomic { range, fua, boundary } => {
+                self.plan_write_atomic(range, fua, boundary)
+            }
             Command::WriteAndVerify { range, .. } => {
                 self.plan_out(range, 1, |offset| Kind::WriteAndVerify { offset })
             }
@@ -217,12 +163,7 @@ impl Nexus {
             return Ok(Plan::Done(Answer::good()));
         }
         let kind = Kind::Read { offset, fua };
-        Ok(Plan::Run(Task {
-            kind,
-            data_out_bytes: 0,
-            data_in_bytes: bytes,
-            wanted_bytes: bytes,
-        }))
+        Ok(Plan::Run(Task { kind, data_out_bytes: 0, data_in_bytes: bytes, wanted_bytes: bytes }))
     }
 
     fn plan_write(&self, range: Range, fua: bool) -> Result<Plan, Sense> {
@@ -316,8 +257,7 @@ impl Nexus {
             }
             Kind::CompareAndWrite { offset, fua } => {
                 let (expect, data) = out.split_at(out.len() / 2);
-                disk.compare_and_write(offset, expect, data)
-                    .and_then(|()| self.durable(fua))
+                disk.compare_and_write(offset, expect, data).and_then(|()| self.durable(fua))
             }
             Kind::Flush => disk.flush(),
             _ => return self.run_long(task, out, cancel),
@@ -334,15 +274,10 @@ impl Nexus {
             Kind::VerifySame { offset, length } => self.verify_same(offset, length, out, cancel),
             Kind::ExtendedCopy => copy::extended_copy(self, out, cancel),
             Kind::Unmap { max_descriptors } => provision::unmap(self, out, max_descriptors),
-            Kind::WriteSame {
-                offset,
-                length,
-                unmap,
-            } => provision::write_same(self, offset, length, unmap, out, cancel),
-            Kind::LbaStatus {
-                lba,
-                allocation_bytes,
-            } => {
+            Kind::WriteSame { offset, length, unmap } => {
+                provision::write_same(self, offset, length, unmap, out, cancel)
+            }
+            Kind::LbaStatus { lba, allocation_bytes } => {
                 return match provision::lba_status(self, lba, allocation_bytes) {
                     Ok(data) => Answer::with_data(data, allocation_bytes),
                     Err(sense) => self.check(sense),
@@ -408,9 +343,7 @@ impl Nexus {
     }
 
     fn write_and_verify(&self, offset: u64, out: &[u8]) -> Result<(), Sense> {
-        self.disk()
-            .write(offset, out, true)
-            .map_err(|error| self.sense_of(&error, true))?;
+        self.disk().write(offset, out, true).map_err(|error| self.sense_of(&error, true))?;
         self.verify_each(offset, out)
     }
 
@@ -421,9 +354,7 @@ impl Nexus {
             let Some(piece) = buffer.get_mut(..expect.len()) else {
                 break;
             };
-            self.disk()
-                .read(offset + at, piece)
-                .map_err(|error| self.sense_of(&error, false))?;
+            self.disk().read(offset + at, piece).map_err(|error| self.sense_of(&error, false))?;
             if let Some(first) = first_difference(piece, expect) {
                 return Err(Sense::MISCOMPARE.with_information(at + first));
             }
@@ -471,14 +402,15 @@ impl Nexus {
         while at < end {
             check_cancel(cancel)?;
             let bytes = (end - at).min(expect.len().max(1) as u64) as usize;
-            self.verify_each(at, expect.get(..bytes).unwrap_or(&expect))
-                .map_err(|sense| Sense {
+            self.verify_each(at, expect.get(..bytes).unwrap_or(&expect)).map_err(|sense| {
+                Sense {
                     information: sense.information.map(|first| match sense.key {
                         0xE => first + (at - offset),
                         _ => first,
                     }),
                     ..sense
-                })?;
+                }
+            })?;
             at += bytes as u64;
         }
         Ok(())
@@ -502,8 +434,5 @@ fn first_difference(left: &[u8], right: &[u8]) -> Option<u64> {
     if left == right {
         return None;
     }
-    left.iter()
-        .zip(right)
-        .position(|(a, b)| a != b)
-        .map(|at| at as u64)
+    left.iter().zip(right).position(|(a, b)| a != b).map(|at| at as u64)
 }

@@ -60,39 +60,23 @@ pub struct Answer {
 impl Answer {
     /// GOOD without parameter data.
     pub const fn good() -> Answer {
-        Answer {
-            status: Status::Good,
-            data: Vec::new(),
-            sense: Vec::new(),
-        }
+        Answer { status: Status::Good, data: Vec::new(), sense: Vec::new() }
     }
 
     /// GOOD with parameter data cut to `allocation_bytes`.
     pub fn with_data(mut data: Vec<u8>, allocation_bytes: usize) -> Answer {
         data.truncate(allocation_bytes);
-        Answer {
-            status: Status::Good,
-            data,
-            sense: Vec::new(),
-        }
+        Answer { status: Status::Good, data, sense: Vec::new() }
     }
 
     /// A status alone.
     pub const fn status(status: Status) -> Answer {
-        Answer {
-            status,
-            data: Vec::new(),
-            sense: Vec::new(),
-        }
+        Answer { status, data: Vec::new(), sense: Vec::new() }
     }
 
     /// CHECK CONDITION; `descriptor` chooses the sense format.
     pub fn check(sense: Sense, descriptor: bool) -> Answer {
         let sense = sense.encode(descriptor);
-        Answer {
-            status: Status::CheckCondition,
-            data: Vec::new(),
-            sense,
-        }
+        Answer { status: Status::CheckCondition, data: Vec::new(), sense }
     }
 }

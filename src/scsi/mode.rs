@@ -47,12 +47,7 @@ fn page(code: u8, values: Values, flags: u32, geometry: &Geometry) -> Option<Vec
             out[2] = if enabled { WCE } else { 0 };
         }
         (0x0A, _) => {
-            out[2] = 0x02
-                | if flags & FLAG_D_SENSE != 0 {
-                    D_SENSE
-                } else {
-                    0
-                }; // GLTSD
+            out[2] = 0x02 | if flags & FLAG_D_SENSE != 0 { D_SENSE } else { 0 }; // GLTSD
             out[3] = 0x10; // unrestricted reordering
             out[4] = if flags & FLAG_SWP != 0 { SWP } else { 0 };
         }
@@ -77,22 +72,14 @@ pub(super) fn sense(
     if query.subpage != 0 && !(all && query.subpage == 0xFF) {
         return Err(Sense::INVALID_FIELD);
     }
-    let codes = if all {
-        &PAGES[..]
-    } else {
-        std::slice::from_ref(&query.page)
-    };
+    let codes = if all { &PAGES[..] } else { std::slice::from_ref(&query.page) };
     let mut pages = Vec::new();
     for &code in codes {
         let page = page(code, values, nexus.unit().flags(), geometry);
         pages.extend(page.ok_or(Sense::INVALID_FIELD)?);
     }
     let descriptor = block_descriptor(geometry, query);
-    let protect = if nexus.write_protected(geometry) {
-        0x80
-    } else {
-        0
-    };
+    let protect = if nexus.write_protected(geometry) { 0x80 } else { 0 };
     Ok(with_header(query, protect | 0x10, &descriptor, &pages)) // DPOFUA
 }
 
@@ -135,10 +122,7 @@ pub(super) fn plan_select(
     if list_bytes == 0 {
         return Ok(Plan::Done(Answer::good()));
     }
-    Ok(Plan::Run(Task::with_out(
-        Kind::ModeSelect { ten },
-        list_bytes,
-    )))
+    Ok(Plan::Run(Task::with_out(Kind::ModeSelect { ten }, list_bytes)))
 }
 
 /// Carries out a MODE SELECT parameter list: wholly, or not at all.
@@ -157,13 +141,8 @@ pub(super) fn select(nexus: &Nexus, ten: bool, list: &[u8]) -> Result<(), Sense>
         flags = select_page(&geometry, code & 0x3F, wanted, old, flags)?;
         rest = rest.get(end..).unwrap_or_default();
     }
-    if nexus
-        .unit()
-        .set_flags(FLAG_WCE_OFF | FLAG_D_SENSE | FLAG_SWP, flags)
-    {
-        nexus
-            .unit()
-            .raise_for_others(nexus.state(), Attention::ModeChanged);
+    if nexus.unit().set_flags(FLAG_WCE_OFF | FLAG_D_SENSE | FLAG_SWP, flags) {
+        nexus.unit().raise_for_others(nexus.state(), Attention::ModeChanged);
     }
     Ok(())
 }
@@ -180,9 +159,7 @@ fn after_descriptors<'l>(
     let end = header + descriptors;
     let block = list.get(header..end).ok_or(Sense::LIST_LENGTH)?;
     if let Some(tail) = block.len().checked_sub(3).and_then(|at| block.get(at..)) {
-        let length = tail
-            .iter()
-            .fold(0u32, |sum, &byte| (sum << 8) | u32::from(byte));
+        let length = tail.iter().fold(0u32, |sum, &byte| (sum << 8) | u32::from(byte));
         if length != 0 && length != geometry.block_bytes {
             return Err(Sense::INVALID_PARAMETER);
         }
@@ -212,11 +189,7 @@ fn select_page(
     let set = |flags: u32, flag: u32, on: bool| if on { flags | flag } else { flags & !flag };
     Ok(match code {
         0x08 if !geometry.write_through => set(flags, FLAG_WCE_OFF, !bit(2, WCE)),
-        0x0A => set(
-            set(flags, FLAG_D_SENSE, bit(2, D_SENSE)),
-            FLAG_SWP,
-            bit(4, SWP),
-        ),
+        0x0A => set(set(flags, FLAG_D_SENSE, bit(2, D_SENSE)), FLAG_SWP, bit(4, SWP)),
         _ => flags,
     })
 }

@@ -68,19 +68,17 @@ impl Nexus {
         let state = unit.attach(&ports.initiator);
         let seen_generation = AtomicU64::new(disk.generation());
         let geometry = Mutex::new(disk.geometry());
-        Nexus {
-            unit,
-            state,
-            disk,
-            ports,
-            seen_generation,
-            geometry,
-        }
+        Nexus { unit, state, disk, ports, seen_generation, geometry }
     }
 
     /// The unit that all nexuses of this LUN share.
     pub fn unit(&self) -> &Arc<LogicalUnit> {
         &self.unit
+    }
+
+    /// The initiator logs out: what it leaves it does not come back to.
+    pub fn leaving(&self) {
+        self.disk.leaving();
     }
 
     /// Rises whenever the tasks of this nexus are aborted from outside: a task that began at a lower
@@ -143,16 +141,11 @@ impl Nexus {
         if now.size_bytes != geometry.size_bytes {
             self.state.raise(Attention::CapacityChanged);
         }
-        let rest = Geometry {
-            size_bytes: now.size_bytes,
-            generation: now.generation,
-            ..*geometry
-        };
+        let rest = Geometry { size_bytes: now.size_bytes, generation: now.generation, ..*geometry };
         if rest != now {
             self.state.raise(Attention::ModeChanged);
         }
-        self.seen_generation
-            .store(now.generation, Ordering::Relaxed);
+        self.seen_generation.store(now.generation, Ordering::Relaxed);
         *geometry = now;
     }
 
@@ -179,62 +172,36 @@ impl Nexus {
     fn plan_control(&self, command: Command) -> Result<Plan, Sense> {
         let geometry = self.geometry();
         let (data, allocation_bytes) = match command {
-            Command::Inquiry {
-                evpd,
-                page,
-                allocation_bytes,
-            } => (
-                inquiry::answer(self, &geometry, evpd, page)?,
-                allocation_bytes,
-            ),
-            Command::RequestSense {
-                descriptor,
-                allocation_bytes,
-            } => (self.request_sense(descriptor), allocation_bytes),
-            Command::ModeSense(query) => (
-                mode::sense(self, &geometry, &query)?,
-                query.allocation_bytes,
-            ),
-            Command::ModeSelect {
-                page_format,
-                save,
-                list_bytes,
-                ten,
-            } => {
+            Command::Inquiry { evpd, page, allocation_bytes } => {
+                (inquiry::answer(self, &geometry, evpd, page)?, allocation_bytes)
+            }
+            Command::RequestSense { descriptor, allocation_bytes } => {
+                (self.request_sense(descriptor), allocation_bytes)
+            }
+            Command::ModeSense(query) => {
+                (mode::sense(self, &geometry, &query)?, query.allocation_bytes)
+            }
+            Command::ModeSelect { page_format, save, list_bytes, ten } => {
                 return mode::plan_select(ten, page_format, save, list_bytes);
             }
             Command::ReadCapacity10 => (report::capacity10(&geometry), 8),
             Command::ReadCapacity16 { allocation_bytes } => {
                 (report::capacity16(&geometry), allocation_bytes)
             }
-            Command::ReadDefectData {
-                twelve,
-                list,
-                allocation_bytes,
-            } => (report::defects(twelve, list), allocation_bytes),
-            Command::ReportLuns {
-                select,
-                allocation_bytes,
-            } => (report::luns(select)?, allocation_bytes),
+            Command::ReadDefectData { twelve, list, allocation_bytes } => {
+                (report::defects(twelve, list), allocation_bytes)
+            }
+            Command::ReportLuns { select, allocation_bytes } => {
+                (report::luns(select)?, allocation_bytes)
+            }
             Command::ReportOpcodes(query) => (report::opcodes(&query)?, query.allocation_bytes),
-            Command::ReportTargetPortGroups {
-                extended,
-                allocation_bytes,
-            } => (
-                report::port_groups(self.ports(), extended),
-                allocation_bytes,
-            ),
-            Command::GetLbaStatus {
-                lba,
-                allocation_bytes,
-            } => {
+            Command::ReportTargetPortGroups { extended, allocation_bytes } => {
+                (report::port_groups(self.ports(), extended), allocation_bytes)
+            }
+            Command::GetLbaStatus { lba, allocation_bytes } => {
                 return provision::plan_lba_status(&geometry, lba, allocation_bytes);
             }
-            Command::StartStop {
-                power_condition,
-                load_eject,
-                start,
-            } => {
+            Command::StartStop { power_condition, load_eject, start } => {
                 return self.start_stop(&geometry, power_condition, load_eject, start);
             }
             Command::ExtendedCopy { list_bytes } => {
@@ -243,25 +210,15 @@ impl Nexus {
                 }
                 return copy::plan(list_bytes);
             }
-            Command::ReceiveCopyResults {
-                action,
-                list_id,
-                allocation_bytes,
-            } => (copy::results(self, action, list_id)?, allocation_bytes),
+            Command::ReceiveCopyResults { action, list_id, allocation_bytes } => {
+                (copy::results(self, action, list_id)?, allocation_bytes)
+            }
             Command::Reserve6 => return Ok(self.reserved(self.unit.reserve6(&self.state))),
             Command::Release6 => return Ok(self.reserved(self.unit.release6(&self.state))),
-            Command::PersistentIn {
-                action,
-                allocation_bytes,
-            } => (
-                self.unit.report_reservations(action, &self.ports)?,
-                allocation_bytes,
-            ),
-            Command::PersistentOut {
-                action,
-                scope_type,
-                list_bytes,
-            } => {
+            Command::PersistentIn { action, allocation_bytes } => {
+                (self.unit.report_reservations(action, &self.ports)?, allocation_bytes)
+            }
+            Command::PersistentOut { action, scope_type, list_bytes } => {
                 return plan_reserve_out(action, scope_type, list_bytes);
             }
             Command::PreventAllow { prevent } => {
@@ -328,8 +285,7 @@ impl Nexus {
         }
         let ejected = if start { 0 } else { FLAG_EJECTED };
         if self.unit.set_flags(FLAG_EJECTED, ejected) && start {
-            self.unit
-                .raise_for_others(&self.state, Attention::MediumChanged);
+            self.unit.raise_for_others(&self.state, Attention::MediumChanged);
         }
         Ok(Plan::Done(Answer::good()))
     }
@@ -337,25 +293,16 @@ impl Nexus {
     /// Commands to a unit number that is not there (SPC-4 §6.6.2, SAM-5 §4.8.3).
     fn no_such_unit(&self, cdb: &[u8; 16]) -> Answer {
         match decode(cdb) {
-            Ok(Command::Inquiry {
-                evpd: false,
-                allocation_bytes,
-                ..
-            }) => Answer::with_data(inquiry::absent_unit(), allocation_bytes),
-            Ok(Command::ReportLuns {
-                select,
-                allocation_bytes,
-            }) => match report::luns(select) {
+            Ok(Command::Inquiry { evpd: false, allocation_bytes, .. }) => {
+                Answer::with_data(inquiry::absent_unit(), allocation_bytes)
+            }
+            Ok(Command::ReportLuns { select, allocation_bytes }) => match report::luns(select) {
                 Ok(data) => Answer::with_data(data, allocation_bytes),
                 Err(sense) => self.check(sense),
             },
-            Ok(Command::RequestSense {
-                descriptor,
-                allocation_bytes,
-            }) => Answer::with_data(
-                Sense::LUN_NOT_SUPPORTED.encode(descriptor),
-                allocation_bytes,
-            ),
+            Ok(Command::RequestSense { descriptor, allocation_bytes }) => {
+                Answer::with_data(Sense::LUN_NOT_SUPPORTED.encode(descriptor), allocation_bytes)
+            }
             _ => self.check(Sense::LUN_NOT_SUPPORTED),
         }
     }
@@ -363,8 +310,7 @@ impl Nexus {
     /// CLEAR TASK SET (SAM-5 §7.5): tasks of every nexus are aborted, the others are told.
     pub fn clear_task_set(&self) {
         self.unit.abort_all_tasks();
-        self.unit
-            .raise_for_others(&self.state, Attention::CommandsCleared);
+        self.unit.raise_for_others(&self.state, Attention::CommandsCleared);
     }
 
     /// The answer to a command that the transport has no room for.
@@ -428,8 +374,5 @@ fn plan_reserve_out(action: u8, scope_type: u8, list_bytes: usize) -> Result<Pla
     if list_bytes != LIST_BYTES {
         return Err(Sense::LIST_LENGTH);
     }
-    Ok(Plan::Run(Task::with_out(
-        Kind::ReserveOut { action, scope_type },
-        list_bytes,
-    )))
+    Ok(Plan::Run(Task::with_out(Kind::ReserveOut { action, scope_type }, list_bytes)))
 }

@@ -32,9 +32,7 @@ pub(super) fn plan_unmap(nexus: &Nexus, anchor: bool, list_bytes: usize) -> Resu
         0 => Ok(Plan::Done(Answer::good())),
         1..UNMAP_HEADER_BYTES => Err(Sense::LIST_LENGTH),
         _ => {
-            let kind = Kind::Unmap {
-                max_descriptors: MAX_UNMAP_DESCRIPTORS as usize,
-            };
+            let kind = Kind::Unmap { max_descriptors: MAX_UNMAP_DESCRIPTORS as usize };
             Ok(Plan::Run(Task::with_out(kind, list_bytes)))
         }
     }
@@ -50,9 +48,7 @@ fn unmap_ranges(
     list: &[u8],
     max_descriptors: usize,
 ) -> Result<Vec<(u64, u64)>, Sense> {
-    let length = be::<2>(list, 2)
-        .map(u16::from_be_bytes)
-        .ok_or(Sense::LIST_LENGTH)?;
+    let length = be::<2>(list, 2).map(u16::from_be_bytes).ok_or(Sense::LIST_LENGTH)?;
     let descriptors = list.get(UNMAP_HEADER_BYTES..).unwrap_or_default();
     // a list cut short by its transfer holds whole descriptors only as far as both lengths go
     let usable = descriptors.len().min(usize::from(length));
@@ -64,13 +60,7 @@ fn unmap_ranges(
     for descriptor in descriptors.chunks_exact(DESCRIPTOR_BYTES).take(count) {
         let lba = be::<8>(descriptor, 0).map_or(0, u64::from_be_bytes);
         let blocks = be::<4>(descriptor, 8).map_or(0, u32::from_be_bytes);
-        let (offset, bytes) = bytes_of(
-            geometry,
-            Range {
-                lba,
-                blocks: u64::from(blocks),
-            },
-        )?;
+        let (offset, bytes) = bytes_of(geometry, Range { lba, blocks: u64::from(blocks) })?;
         if bytes != 0 {
             ranges.push((offset, bytes));
         }
@@ -80,10 +70,7 @@ fn unmap_ranges(
 
 pub(super) fn unmap(nexus: &Nexus, list: &[u8], max_descriptors: usize) -> Result<(), Sense> {
     for (offset, bytes) in unmap_ranges(&nexus.geometry(), list, max_descriptors)? {
-        nexus
-            .disk()
-            .unmap(offset, bytes)
-            .map_err(|error| nexus.sense_of(&error, true))?;
+        nexus.disk().unmap(offset, bytes).map_err(|error| nexus.sense_of(&error, true))?;
     }
     finish(nexus)
 }
@@ -91,10 +78,7 @@ pub(super) fn unmap(nexus: &Nexus, list: &[u8], max_descriptors: usize) -> Resul
 /// With WCE cleared what a command did is durable when it is answered.
 fn finish(nexus: &Nexus) -> Result<(), Sense> {
     if nexus.write_through() {
-        nexus
-            .disk()
-            .flush()
-            .map_err(|error| nexus.sense_of(&error, true))?;
+        nexus.disk().flush().map_err(|error| nexus.sense_of(&error, true))?;
     }
     Ok(())
 }
@@ -104,9 +88,7 @@ pub(super) fn plan_write_same(nexus: &Nexus, same: &WriteSame) -> Result<Plan, S
     let block = u64::from(geometry.block_bytes.max(1));
     let mut range = same.range;
     if range.blocks == 0 {
-        range.blocks = (geometry.size_bytes / block)
-            .checked_sub(range.lba)
-            .unwrap_or(1);
+        range.blocks = (geometry.size_bytes / block).checked_sub(range.lba).unwrap_or(1);
     }
     let (offset, length) = bytes_of(&geometry, range)?;
     if length > MAX_WRITE_SAME_BYTES {
@@ -115,19 +97,11 @@ pub(super) fn plan_write_same(nexus: &Nexus, same: &WriteSame) -> Result<Plan, S
     if nexus.write_protected(&geometry) {
         return Err(Sense::WRITE_PROTECTED);
     }
-    let data_out_bytes = if same.no_data {
-        0
-    } else {
-        geometry.block_bytes as usize
-    };
+    let data_out_bytes = if same.no_data { 0 } else { geometry.block_bytes as usize };
     if length == 0 {
         return Ok(Plan::Done(Answer::good()));
     }
-    let kind = Kind::WriteSame {
-        offset,
-        length,
-        unmap: same.unmap,
-    };
+    let kind = Kind::WriteSame { offset, length, unmap: same.unmap };
     Ok(Plan::Run(Task::with_out(kind, data_out_bytes)))
 }
 
@@ -143,10 +117,7 @@ pub(super) fn write_same(
 ) -> Result<(), Sense> {
     let failed = |error: BlockError| nexus.sense_of(&error, true);
     if unmap || block.iter().all(|&byte| byte == 0) {
-        nexus
-            .disk()
-            .write_zeroes(offset, length, unmap)
-            .map_err(failed)?;
+        nexus.disk().write_zeroes(offset, length, unmap).map_err(failed)?;
         return finish(nexus);
     }
     let piece = repeated(block, length.min(PIECE_BYTES as u64) as usize);
@@ -168,10 +139,7 @@ pub(super) fn plan_lba_status(
     allocation_bytes: usize,
 ) -> Result<Plan, Sense> {
     bytes_of(geometry, Range { lba, blocks: 1 })?;
-    Ok(Plan::Run(Task::new(Kind::LbaStatus {
-        lba,
-        allocation_bytes,
-    })))
+    Ok(Plan::Run(Task::new(Kind::LbaStatus { lba, allocation_bytes })))
 }
 
 /// GET LBA STATUS parameter data (SBC-3 §5.6.2).
@@ -183,10 +151,7 @@ pub(super) fn lba_status(
     let geometry = nexus.geometry();
     let block = u64::from(geometry.block_bytes.max(1));
     let start = lba.checked_mul(block).ok_or(Sense::LBA_OUT_OF_RANGE)?;
-    let rest = geometry
-        .size_bytes
-        .checked_sub(start)
-        .ok_or(Sense::LBA_OUT_OF_RANGE)?;
+    let rest = geometry.size_bytes.checked_sub(start).ok_or(Sense::LBA_OUT_OF_RANGE)?;
     let room = allocation_bytes.saturating_sub(UNMAP_HEADER_BYTES) / DESCRIPTOR_BYTES;
     let runs = nexus
         .disk()

@@ -62,9 +62,7 @@ const TIMEOUTS: [u8; 12] = [0x00, 0x0A, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// REPORT SUPPORTED OPERATION CODES data (SPC-4 §6.35).
 pub(super) fn opcodes(query: &OpcodeQuery) -> Result<Vec<u8>, Sense> {
-    let mut same = opcodes::SUPPORTED
-        .iter()
-        .filter(|entry| entry.usage[0] == query.opcode);
+    let mut same = opcodes::SUPPORTED.iter().filter(|entry| entry.usage[0] == query.opcode);
     let acting = same.clone().any(|entry| entry.service_action.is_some());
     let wanted = Some(query.service_action);
     let found = match query.option {

@@ -118,10 +118,7 @@ impl Order {
     /// Reads the parameter list of `action`.
     pub fn parse(action: u8, scope_type: u8, list: &[u8]) -> Result<Order, Sense> {
         let word = |at: usize| -> Option<u64> {
-            list.get(at..at + 8)?
-                .try_into()
-                .ok()
-                .map(u64::from_be_bytes)
+            list.get(at..at + 8)?.try_into().ok().map(u64::from_be_bytes)
         };
         let (Some(key), Some(new_key)) = (word(0), word(8)) else {
             return Err(Sense::LIST_LENGTH);
@@ -130,12 +127,7 @@ impl Order {
         if list.get(20).is_none_or(|flags| flags & 0x09 != 0) {
             return Err(Sense::INVALID_PARAMETER);
         }
-        Ok(Order {
-            action,
-            scope_type,
-            key,
-            new_key,
-        })
+        Ok(Order { action, scope_type, key, new_key })
     }
 }
 
@@ -156,18 +148,14 @@ impl Reservations {
     }
 
     fn is_registered(&self, port: &str) -> bool {
-        self.registrants
-            .iter()
-            .any(|registrant| registrant.port == port)
+        self.registrants.iter().any(|registrant| registrant.port == port)
     }
 
     fn holds(&self, port: &str) -> bool {
-        self.holder
-            .as_ref()
-            .is_some_and(|holder| match holder.kind.all_registrants() {
-                true => self.is_registered(port),
-                false => holder.port == port,
-            })
+        self.holder.as_ref().is_some_and(|holder| match holder.kind.all_registrants() {
+            true => self.is_registered(port),
+            false => holder.port == port,
+        })
     }
 
     /// May this nexus do it? (SPC-4 table 52, SBC-3 table 13)
@@ -223,10 +211,7 @@ impl Reservations {
             return Err(Denied::Conflict);
         }
         if !matches!(order.action, 0 | 6) {
-            let key = self
-                .registrants
-                .iter()
-                .find(|registrant| registrant.port == port);
+            let key = self.registrants.iter().find(|registrant| registrant.port == port);
             if key.is_none_or(|registrant| registrant.key != order.key) {
                 return Err(Denied::Conflict);
             }
@@ -243,10 +228,7 @@ impl Reservations {
 
     fn register(&mut self, port: &str, order: &Order) -> Result<Notices, Denied> {
         let ignore = order.action == 6;
-        let at = self
-            .registrants
-            .iter()
-            .position(|registrant| registrant.port == port);
+        let at = self.registrants.iter().position(|registrant| registrant.port == port);
         let full = self.registrants.len() >= MAX_REGISTRANTS;
         let found = at.and_then(|at| Some((at, self.registrants.get_mut(at)?)));
         match found {
@@ -256,10 +238,7 @@ impl Reservations {
                 return Err(Sense::NO_REGISTRATION_RESOURCES.into());
             }
             None => {
-                self.registrants.push(Registrant {
-                    port: port.to_owned(),
-                    key: order.new_key,
-                });
+                self.registrants.push(Registrant { port: port.to_owned(), key: order.new_key });
             }
             Some((_, found)) if !ignore && found.key != order.key => return Err(Denied::Conflict),
             Some((at, _)) if order.new_key == 0 => {
@@ -295,23 +274,13 @@ impl Reservations {
 
     /// An attention for every registrant but `except`.
     fn notices(&self, except: &str, attention: Attention) -> Notices {
-        let others = self
-            .registrants
-            .iter()
-            .filter(|registrant| registrant.port != except);
-        others
-            .map(|registrant| (registrant.port.clone(), attention))
-            .collect()
+        let others = self.registrants.iter().filter(|registrant| registrant.port != except);
+        others.map(|registrant| (registrant.port.clone(), attention)).collect()
     }
 
     fn reserve(&mut self, port: &str, kind: Kind) -> Result<Notices, Denied> {
         match &self.holder {
-            None => {
-                self.holder = Some(Holder {
-                    port: port.to_owned(),
-                    kind,
-                })
-            }
+            None => self.holder = Some(Holder { port: port.to_owned(), kind }),
             Some(holder) if self.holds(port) && holder.kind == kind => {}
             Some(_) => return Err(Denied::Conflict),
         }
@@ -364,10 +333,7 @@ impl Reservations {
         let mut notices = self.remove(port, |one| everybody || one.key == order.new_key);
         self.generation = self.generation.wrapping_add(1);
         if let (Some(kind), Some((old, _))) = (kind, held) {
-            self.holder = Some(Holder {
-                port: port.to_owned(),
-                kind,
-            });
+            self.holder = Some(Holder { port: port.to_owned(), kind });
             if old != kind && old.for_registrants() {
                 notices.extend(self.notices(port, Attention::ReservationsReleased));
             }
@@ -382,9 +348,8 @@ impl Reservations {
     fn remove(&mut self, port: &str, which: impl Fn(&Registrant) -> bool) -> Notices {
         let gone = |one: &Registrant| one.port != port && which(one);
         let removed = self.registrants.iter().filter(|one| gone(one));
-        let notices = removed
-            .map(|one| (one.port.clone(), Attention::RegistrationsPreempted))
-            .collect();
+        let notices =
+            removed.map(|one| (one.port.clone(), Attention::RegistrationsPreempted)).collect();
         self.registrants.retain(|one| !gone(one));
         notices
     }
@@ -402,20 +367,11 @@ impl Reservations {
 
     fn with_header(&self, body: &[u8]) -> Vec<u8> {
         let length = body.len() as u32;
-        [
-            &self.generation.to_be_bytes()[..],
-            &length.to_be_bytes(),
-            body,
-        ]
-        .concat()
+        [&self.generation.to_be_bytes()[..], &length.to_be_bytes(), body].concat()
     }
 
     fn read_keys(&self) -> Vec<u8> {
-        let keys: Vec<u8> = self
-            .registrants
-            .iter()
-            .flat_map(|one| one.key.to_be_bytes())
-            .collect();
+        let keys: Vec<u8> = self.registrants.iter().flat_map(|one| one.key.to_be_bytes()).collect();
         self.with_header(&keys)
     }
 
@@ -424,16 +380,8 @@ impl Reservations {
             return self.with_header(&[]);
         };
         let key = self.registrants.iter().find(|one| one.port == holder.port);
-        let key = if holder.kind.all_registrants() {
-            0
-        } else {
-            key.map_or(0, |one| one.key)
-        };
-        let body = [
-            &key.to_be_bytes()[..],
-            &[0, 0, 0, 0, 0, holder.kind as u8, 0, 0],
-        ]
-        .concat();
+        let key = if holder.kind.all_registrants() { 0 } else { key.map_or(0, |one| one.key) };
+        let body = [&key.to_be_bytes()[..], &[0, 0, 0, 0, 0, holder.kind as u8, 0, 0]].concat();
         self.with_header(&body)
     }
 
@@ -474,12 +422,7 @@ mod tests {
     use super::*;
 
     fn order(action: u8, kind: u8, key: u64, new_key: u64) -> Order {
-        Order {
-            action,
-            scope_type: kind,
-            key,
-            new_key,
-        }
+        Order { action, scope_type: kind, key, new_key }
     }
 
     fn two() -> Reservations {
@@ -516,10 +459,7 @@ mod tests {
         let mut all = two();
         all.out("a", &order(1, 3, 10, 0)).unwrap();
         let notices = all.out("b", &order(4, 1, 20, 10)).unwrap();
-        assert_eq!(
-            notices,
-            [("a".to_owned(), Attention::RegistrationsPreempted)]
-        );
+        assert_eq!(notices, [("a".to_owned(), Attention::RegistrationsPreempted)]);
         assert!(all.holds("b") && !all.is_registered("a"));
     }
 

@@ -62,20 +62,12 @@ impl Sense {
 
     /// Codes without INFORMATION.
     pub const fn new(key: u8, asc: u8, ascq: u8) -> Sense {
-        Sense {
-            key,
-            asc,
-            ascq,
-            information: None,
-        }
+        Sense { key, asc, ascq, information: None }
     }
 
     /// The same with an INFORMATION field.
     pub const fn with_information(self, information: u64) -> Sense {
-        Sense {
-            information: Some(information),
-            ..self
-        }
+        Sense { information: Some(information), ..self }
     }
 
     /// Current-error sense data. In the fixed format INFORMATION is valid only where it fits 32 bits.
@@ -140,14 +132,9 @@ mod tests {
 
     #[test]
     fn fixed_format_carries_a_short_information() {
-        let sense = Sense::new(0x3, 0x11, 0x00)
-            .with_information(0x0102_0304)
-            .encode(false);
+        let sense = Sense::new(0x3, 0x11, 0x00).with_information(0x0102_0304).encode(false);
         assert_eq!(sense.len(), 18);
-        assert_eq!(
-            (sense[0], sense[2], sense[12], sense[13]),
-            (0xF0, 3, 0x11, 0)
-        );
+        assert_eq!((sense[0], sense[2], sense[12], sense[13]), (0xF0, 3, 0x11, 0));
         assert_eq!(&sense[3..7], &[1, 2, 3, 4]);
     }
 
@@ -169,9 +156,6 @@ mod tests {
     #[test]
     fn medium_errors_name_the_lba() {
         let sense = Sense::of_error(&BlockError::Medium { offset_bytes: 8192 }, 512, false);
-        assert_eq!(
-            (sense.key, sense.asc, sense.information),
-            (3, 0x11, Some(16))
-        );
+        assert_eq!((sense.key, sense.asc, sense.information), (3, 0x11, Some(16)));
     }
 }

@@ -16,10 +16,7 @@ struct Bench {
 impl Bench {
     fn new() -> Bench {
         let disk = Arc::new(MemoryLun::new("t", 1 << 20, BLOCK as u32));
-        Bench {
-            disk,
-            unit: LogicalUnit::new(),
-        }
+        Bench { disk, unit: LogicalUnit::new() }
     }
 
     /// A nexus that has heard of its power on.
@@ -94,14 +91,8 @@ fn every_listed_page_is_there_and_as_long_as_it_says() {
     }
     let limits = run(&nexus, &[0x12, 1, 0xB0, 1, 0, 0], &[]).data;
     assert_eq!(limits.len(), 64);
-    assert_eq!(
-        code(&run(&nexus, &[0x12, 1, 0x90, 1, 0, 0], &[])),
-        (5, 0x24, 0)
-    );
-    assert_eq!(
-        code(&run(&nexus, &[0x12, 0, 0x83, 1, 0, 0], &[])),
-        (5, 0x24, 0)
-    );
+    assert_eq!(code(&run(&nexus, &[0x12, 1, 0x90, 1, 0, 0], &[])), (5, 0x24, 0));
+    assert_eq!(code(&run(&nexus, &[0x12, 0, 0x83, 1, 0, 0], &[])), (5, 0x24, 0));
     assert_eq!(run(&nexus, &[0x12, 0, 0, 0, 36, 0], &[]).data.len(), 36);
 }
 
@@ -112,13 +103,9 @@ fn another_unit_number_is_absent() {
     let mut inquiry = [0; 16];
     inquiry[0] = 0x12;
     inquiry[4] = 36;
-    let Plan::Done(answer) = nexus.begin(1 << 48, &inquiry) else {
-        panic!()
-    };
+    let Plan::Done(answer) = nexus.begin(1 << 48, &inquiry) else { panic!() };
     assert_eq!(answer.data[0], 0x7F);
-    let Plan::Done(answer) = nexus.begin(1 << 48, &[0; 16]) else {
-        panic!()
-    };
+    let Plan::Done(answer) = nexus.begin(1 << 48, &[0; 16]) else { panic!() };
     assert_eq!(code(&answer), (5, 0x25, 0));
 }
 
@@ -134,10 +121,7 @@ fn software_write_protect_holds_and_is_told_to_the_others() {
     assert_eq!(run(&one, &select, &list).status, Status::Good);
     assert_eq!(code(&write(&one, 0, 1)), (7, 0x27, 0));
     assert_eq!(code(&run(&two, &[0], &[])), (6, 0x2A, 1));
-    assert_eq!(
-        run(&one, &[0x1A, 8, 0x0A, 0, 255, 0], &[]).data[2] & 0x80,
-        0x80
-    );
+    assert_eq!(run(&one, &[0x1A, 8, 0x0A, 0, 255, 0], &[]).data[2] & 0x80, 0x80);
     list[4 + 3] = 0; // reordering is not changeable
     assert_eq!(code(&run(&one, &select, &list)), (5, 0x26, 0));
     bench.unit.reset();
@@ -153,10 +137,7 @@ fn descriptor_sense_and_write_cache_follow_their_pages() {
         let list = [&[0, 0, 0, 0], page].concat();
         run(&nexus, &[0x15, 0x10, 0, 0, list.len() as u8, 0], &list).status
     };
-    assert_eq!(
-        select(&[0x0A, 0x0A, 0x06, 0x10, 0, 0, 0, 0, 0, 0, 0, 0]),
-        Status::Good
-    );
+    assert_eq!(select(&[0x0A, 0x0A, 0x06, 0x10, 0, 0, 0, 0, 0, 0, 0, 0]), Status::Good);
     let answer = run(&nexus, &[0x28, 0, 0xFF, 0, 0, 0, 0, 0, 1, 0], &[]);
     assert_eq!((answer.sense[0], code(&answer)), (0x72, (5, 0x21, 0)));
     let flushed = bench.disk.flush_count();
@@ -166,10 +147,7 @@ fn descriptor_sense_and_write_cache_follow_their_pages() {
     caching[..2].copy_from_slice(&[0x08, 0x12]);
     assert_eq!(select(&caching), Status::Good);
     write(&nexus, 0, 1);
-    assert!(
-        bench.disk.flush_count() > flushed,
-        "with WCE = 0 every write is durable"
-    );
+    assert!(bench.disk.flush_count() > flushed, "with WCE = 0 every write is durable");
 }
 
 #[test]
@@ -183,20 +161,14 @@ fn unmapped_blocks_read_as_zeros_and_say_so() {
     list.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 9, 0, 0, 0, 0]); // 8..17
     let unmap = [0x42, 0, 0, 0, 0, 0, 0, 0, list.len() as u8, 0];
     assert_eq!(run(&nexus, &unmap, &list).status, Status::Good);
-    assert_eq!(
-        (read(&nexus, 7)[0], read(&nexus, 8)[0], read(&nexus, 15)[0]),
-        (0xEE, 0, 0)
-    );
+    assert_eq!((read(&nexus, 7)[0], read(&nexus, 8)[0], read(&nexus, 15)[0]), (0xEE, 0, 0));
     let mut status = [0u8; 16];
     status[..2].copy_from_slice(&[0x9E, 0x12]);
     status[13] = 40;
     let data = run(&nexus, &status, &[]).data;
     assert_eq!(data.len(), 40);
     assert_eq!((data[20], data[24 + 7], data[24 + 12]), (0, 8, 1));
-    assert_eq!(
-        run(&nexus, &[0x42, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[]).status,
-        Status::Good
-    );
+    assert_eq!(run(&nexus, &[0x42, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[]).status, Status::Good);
     list[8] = 0xFF;
     assert_eq!(code(&run(&nexus, &unmap, &list)), (5, 0x21, 0));
 }
@@ -207,10 +179,7 @@ fn write_same_writes_its_block_or_makes_holes() {
     let nexus = bench.nexus("a");
     let same = |flags, out: &[u8]| run(&nexus, &[0x41, flags, 0, 0, 0, 4, 0, 0, 3, 0], out);
     assert_eq!(same(0, &[0x33; BLOCK]).status, Status::Good);
-    assert_eq!(
-        (read(&nexus, 3)[0], read(&nexus, 4)[0], read(&nexus, 6)[511]),
-        (0, 0x33, 0x33)
-    );
+    assert_eq!((read(&nexus, 3)[0], read(&nexus, 4)[0], read(&nexus, 6)[511]), (0, 0x33, 0x33));
     assert_eq!(same(8, &[0; BLOCK]).status, Status::Good);
     assert_eq!(read(&nexus, 4)[0], 0);
     assert_eq!(code(&same(0x10, &[0; BLOCK])), (5, 0x24, 0), "ANCHOR");
@@ -267,9 +236,7 @@ fn or_write_and_short_writes_merge() {
 #[test]
 fn an_ejected_medium_is_not_there_until_it_is_loaded() {
     let bench = Bench::new();
-    bench
-        .disk
-        .change_geometry(|geometry| geometry.removable = true);
+    bench.disk.change_geometry(|geometry| geometry.removable = true);
     let nexus = bench.nexus("a");
     let other = bench.nexus("b");
     run(&other, &[0x1E, 0, 0, 0, 1, 0], &[]);
@@ -278,10 +245,7 @@ fn an_ejected_medium_is_not_there_until_it_is_loaded() {
     drop(other);
     assert_eq!(run(&nexus, &eject, &[]).status, Status::Good);
     assert_eq!(code(&write(&nexus, 0, 1)), (2, 0x3A, 0));
-    assert_eq!(
-        run(&nexus, &[0x1B, 0, 0, 0, 3, 0], &[]).status,
-        Status::Good
-    );
+    assert_eq!(run(&nexus, &[0x1B, 0, 0, 0, 3, 0], &[]).status, Status::Good);
     assert_eq!(write(&nexus, 0, 1).status, Status::Good);
 }
 
@@ -335,16 +299,10 @@ fn a_copy_within_the_unit_may_overlap_itself() {
     let mut cdb = [0u8; 16];
     (cdb[0], cdb[13]) = (0x83, list.len() as u8);
     assert_eq!(run(&nexus, &cdb, &list).status, Status::Good);
-    assert_eq!(
-        (read(&nexus, 1)[0], read(&nexus, 2)[0], read(&nexus, 9)[0]),
-        (2, 1, 8)
-    );
+    assert_eq!((read(&nexus, 1)[0], read(&nexus, 2)[0], read(&nexus, 9)[0]), (2, 1, 8));
     let mut status = [0u8; 16];
     (status[0], status[2], status[13]) = (0x84, 7, 64);
-    assert_eq!(
-        run(&nexus, &status, &[]).data,
-        [0, 0, 0, 8, 1, 0, 1, 1, 0, 0, 0, 4]
-    );
+    assert_eq!(run(&nexus, &status, &[]).data, [0, 0, 0, 8, 1, 0, 1, 1, 0, 0, 0, 4]);
     status[2] = 8;
     assert_eq!(code(&run(&nexus, &status, &[])), (5, 0x24, 0));
     list[24] ^= 1;

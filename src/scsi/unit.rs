@@ -128,12 +128,7 @@ impl LogicalUnit {
 
     /// Raises an attention for every nexus but `except`.
     pub(super) fn raise_for_others(&self, except: &NexusState, attention: Attention) {
-        for other in self
-            .nexuses
-            .lock()
-            .iter()
-            .filter(|other| other.id != except.id)
-        {
+        for other in self.nexuses.lock().iter().filter(|other| other.id != except.id) {
             other.raise(attention);
         }
     }
@@ -168,20 +163,14 @@ impl LogicalUnit {
     fn with_reservations<T>(&self, work: impl FnOnce(&mut Reservations) -> T) -> T {
         let mut all = self.reservations.lock();
         let outcome = work(&mut all);
-        self.set_flags(
-            FLAG_RESERVED,
-            if all.is_active() { FLAG_RESERVED } else { 0 },
-        );
+        self.set_flags(FLAG_RESERVED, if all.is_active() { FLAG_RESERVED } else { 0 });
         outcome
     }
 
     /// May this nexus do it? One atomic load where nothing is reserved.
     pub(super) fn allows(&self, nexus: &NexusState, access: Access) -> bool {
         self.flags() & FLAG_RESERVED == 0
-            || self
-                .reservations
-                .lock()
-                .allows(nexus.id, &nexus.port, access)
+            || self.reservations.lock().allows(nexus.id, &nexus.port, access)
     }
 
     pub(super) fn reserve6(&self, nexus: &NexusState) -> Result<(), Denied> {
@@ -221,8 +210,6 @@ impl LogicalUnit {
 
     pub(super) fn removal_prevented(&self) -> bool {
         let nexuses = self.nexuses.lock();
-        nexuses
-            .iter()
-            .any(|nexus| nexus.prevents_removal.load(Ordering::Acquire))
+        nexuses.iter().any(|nexus| nexus.prevents_removal.load(Ordering::Acquire))
     }
 }

@@ -49,10 +49,7 @@ impl Door {
 
     pub fn with(size_bytes: u64, extra: usize, options: Options) -> Door {
         let disk = Arc::new(MemoryLun::new("ram", size_bytes, 512));
-        let directory = Arc::new(One {
-            disk: Arc::clone(&disk),
-            extra,
-        });
+        let directory = Arc::new(One { disk: Arc::clone(&disk), extra });
         let service = Service::new(directory, options);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -60,18 +57,10 @@ impl Door {
             .build()
             .unwrap();
         let stop = CancellationToken::new();
-        let listener = runtime
-            .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
-            .unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         runtime.spawn(portal::serve(Arc::clone(&service), listener, stop.clone()));
-        Door {
-            address,
-            service,
-            disk,
-            stop,
-            runtime: Some(runtime),
-        }
+        Door { address, service, disk, stop, runtime: Some(runtime) }
     }
 
     pub fn url(&self) -> String {
@@ -131,9 +120,7 @@ pub struct Initiator {
 impl Initiator {
     pub fn connect(address: SocketAddr) -> Initiator {
         let stream = TcpStream::connect(address).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         stream.set_nodelay(true).unwrap();
         Initiator {
             stream,
@@ -296,12 +283,7 @@ fn outcome(header: &Header, data: Vec<u8>, segment: &[u8]) -> Outcome {
         _ => 0,
     };
     let sense = segment.get(2..).unwrap_or_default().to_vec();
-    Outcome {
-        status: header.0[3],
-        data,
-        sense,
-        residual,
-    }
+    Outcome { status: header.0[3], data, sense, residual }
 }
 
 pub fn read10(lba: u32, blocks: u16) -> [u8; 10] {

@@ -1,0 +1,69 @@
+# The only entry point. `make demo` shows it, `make test` proves it; both work on a fresh machine.
+#
+#   setup    install what is missing (Debian or Ubuntu, as root or with sudo)
+#   build    the release program: target/release/lunfs
+#   check    formatting and lints, nothing is run
+#   demo     a pool, a LUN, a real disk image, read and written through every door
+#   test     everything that has to hold, within 20 minutes on 2 cores
+#   crash    kill -9 of a busy server, ROUNDS=500 times
+#   sim      crashes of the simulated device: SEEDS=2000 fresh seeds, or SEED=n alone
+#   fuzz     the parsers under random bytes, for DURATION=300 seconds
+#   interop  the clients of others alone (ONLY=word picks)
+#   bench    a short table of speeds on this machine
+#   vm       the Linux kernel's own iSCSI and NBD clients, in a small virtual machine
+#   clean    remove what was built
+
+SHELL := /bin/bash
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+LUNFS := $(TARGET)/release/lunfs
+ROUNDS ?= 500
+SEEDS ?= 2000
+DURATION ?= 300
+
+.PHONY: all setup build check demo test crash sim fuzz interop bench vm clean
+all: build
+
+setup:
+	@tests/setup.sh
+
+build:
+	$(CARGO) build --release --locked
+
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+demo: setup build
+	@tests/demo.sh $(LUNFS)
+
+test: setup check
+	@tests/run
+
+crash: setup build
+	LUNFS=$(abspath $(LUNFS)) ROUNDS=$(ROUNDS) $(if $(SEED),SEED=$(SEED)) \
+		/usr/bin/python3 tests/kill9.py
+
+sim: setup
+	$(if $(SEED),LUNFS_SIM_SEED=$(SEED),LUNFS_SIM_SEEDS=$(SEEDS)) \
+		$(CARGO) test --release --locked --test crash -- --nocapture
+
+fuzz: setup
+	@end=$$((SECONDS + $(DURATION))); seed=$(or $(SEED),$$RANDOM); \
+	while [ $$SECONDS -lt $$end ]; do \
+		echo "LUNFS_SEED=$$seed"; \
+		LUNFS_SEED=$$seed $(CARGO) test -q --release --locked --workspace fuzz || exit 1; \
+		seed=$$((seed + 1)); \
+	done
+
+interop: setup
+	ONLY=$(ONLY) $(CARGO) test --locked --test interop -- --nocapture --test-threads 1
+
+bench: setup build
+	@LUNFS=$(abspath $(LUNFS)) /usr/bin/python3 tests/bench/doors.py
+
+vm: setup build
+	@tests/vm/attach.sh $(abspath $(LUNFS))
+
+clean:
+	$(CARGO) clean

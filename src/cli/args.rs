@@ -1,0 +1,437 @@
+//! The command line: one noun and one verb.
+
+use super::parse::{self, Size};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+const ABOUT: &str =
+    "A filesystem whose disks are directories: served over iSCSI and NBD, and mounted";
+
+const EXAMPLES: &str = "\
+Examples:
+  lunfs pool create /srv/pool.lunfs --size 100G
+  lunfs lun create vm1 --size 20G --pool /srv/pool.lunfs
+  lunfs serve /srv/pool.lunfs --mount /mnt/lunfs --iscsi --nbd
+  lunfs lun import vm2 debian.raw
+  lunfs status";
+
+/// lunfs.
+#[derive(Debug, Parser)]
+#[command(name = "lunfs", version, about = ABOUT, after_help = EXAMPLES, max_term_width = 100)]
+#[command(disable_help_subcommand = true)]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub common: Common,
+    /// Which command.
+    #[command(subcommand)]
+    pub noun: Noun,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// Answer in JSON
+    #[arg(long, global = true, display_order = 900)]
+    pub json: bool,
+    /// Any device of the pool; may be left out where one pool is served
+    #[arg(long, global = true, env = "LUNFS_POOL", value_name = "PATH", display_order = 901)]
+    pub pool: Option<PathBuf>,
+}
+
+/// What every command takes that changes something.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct Change {
+    /// Check and say what would be done, but do not do it
+    #[arg(long, display_order = 800)]
+    pub dry_run: bool,
+}
+
+/// Nouns, and verbs without one.
+#[derive(Debug, Subcommand)]
+pub enum Noun {
+    /// Make, look at, check and grow pools
+    #[command(subcommand)]
+    Pool(Pool),
+    /// Serve a pool until it is stopped
+    #[command(after_help = SERVE_EXAMPLES)]
+    Serve(Box<Serve>),
+    /// Stop the server: drain, last consistency point, unmount
+    #[command(after_help = "Examples:\n  lunfs stop\n  lunfs stop --pool /srv/pool.lunfs")]
+    Stop(Change),
+    /// The server, its doors, LUNs and sessions; exit code 0 only when every door is open
+    #[command(after_help = "Examples:\n  lunfs status\n  lunfs status --json")]
+    Status,
+    /// Make, change, fill and read LUNs
+    #[command(subcommand)]
+    Lun(Lun),
+    /// Look at and end the sessions of block clients
+    #[command(subcommand)]
+    Session(Session),
+    /// Print a completion script for a shell
+    #[command(after_help = "Examples:\n  lunfs completion bash > /etc/bash_completion.d/lunfs")]
+    Completion {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `lunfs pool`.
+#[derive(Debug, Subcommand)]
+pub enum Pool {
+    /// Make a pool in files or block devices
+    #[command(after_help = POOL_CREATE_EXAMPLES)]
+    Create {
+        /// A file to make or a block device to take, each
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
+        /// Length of each file (sparse): bytes, or K M G T
+        #[arg(long, value_parser = parse::size)]
+        size: Option<Size>,
+        /// What survives the loss of a device
+        #[arg(long, value_enum, default_value_t = Redundancy::None)]
+        redundancy: Redundancy,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
+    /// The pools that are served on this host
+    List,
+    /// Figures of a pool
+    #[command(after_help = "Examples:\n  lunfs pool show /srv/pool.lunfs")]
+    Show(AtPath),
+    /// Verify a pool that is not served: every block, every count
+    #[command(after_help = "Examples:\n  lunfs pool check /srv/pool.lunfs")]
+    Check(AtPath),
+    /// Show what is on the disks of a pool that is not served, as text
+    #[command(after_help = DUMP_EXAMPLES)]
+    Dump {
+        /// Any device of the pool
+        path: Option<PathBuf>,
+        /// block:N, node:N or inodes:N; labels and roots where left out
+        #[arg(value_name = "OBJECT")]
+        object: Option<String>,
+    },
+    /// Use the space that a device has gained; a file is made longer first
+    #[command(after_help = "Examples:\n  lunfs pool grow /srv/pool.lunfs --size 200G")]
+    Grow {
+        /// The device that grows
+        path: PathBuf,
+        /// New length of a file: bytes, or K M G T
+        #[arg(long, value_parser = parse::size)]
+        size: Option<Size>,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+const POOL_CREATE_EXAMPLES: &str = "\
+Examples:
+  lunfs pool create /srv/pool.lunfs --size 100G
+  lunfs pool create /dev/sdb /dev/sdc";
+
+const DUMP_EXAMPLES: &str = "\
+Examples:
+  lunfs pool dump /srv/pool.lunfs
+  lunfs pool dump /srv/pool.lunfs block:1234";
+
+/// A pool named by its path, or by --pool.
+#[derive(Debug, Args)]
+pub struct AtPath {
+    /// Any device of the pool
+    pub path: Option<PathBuf>,
+}
+
+/// What survives the loss of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Redundancy {
+    /// Nothing: the pool is as large as its devices together.
+    None,
+    /// Each block is on two devices.
+    Mirror,
+}
+
+const SERVE_EXAMPLES: &str = "\
+PATH comes before the doors: the address of a door may be left out, and is then on loopback
+(iSCSI 127.0.0.1:3260, NBD 127.0.0.1:10809). With no door at all both of them open.
+
+Examples:
+  lunfs serve /srv/pool.lunfs
+  lunfs serve /srv/pool.lunfs --mount /mnt/lunfs --iscsi --nbd unix:/run/lunfs.nbd
+  lunfs serve --config /etc/lunfs.toml";
+
+/// `lunfs serve`.
+#[derive(Debug, Default, Args)]
+pub struct Serve {
+    /// Devices of the pool: any of them is enough where the others are beside it
+    #[arg(value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    /// TOML with the same names: path, mount, iscsi, nbd, advertise, cache, degraded, insecure
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Mount the pool's tree on this directory
+    #[arg(long, value_name = "DIR")]
+    pub mount: Option<PathBuf>,
+    /// Open iSCSI here
+    #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = "")]
+    #[arg(action = ArgAction::Append)]
+    pub iscsi: Vec<String>,
+    /// Open NBD here, or on unix:PATH
+    #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = "")]
+    #[arg(action = ArgAction::Append)]
+    pub nbd: Vec<String>,
+    /// What iSCSI discovery names instead of the address that was dialled
+    #[arg(long, value_name = "ADDR")]
+    pub advertise: Option<String>,
+    /// Memory for cached and not yet written blocks [default: 256M]
+    #[arg(long, value_parser = parse::size)]
+    pub cache: Option<Size>,
+    /// Serve although a device is missing, where redundancy allows it
+    #[arg(long)]
+    pub degraded: bool,
+    /// Let everybody who reaches an address beyond loopback read and write
+    #[arg(long)]
+    pub insecure: bool,
+    /// --dry-run
+    #[command(flatten)]
+    pub change: Change,
+}
+
+/// `lunfs lun`.
+#[derive(Debug, Subcommand)]
+pub enum Lun {
+    /// Make a LUN
+    #[command(after_help = LUN_CREATE_EXAMPLES)]
+    Create {
+        /// One of A-Z a-z 0-9 . _ - each, at most 64, no leading dot
+        name: String,
+        /// Capacity: bytes, or K M G T
+        #[arg(long, value_parser = parse::size)]
+        size: Size,
+        /// Attributes
+        #[arg(value_name = "KEY=VALUE", value_parser = parse::key_value)]
+        keys: Vec<(String, String)>,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
+    /// All LUNs
+    List,
+    /// One LUN: attributes, use, and how it is reached
+    Show {
+        /// The LUN
+        name: String,
+    },
+    /// Change the capacity; attached clients are told
+    #[command(after_help = "Examples:\n  lunfs lun resize vm1 --size 40G")]
+    Resize {
+        /// The LUN
+        name: String,
+        /// New capacity: bytes, or K M G T
+        #[arg(long, value_parser = parse::size)]
+        size: Size,
+        /// Shrink although a client has it open
+        #[arg(long)]
+        force: bool,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Change the name; not while a client has it open
+    Rename {
+        /// The LUN
+        name: String,
+        /// Its new name
+        new: String,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Delete a LUN and all its data
+    Delete {
+        /// The LUN
+        name: String,
+        /// Its snapshots too
+        #[arg(long)]
+        recursive: bool,
+        /// Although a client has it open
+        #[arg(long)]
+        force: bool,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Change attributes
+    #[command(after_help = "Examples:\n  lunfs lun set vm1 read-only=true threshold=80")]
+    Set {
+        /// The LUN
+        name: String,
+        /// Attributes
+        #[arg(value_name = "KEY=VALUE", required = true, value_parser = parse::key_value)]
+        keys: Vec<(String, String)>,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Show what happened to a LUN
+    Log {
+        /// The LUN
+        name: String,
+        /// Stay, and show what is added
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Make a LUN from a raw image, or replace its contents
+    #[command(after_help = IMPORT_EXAMPLES)]
+    Import(Box<Import>),
+    /// Write a LUN's contents to a raw image; holes stay holes
+    #[command(after_help = EXPORT_EXAMPLES)]
+    Export {
+        /// The LUN
+        name: String,
+        /// The image; - is standard output
+        file: PathBuf,
+        /// Overwrite a file that exists
+        #[arg(long)]
+        force: bool,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+/// `lunfs lun import`.
+#[derive(Debug, Args)]
+pub struct Import {
+    /// The LUN
+    pub name: String,
+    /// The image; - is standard input
+    pub file: PathBuf,
+    /// Attributes of the new LUN
+    #[arg(value_name = "KEY=VALUE", value_parser = parse::key_value)]
+    pub keys: Vec<(String, String)>,
+    /// Into a LUN that exists
+    #[arg(long, conflicts_with = "keys")]
+    pub into: bool,
+    /// Length of what a pipe brings, or a larger capacity than a file has: bytes, or K M G T
+    #[arg(long, value_parser = parse::size)]
+    pub size: Option<Size>,
+    /// Although a client has it open
+    #[arg(long)]
+    pub force: bool,
+    /// --dry-run
+    #[command(flatten)]
+    pub change: Change,
+}
+
+const LUN_CREATE_EXAMPLES: &str = "\
+Examples:
+  lunfs lun create vm1 --size 20G
+  lunfs lun create db --size 1T block-size=4096 threshold=80";
+
+const IMPORT_EXAMPLES: &str = "\
+Examples:
+  lunfs lun import vm1 debian.raw
+  lunfs lun import vm1 debian.raw --into --force
+  zstdcat debian.raw.zst | lunfs lun import vm1 - --size 20G";
+
+const EXPORT_EXAMPLES: &str = "\
+Examples:
+  lunfs lun export vm1 vm1.raw
+  lunfs lun export vm1 - | zstd > vm1.raw.zst";
+
+/// `lunfs session`.
+#[derive(Debug, Subcommand)]
+pub enum Session {
+    /// All sessions
+    List,
+    /// One session
+    Show {
+        /// Its id
+        id: String,
+    },
+    /// End a session: its client is disconnected
+    Drop {
+        /// Its id
+        id: String,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parsed(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn doors_with_and_without_addresses() {
+        let line = "lunfs serve p q --iscsi --nbd unix:/n --nbd --iscsi 127.0.0.1:1 --mount /m";
+        let Noun::Serve(serve) = parsed(line).unwrap().noun else { panic!("serve") };
+        assert_eq!(serve.paths, [PathBuf::from("p"), PathBuf::from("q")]);
+        assert_eq!(serve.iscsi, ["", "127.0.0.1:1"]);
+        assert_eq!(serve.nbd, ["unix:/n", ""]);
+    }
+
+    #[test]
+    fn words_of_the_contract() {
+        for line in [
+            "lunfs pool create p --size 1G --redundancy none --dry-run --json",
+            "lunfs pool create p q --redundancy mirror",
+            "lunfs pool list --json",
+            "lunfs pool show p",
+            "lunfs pool check p",
+            "lunfs pool dump p",
+            "lunfs pool grow p --size 2G --dry-run",
+            "lunfs stop --dry-run --pool p",
+            "lunfs status --json",
+            "lunfs lun create a --size 20G block-size=4096 --pool p",
+            "lunfs --pool p lun create a --size 1024",
+            "lunfs lun list",
+            "lunfs lun show a",
+            "lunfs lun resize a --size 2G --force",
+            "lunfs lun rename a b",
+            "lunfs lun delete a --recursive --force",
+            "lunfs lun set a read-only=true quota=1G",
+            "lunfs lun log a -f",
+            "lunfs lun import a - --size 1G",
+            "lunfs lun import a f --into --force",
+            "lunfs lun export a - --force",
+            "lunfs session list",
+            "lunfs session show 1",
+            "lunfs session drop 1 --dry-run",
+            "lunfs completion bash",
+        ] {
+            assert!(parsed(line).is_ok(), "{line}: {}", parsed(line).unwrap_err());
+        }
+    }
+
+    #[test]
+    fn nonsense_is_a_usage_error() {
+        for line in [
+            "lunfs",
+            "lunfs lun",
+            "lunfs lun create a",
+            "lunfs lun create a --size 5X",
+            "lunfs lun create a --size -1",
+            "lunfs lun create a --size 1G novalue",
+            "lunfs lun set a",
+            "lunfs pool create",
+            "lunfs status --dry-run",
+            "lunfs pool create p --redundancy raid6",
+        ] {
+            assert_eq!(parsed(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! `lunfs pool check` and `dump`: on a pool that nobody serves, opened for reading only.
+
+use super::args::Common;
+use super::{output, show, usage_error};
+use crate::control::pool::{as_block_devices, find_devices, lock_devices};
+use crate::control::{Error, Result};
+use crate::device::file::OpenMode;
+use crate::device::{BlockDevice, BLOCK_BYTES};
+use crate::fs::{self, CheckOptions, DumpAs, DumpWhat, Report};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{json, Value};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often the sign of life on the terminal moves.
+const TICK: Duration = Duration::from_millis(120);
+/// Errors that are shown to people; JSON has all.
+const SHOWN_ERRORS: usize = 20;
+
+fn open(path: &Path) -> Result<Vec<Arc<dyn BlockDevice>>> {
+    let (_, found) = find_devices(&[path.to_path_buf()])?;
+    let mode = OpenMode { read_only: true, ..OpenMode::default() };
+    lock_devices(&found, mode).map(|devices| as_block_devices(&devices))
+}
+
+/// Verifies a pool; exit code 1 where something is wrong.
+pub fn check(path: &Path, common: &Common) -> Result<ExitCode> {
+    let devices = open(path)?;
+    let spinner = ProgressBar::new_spinner().with_message(format!("checking {}", path.display()));
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
+        spinner.set_style(style);
+    }
+    spinner.enable_steady_tick(TICK);
+    let report = fs::check(&devices, CheckOptions { data: true });
+    spinner.finish_and_clear();
+    let what = || format!("the pool at {} cannot be checked", path.display());
+    let report = report.map_err(|e| Error::fs(what(), &e))?;
+    show(&to_json(&report), common, |_| plain(&report));
+    Ok(if report.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn to_json(report: &Report) -> Value {
+    let bytes = |blocks: u64| blocks.saturating_mul(BLOCK_BYTES as u64);
+    json!({
+        "sound": report.errors.is_empty(),
+        "errors": report.errors,
+        "volumes": report.volumes,
+        "inodes": report.inodes,
+        "used_bytes": bytes(report.used_blocks),
+        "verified_bytes": bytes(report.verified_blocks),
+    })
+}
+
+fn plain(report: &Report) {
+    for error in report.errors.iter().take(SHOWN_ERRORS) {
+        output::line(error);
+    }
+    let hidden = report.errors.len().saturating_sub(SHOWN_ERRORS);
+    if hidden > 0 {
+        output::line(&format!("and {hidden} more: --json shows all"));
+    }
+    let bytes = |blocks: u64| output::bytes_text(blocks.saturating_mul(BLOCK_BYTES as u64));
+    output::line(&format!(
+        "{}: {} volumes, {} inodes, {} in use, {} of data verified",
+        if report.errors.is_empty() { "sound" } else { "damaged" },
+        report.volumes,
+        report.inodes,
+        bytes(report.used_blocks),
+        bytes(report.verified_blocks),
+    ));
+}
+
+/// Shows what is on disk.
+pub fn dump(path: &Path, object: Option<&str>, common: &Common) -> Result<()> {
+    let what = object.map_or(Ok(DumpWhat::Overview), parse_object)?;
+    let text = fs::dump(&open(path)?, &what)
+        .map_err(|e| Error::fs(format!("{} cannot be shown", path.display()), &e))?;
+    show(&json!({ "text": text }), common, |_| output::line(text.trim_end()));
+    Ok(())
+}
+
+/// `block:N`, `node:N`, `inodes:N`.
+fn parse_object(text: &str) -> Result<DumpWhat> {
+    let bad = || {
+        let what = format!("'{text}' is not an object of a pool");
+        usage_error(&what, "give block:N, node:N or inodes:N, or nothing for labels and roots")
+    };
+    let (kind, number) = text.split_once(':').ok_or_else(bad)?;
+    let block = number.parse().map_err(|_| bad())?;
+    match kind {
+        "block" => Ok(DumpWhat::Block(block, DumpAs::Guess)),
+        "node" => Ok(DumpWhat::Block(block, DumpAs::Node)),
+        "inodes" => Ok(DumpWhat::Block(block, DumpAs::Inodes)),
+        _ => Err(bad()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects() {
+        assert_eq!(parse_object("block:7").unwrap(), DumpWhat::Block(7, DumpAs::Guess));
+        assert_eq!(parse_object("node:7").unwrap(), DumpWhat::Block(7, DumpAs::Node));
+        for text in ["block", "block:", "block:-1", "tree:1"] {
+            assert_eq!(parse_object(text).unwrap_err().exit_code(), 2, "{text}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Words of the command line and of the config file.
+
+use crate::lun::parse_size;
+use crate::server::Listen;
+use serde::{Deserialize, Deserializer};
+use std::net::{SocketAddr, ToSocketAddrs};
+
+/// Default port of iSCSI (RFC 7143 §14).
+pub const ISCSI_PORT: u16 = 3260;
+/// Default port of NBD (IANA).
+pub const NBD_PORT: u16 = 10809;
+
+/// A number of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Size, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Bytes(u64),
+            Text(String),
+        }
+        match Either::deserialize(from) {
+            Ok(Either::Bytes(bytes)) => Ok(Size(bytes)),
+            Ok(Either::Text(text)) => size(&text).map_err(serde::de::Error::custom),
+            Err(_) => Err(serde::de::Error::custom(NOT_A_SIZE)),
+        }
+    }
+}
+
+const NOT_A_SIZE: &str = "not a size: give bytes, or a number followed by K, M, G or T";
+
+/// `4096`, `20G`.
+pub fn size(text: &str) -> Result<Size, String> {
+    parse_size(text).map(Size).ok_or_else(|| NOT_A_SIZE.to_string())
+}
+
+/// `KEY=VALUE`.
+pub fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("not of the form KEY=VALUE")?;
+    if key.is_empty() {
+        return Err("the key before = is missing".into());
+    }
+    Ok((key.to_string(), value.to_string()))
+}
+
+/// `HOST:PORT`, `HOST`, `:PORT`, `PORT` or nothing: what is missing is loopback and the default
+/// port.
+pub fn tcp(text: &str, default_port: u16) -> Result<SocketAddr, String> {
+    let (host, port) = split_address(text, default_port)?;
+    let host = if host.is_empty() { "127.0.0.1" } else { host };
+    let mut found = (host, port).to_socket_addrs().map_err(|e| {
+        format!(
+            "'{text}' is not an address: {e}; give HOST:PORT (a pool's PATH stands before doors)"
+        )
+    })?;
+    found.next().ok_or_else(|| format!("'{text}' names no address"))
+}
+
+/// As [`tcp`], or `unix:PATH`.
+pub fn tcp_or_unix(text: &str, default_port: u16) -> Result<Listen, String> {
+    match text.strip_prefix("unix:") {
+        Some("") => Err("unix: needs a path".into()),
+        Some(path) => Ok(Listen::Unix(path.into())),
+        None => tcp(text, default_port).map(Listen::Tcp),
+    }
+}
+
+fn split_address(text: &str, default_port: u16) -> Result<(&str, u16), String> {
+    if let Ok(port) = text.parse::<u16>() {
+        return Ok(("", port));
+    }
+    if let Some(rest) = text.strip_prefix('[') {
+        let (host, port) = rest.split_once(']').ok_or("a bracket is not closed")?;
+        return Ok((host, port_of(port.strip_prefix(':').unwrap_or(port), default_port)?));
+    }
+    match text.rsplit_once(':') {
+        // More than one colon and no bracket: an IPv6 address without a port.
+        Some((host, _)) if host.contains(':') => Ok((text, default_port)),
+        Some((host, port)) => Ok((host, port_of(port, default_port)?)),
+        None => Ok((text, default_port)),
+    }
+}
+
+fn port_of(text: &str, default_port: u16) -> Result<u16, String> {
+    if text.is_empty() {
+        return Ok(default_port);
+    }
+    text.parse().map_err(|_| format!("'{text}' is not a port: 0 to 65535"))
+}
+
+/// `HOST` or `HOST:PORT` as clients shall be told it.
+pub fn advertised(text: &str) -> Result<(), String> {
+    let (host, _) = split_address(text, ISCSI_PORT)?;
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '%');
+    if host.is_empty() || !host.chars().all(allowed) {
+        return Err(format!("'{text}' is not an address to advertise: give HOST or HOST:PORT"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        for (text, expected) in [
+            ("", "127.0.0.1:3260"),
+            (":17", "127.0.0.1:17"),
+            ("17", "127.0.0.1:17"),
+            ("0.0.0.0", "0.0.0.0:3260"),
+            ("127.0.0.2:0", "127.0.0.2:0"),
+            ("[::1]:17", "[::1]:17"),
+            ("[::1]", "[::1]:3260"),
+            ("::1", "[::1]:3260"),
+        ] {
+            assert_eq!(tcp(text, ISCSI_PORT).unwrap().to_string(), expected, "{text}");
+        }
+        for text in ["127.0.0.1:99999", "[::1", "127.0.0.1:x", "/srv/pool.lunfs"] {
+            assert!(tcp(text, ISCSI_PORT).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn unix_sockets() {
+        assert_eq!(tcp_or_unix("unix:/n", NBD_PORT).unwrap(), Listen::Unix("/n".into()));
+        assert!(tcp_or_unix("unix:", NBD_PORT).is_err());
+        let tcp = tcp_or_unix("", NBD_PORT).unwrap();
+        assert_eq!(tcp, Listen::Tcp("127.0.0.1:10809".parse().unwrap()));
+    }
+
+    #[test]
+    fn names_to_advertise() {
+        for text in ["san.example", "10.0.2.2:99", "fe80::1", "[fe80::1]:99"] {
+            assert!(advertised(text).is_ok(), "{text}");
+        }
+        for text in ["", "a b", "x,y", "a/b", "h:99999"] {
+            assert!(advertised(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn keys_and_values() {
+        let pair = |a: &str, b: &str| (a.to_string(), b.to_string());
+        assert_eq!(key_value("serial=a=b").unwrap(), pair("serial", "a=b"));
+        assert_eq!(key_value("serial=").unwrap(), pair("serial", ""));
+        assert!(key_value("=x").is_err());
+        assert!(key_value("x").is_err());
+    }
+}

@@ -1,0 +1,123 @@
+//! `lunfs pool`.
+
+use super::args::{AtPath, Change, Common, Pool, Redundancy};
+use super::parse::Size;
+use super::{output, rows, show, usage_error};
+use crate::control::client::{Client, Selection};
+use crate::control::pool::{self, NewPool};
+use crate::control::protocol::Command;
+use crate::control::report::would;
+use crate::control::run_dir::{id_text, RunDirs};
+use crate::control::{Message, Result};
+use serde_json::{json, Value};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Carries a verb out.
+pub fn run(verb: &Pool, common: &Common) -> Result<ExitCode> {
+    match verb {
+        Pool::Create { paths, size, redundancy, change } => {
+            create(paths, *size, *redundancy, *change, common)?;
+        }
+        Pool::List => list(common)?,
+        Pool::Show(at) => {
+            let value = selection(common, at.path.as_ref()).client()?;
+            let value = value.call(Command::PoolShow, false, None, &mut |_| {})?;
+            show(&value, common, output::facts);
+        }
+        Pool::Check(at) => return super::offline::check(&named(common, at)?, common),
+        Pool::Dump { path, object } => {
+            let at = AtPath { path: path.clone() };
+            super::offline::dump(&named(common, &at)?, object.as_deref(), common)?;
+        }
+        Pool::Grow { path, size, change } => grow(path, *size, *change, common)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A path behind the verb stands before --pool.
+fn selection(common: &Common, path: Option<&PathBuf>) -> Selection {
+    Selection { pool: path.or(common.pool.as_ref()).cloned(), dirs: None }
+}
+
+/// The path of a pool that is not served.
+fn named(common: &Common, at: &AtPath) -> Result<PathBuf> {
+    let path = at.path.as_ref().or(common.pool.as_ref());
+    path.cloned().ok_or_else(|| usage_error("no path of a pool was given", "give any device of it"))
+}
+
+fn create(
+    paths: &[PathBuf],
+    size: Option<Size>,
+    redundancy: Redundancy,
+    change: Change,
+    common: &Common,
+) -> Result<()> {
+    if redundancy == Redundancy::Mirror {
+        let message = Message::new("--redundancy mirror is not possible yet")
+            .why("this version keeps one copy of each block")
+            .todo("leave it out, or put the pool on a mirrored block device");
+        return Err(message.into());
+    }
+    let new = NewPool { paths: paths.to_vec(), size_bytes: size.map(|size| size.0) };
+    let sizes = pool::check_new_pool(&new)?;
+    if change.dry_run {
+        let text = format!("make a pool of {} bytes in {}", sum(&sizes), pool::names(paths));
+        show(&would(text), common, output::facts);
+        return Ok(());
+    }
+    let id = id_text(&pool::create(&new)?);
+    let devices: Value = paths
+        .iter()
+        .zip(&sizes)
+        .map(|(path, size)| json!({ "path": path.display().to_string(), "size_bytes": size }))
+        .collect();
+    let value = json!({ "id": id, "devices": devices, "redundancy": "none" });
+    show(&value, common, |_| {
+        output::line(&format!("made the pool {id} in {}", pool::names(paths)));
+    });
+    Ok(())
+}
+
+fn sum(sizes: &[u64]) -> u64 {
+    sizes.iter().fold(0, |sum, size| sum.saturating_add(*size))
+}
+
+const COLUMNS: &[&str] = &["id", "state", "size_bytes", "used_bytes", "free_bytes", "paths"];
+
+/// The served pools; one that does not answer is listed with the reason.
+fn list(common: &Common) -> Result<()> {
+    let mut pools = Vec::new();
+    for (id, stream) in RunDirs::of_process().connect_all()? {
+        let shown = Client::Server(stream).call(Command::PoolShow, false, None, &mut |_| {});
+        pools.push(shown.unwrap_or_else(|e| json!({ "id": id, "state": e.message().what })));
+    }
+    let pools = Value::Array(pools);
+    show(&pools, common, |pools| {
+        let with_paths = |pool: &Value| {
+            let devices = pool.get("devices").map_or(&[][..], rows);
+            let paths: Value = devices.iter().filter_map(|d| d.get("path").cloned()).collect();
+            let mut row = pool.clone();
+            row["paths"] = paths;
+            row
+        };
+        let shown: Vec<Value> = rows(pools).iter().map(with_paths).collect();
+        output::table(&shown, COLUMNS, "no pool is served");
+    });
+    Ok(())
+}
+
+fn grow(path: &PathBuf, size: Option<Size>, change: Change, common: &Common) -> Result<()> {
+    let client = selection(common, Some(path)).client()?;
+    let full = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    let command =
+        Command::PoolGrow { path: full.display().to_string(), size_bytes: size.map(|size| size.0) };
+    let value = client.call(command, change.dry_run, None, &mut |_| {})?;
+    show(&value, common, |value| {
+        let size = value
+            .get("size_bytes")
+            .map_or_else(String::new, |v| output::value_text("size_bytes", v));
+        output::line(&format!("the pool has {size}"));
+    });
+    Ok(())
+}

@@ -1,0 +1,279 @@
+//! Finding a pool's devices, opening and making pools.
+//!
+//! Invariant: whoever opens a pool holds the lock of each of its devices ([`FileDevice`] takes it)
+//! for as long as the [`OpenPool`] lives; so one process at a time has a pool open.
+
+use super::error::{Error, Message, Result};
+use super::label::read_label;
+use crate::device::file::{FileDevice, OpenError, OpenMode};
+use crate::device::{BlockDevice, BLOCK_BYTES};
+use crate::fs::{Clock, FormatOptions, Fs, OpenOptions, SystemClock};
+use crate::lun::{Catalog, CatalogOptions};
+use fs_layout::{DeviceEntry, Label};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Entries of a directory that are looked at to find a device that was moved.
+const MAX_SEARCHED: usize = 4096;
+/// Smallest device of a pool.
+pub const MIN_DEVICE_BYTES: u64 = 64 << 20;
+
+/// A pool that this process has open.
+pub struct OpenPool {
+    /// The filesystem.
+    pub fs: Arc<Fs>,
+    /// Its LUNs.
+    pub catalog: Arc<Catalog>,
+    /// Its devices, in the order of the label.
+    pub devices: Vec<Arc<FileDevice>>,
+}
+
+/// A pool whose devices this process has locked, but not opened yet.
+pub struct LockedPool {
+    paths: Vec<PathBuf>,
+    devices: Vec<Arc<FileDevice>>,
+}
+
+impl LockedPool {
+    /// Finds and locks all devices of the pool that `paths` belong to.
+    pub fn lock(paths: &[PathBuf]) -> Result<LockedPool> {
+        let (_, paths) = find_devices(paths)?;
+        let devices = lock_devices(&paths, OpenMode::default())?;
+        Ok(LockedPool { paths, devices })
+    }
+
+    /// Opens and recovers it.
+    pub fn open(self, cache_bytes: u64) -> Result<OpenPool> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let options = OpenOptions { cache_bytes, clock: clock.clone(), background: true };
+        let what = format!("the pool at {} cannot be opened", names(&self.paths));
+        let devices = as_block_devices(&self.devices);
+        let fs = Fs::open(devices, options).map_err(|e| Error::fs(what, &e))?;
+        let mut catalog_options = CatalogOptions::new(clock);
+        catalog_options.location = self.paths.iter().map(|p| p.display().to_string()).collect();
+        let catalog = Catalog::open(fs.clone(), catalog_options)?;
+        Ok(OpenPool { fs, catalog, devices: self.devices })
+    }
+}
+
+impl OpenPool {
+    /// Takes the last consistency point. The locks go with the pool.
+    pub fn close(&self) -> Result<()> {
+        self.fs.close().map_err(|e| Error::fs("the pool was not closed in order", &e))
+    }
+}
+
+/// The same devices as the filesystem takes them.
+pub fn as_block_devices(devices: &[Arc<FileDevice>]) -> Vec<Arc<dyn BlockDevice>> {
+    devices.iter().map(|device| device.clone() as Arc<dyn BlockDevice>).collect()
+}
+
+/// Finds all devices of the pool that `paths` belong to, in the order of the label: those given,
+/// then at the paths in the label, then by id among the files beside the first.
+pub fn find_devices(paths: &[PathBuf]) -> Result<(Label, Vec<PathBuf>)> {
+    let first = paths.first().ok_or_else(|| Error::Usage(Message::new("no path of a pool")))?;
+    let label = read_label(first)?;
+    let given = read_given(paths, &label)?;
+    let mut found = Vec::with_capacity(label.devices.len());
+    for entry in &label.devices {
+        let path = given.iter().find(|(_, id)| *id == entry.id).map(|(path, _)| path.clone());
+        let path = path.or_else(|| at_label_path(&label, entry));
+        let path = path.or_else(|| beside(first, &label, entry));
+        found.push(path.ok_or_else(|| missing(first, entry))?);
+    }
+    Ok((label, found))
+}
+
+/// Every given path must be a device of the same pool; a device that is given twice is no harm.
+fn read_given(paths: &[PathBuf], label: &Label) -> Result<Vec<(PathBuf, [u8; 16])>> {
+    let mut given = Vec::with_capacity(paths.len());
+    for path in paths {
+        let own = read_label(path)?;
+        if own.pool_id != label.pool_id {
+            let first = paths.first().map_or_else(String::new, |p| p.display().to_string());
+            let what = format!("{} and {first} belong to different pools", path.display());
+            return Err(Message::new(what).todo("give the devices of one pool").into());
+        }
+        if let Some(id) = own_id(&own) {
+            given.push((path.clone(), id));
+        }
+    }
+    Ok(given)
+}
+
+fn own_id(label: &Label) -> Option<[u8; 16]> {
+    label.devices.get(usize::from(label.index)).map(|entry| entry.id)
+}
+
+fn is_device(path: &Path, label: &Label, entry: &DeviceEntry) -> bool {
+    read_label(path).is_ok_and(|own| own.pool_id == label.pool_id && own_id(&own) == Some(entry.id))
+}
+
+fn at_label_path(label: &Label, entry: &DeviceEntry) -> Option<PathBuf> {
+    let path = PathBuf::from(&entry.path);
+    is_device(&path, label, entry).then_some(path)
+}
+
+fn beside(first: &Path, label: &Label, entry: &DeviceEntry) -> Option<PathBuf> {
+    let dir = first.parent().filter(|dir| !dir.as_os_str().is_empty());
+    let entries = std::fs::read_dir(dir.unwrap_or(Path::new("."))).ok()?;
+    entries
+        .take(MAX_SEARCHED)
+        .filter_map(|found| found.ok().map(|found| found.path()))
+        .find(|path| is_device(path, label, entry))
+}
+
+fn missing(first: &Path, entry: &DeviceEntry) -> Message {
+    Message::new(format!("a device of the pool at {} is missing", first.display()))
+        .why(format!("it was last at {} and is not beside the others", entry.path))
+        .todo("give its path too; without redundancy the pool needs all its devices")
+}
+
+/// Opens and locks devices.
+pub fn lock_devices(paths: &[PathBuf], mode: OpenMode) -> Result<Vec<Arc<FileDevice>>> {
+    let open = |path: &PathBuf| FileDevice::open(path, mode).map(Arc::new).map_err(device_error);
+    paths.iter().map(open).collect()
+}
+
+/// What a user is told where a device cannot be opened or made.
+pub fn device_error(error: OpenError) -> Error {
+    let message = match &error {
+        OpenError::InUse(path) => Message::new(format!("the pool at {} is in use", path.display()))
+            .why("another lunfs process, or another program, has it open")
+            .todo("`lunfs stop` ends a server; `lunfs pool list` shows the served pools"),
+        OpenError::Exists(path) => Message::new(format!("{} exists already", path.display()))
+            .why("it may hold data, so it is left as it is")
+            .todo("choose another path, or remove the file first"),
+        OpenError::SizeMissing(path) => {
+            Message::new(format!("{} does not exist and needs a size", path.display()))
+                .todo("add --size SIZE, for example --size 100G")
+        }
+        _ => Message::from_lines(&error.to_string()),
+    };
+    Error::Refused(message)
+}
+
+/// What `pool create` was asked for.
+#[derive(Debug, Clone)]
+pub struct NewPool {
+    /// Files to make, or block devices to take.
+    pub paths: Vec<PathBuf>,
+    /// Length of each file.
+    pub size_bytes: Option<u64>,
+}
+
+/// Checks everything that can be checked without making anything; the devices' sizes.
+pub fn check_new_pool(new: &NewPool) -> Result<Vec<u64>> {
+    if new.paths.len() > fs_layout::MAX_DEVICES {
+        let what = format!("{} devices are too many", new.paths.len());
+        let why = format!("a pool has at most {}", fs_layout::MAX_DEVICES);
+        return Err(Message::new(what).why(why).into());
+    }
+    let mut seen: Vec<PathBuf> = Vec::new();
+    let mut sizes = Vec::with_capacity(new.paths.len());
+    for path in &new.paths {
+        let full = absolute(path)?;
+        if seen.contains(&full) {
+            return Err(Message::new(format!("{} is named twice", path.display())).into());
+        }
+        sizes.push(check_new_device(path, new.size_bytes)?);
+        seen.push(full);
+    }
+    Ok(sizes)
+}
+
+fn check_new_device(path: &Path, size_bytes: Option<u64>) -> Result<u64> {
+    let size_bytes = match std::fs::metadata(path) {
+        Ok(found) if found.is_file() => {
+            return Err(device_error(OpenError::Exists(path.to_path_buf())));
+        }
+        Ok(_) => check_block_device(path, size_bytes)?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            check_parent(path)?;
+            size_bytes.ok_or_else(|| device_error(OpenError::SizeMissing(path.to_path_buf())))?
+        }
+        Err(e) => return Err(Error::io(format!("{} cannot be used", path.display()), &e)),
+    };
+    if size_bytes < MIN_DEVICE_BYTES {
+        let what = format!("{size_bytes} bytes are too small for {}", path.display());
+        let why = format!("a device of a pool has at least {} MiB", MIN_DEVICE_BYTES >> 20);
+        return Err(Message::new(what).why(why).todo("for example --size 10G").into());
+    }
+    Ok(size_bytes)
+}
+
+/// A block device must be free, and must not hold a pool that somebody may want back.
+fn check_block_device(path: &Path, size_bytes: Option<u64>) -> Result<u64> {
+    let device = FileDevice::open(path, OpenMode::default()).map_err(device_error)?;
+    if read_label(path).is_ok() {
+        let what = format!("{} holds a pool already", path.display());
+        let todo = format!(
+            "to give it up: `wipefs -a {0}` or `dd if=/dev/zero of={0} bs=1M count=1`",
+            path.display()
+        );
+        return Err(Message::new(what).why("its label is a lunfs pool's").todo(todo).into());
+    }
+    Ok(size_bytes.unwrap_or(device.block_count() * BLOCK_BYTES as u64))
+}
+
+fn check_parent(path: &Path) -> Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    match std::fs::metadata(parent) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(Message::new(format!("{} is not a directory", parent.display())).into()),
+        Err(e) => Err(Error::io(format!("{} cannot be made", path.display()), &e)),
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    let why = |e: std::io::Error| Error::io(format!("{} cannot be used", path.display()), &e);
+    let full = std::path::absolute(path).map_err(why)?;
+    Ok(full.canonicalize().unwrap_or(full))
+}
+
+/// Makes a pool; its id. Files that were made are removed again where it fails.
+pub fn create(new: &NewPool) -> Result<[u8; 16]> {
+    check_new_pool(new)?;
+    let mut made = Vec::new();
+    let outcome = create_on(new, &mut made);
+    if outcome.is_err() {
+        for path in &made {
+            // The reason to tell is the first one; what is left behind is the lesser trouble.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+    outcome
+}
+
+fn create_on(new: &NewPool, made: &mut Vec<PathBuf>) -> Result<[u8; 16]> {
+    let (mut devices, mut paths) = (Vec::new(), Vec::new());
+    for path in &new.paths {
+        let is_new = !path.exists();
+        let device = FileDevice::create(path, new.size_bytes, false).map_err(device_error)?;
+        if is_new {
+            made.push(path.clone());
+        }
+        devices.push(Arc::new(device));
+        paths.push(absolute(path)?.display().to_string());
+    }
+    let pool_id = random_id()?;
+    let options = FormatOptions { pool_id, created: SystemClock.now(), paths };
+    Fs::format(&as_block_devices(&devices), &options)
+        .map_err(|e| Error::fs("the pool was not made", &e))?;
+    Ok(pool_id)
+}
+
+fn random_id() -> Result<[u8; 16]> {
+    let mut id = [0; 16];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut source| source.read_exact(&mut id))
+        .map_err(|e| Error::io("/dev/urandom cannot be read", &e))?;
+    Ok(id)
+}
+
+/// Paths as a message names them.
+pub fn names(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}

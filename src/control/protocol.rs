@@ -1,0 +1,196 @@
+//! What goes over the control socket.
+//!
+//! A connection carries one request: a JSON line, answered by JSON lines of which the last is a
+//! `result` or an `error`. With `lun_import` and `lun_export` the client passes its open file
+//! along: the image never goes over the socket, holes stay holes, and the client's rights decide
+//! what may be read and written. The socket is local and mode 0600: who can open it may do
+//! everything.
+
+use super::error::Message;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Version of this protocol; a server of another one says so instead of guessing.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Key and value of a LUN's settable attribute, as the user typed them.
+pub type KeyValue = (String, String);
+
+/// A request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// [`PROTOCOL_VERSION`].
+    pub version: u32,
+    /// Do everything but the change itself.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// What to do.
+    pub command: Command,
+}
+
+/// What can be asked of an open pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "name", content = "arguments", rename_all = "snake_case")]
+pub enum Command {
+    /// The whole picture.
+    Status,
+    /// Drain, take the last consistency point, unmount, end.
+    Stop,
+    /// Figures of the pool.
+    PoolShow,
+    /// Takes over the space a device gained; a file is first extended to `size_bytes`.
+    PoolGrow {
+        /// Which device.
+        path: String,
+        /// New length of a file.
+        size_bytes: Option<u64>,
+    },
+    /// Makes a LUN.
+    LunCreate {
+        /// Its name.
+        lun: String,
+        /// Its capacity.
+        size_bytes: u64,
+        /// Attributes.
+        keys: Vec<KeyValue>,
+    },
+    /// All LUNs.
+    LunList,
+    /// One LUN.
+    LunShow {
+        /// Its name.
+        lun: String,
+    },
+    /// Changes the capacity.
+    LunResize {
+        /// Its name.
+        lun: String,
+        /// New capacity.
+        size_bytes: u64,
+        /// Shrink though a door has it open.
+        force: bool,
+    },
+    /// Changes the name.
+    LunRename {
+        /// Its name.
+        lun: String,
+        /// Its new name.
+        new: String,
+    },
+    /// Deletes a LUN.
+    LunDelete {
+        /// Its name.
+        lun: String,
+        /// With its snapshots.
+        recursive: bool,
+        /// Though a door has it open.
+        force: bool,
+    },
+    /// Changes attributes.
+    LunSet {
+        /// Its name.
+        lun: String,
+        /// Attributes.
+        keys: Vec<KeyValue>,
+    },
+    /// The log, oldest first; with `follow` then what is appended, one line each.
+    LunLog {
+        /// Its name.
+        lun: String,
+        /// Stay.
+        follow: bool,
+    },
+    /// Fills a LUN from the file that comes with the request.
+    LunImport {
+        /// Its name.
+        lun: String,
+        /// Length of the image (a pipe), capacity of the new LUN (a file; absent: the file's
+        /// length).
+        size_bytes: Option<u64>,
+        /// Attributes of the new LUN.
+        keys: Vec<KeyValue>,
+        /// Into a LUN that exists; else it is made.
+        into: bool,
+        /// Though a door has it open.
+        force: bool,
+    },
+    /// Writes a LUN to the file that comes with the request.
+    LunExport {
+        /// Its name.
+        lun: String,
+    },
+    /// All sessions of all doors.
+    SessionList,
+    /// One session.
+    SessionShow {
+        /// Its id.
+        id: String,
+    },
+    /// Ends a session.
+    SessionDrop {
+        /// Its id.
+        id: String,
+    },
+}
+
+impl Command {
+    /// Whether the command changes something (and so knows `dry_run`).
+    pub fn changes(&self) -> bool {
+        !matches!(
+            self,
+            Command::Status
+                | Command::PoolShow
+                | Command::LunList
+                | Command::LunShow { .. }
+                | Command::LunLog { .. }
+                | Command::LunExport { .. }
+                | Command::SessionList
+                | Command::SessionShow { .. }
+        )
+    }
+}
+
+/// One line of an answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// How far an import or export is.
+    Progress {
+        /// Bytes of the image done.
+        done_bytes: u64,
+        /// Bytes of the image.
+        size_bytes: u64,
+    },
+    /// A line of a log that is followed.
+    Event(Value),
+    /// Done; the last line.
+    Result(Value),
+    /// Refused or failed; the last line.
+    Error(Message),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_survive_the_line() {
+        for command in [
+            Command::Status,
+            Command::LunCreate { lun: "vm1".into(), size_bytes: 1 << 30, keys: vec![] },
+            Command::LunLog { lun: "vm1".into(), follow: true },
+        ] {
+            let request = Request { version: PROTOCOL_VERSION, dry_run: false, command };
+            let line = serde_json::to_string(&request).unwrap();
+            assert!(!line.contains('\n'));
+            assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        let line = r#"{"version":1,"command":{"name":"status"},"more":1}"#;
+        assert!(serde_json::from_str::<Request>(line).is_err());
+    }
+}

@@ -1,0 +1,173 @@
+//! What commands show, as JSON: bytes as integers with `_bytes` in the name, times RFC 3339 UTC.
+
+use super::doors::Doors;
+use super::error::Result;
+use super::pool::OpenPool;
+use super::run_dir::id_text;
+use crate::device::{BlockDevice, BLOCK_BYTES};
+use crate::fs::Timestamp;
+use crate::lun::{Access, Holder, Lun, SessionInfo};
+use serde_json::{json, Map, Value};
+
+/// RFC 3339 in UTC, to the millisecond.
+pub fn time_text(time: Timestamp) -> String {
+    let known = jiff::Timestamp::from_nanosecond(i128::from(time.0));
+    known.map_or_else(|_| "unknown".to_string(), |time| format!("{time:.3}"))
+}
+
+/// Figures of the pool.
+pub fn pool(pool: &OpenPool) -> Value {
+    let stats = pool.fs.stats();
+    json!({
+        "id": id_text(&pool.fs.pool_id()),
+        "state": if stats.latched.is_some() { "read-only" } else { "online" },
+        "redundancy": "none",
+        "size_bytes": stats.size_bytes,
+        "free_bytes": stats.free_bytes,
+        "used_bytes": stats.used_bytes,
+        "freeing_bytes": stats.freeing_bytes,
+        "reserved_bytes": stats.reserved_bytes,
+        "dirty_bytes": stats.dirty_bytes,
+        "cache_bytes": stats.cache_bytes,
+        "written_bytes": stats.blocks_written.saturating_mul(BLOCK_BYTES as u64),
+        "read_bytes": stats.blocks_read.saturating_mul(BLOCK_BYTES as u64),
+        "device_flushes": stats.device_flushes,
+        "consistency_points": stats.consistency_points,
+        "groups": stats.groups,
+        "checksum_errors": stats.checksum_errors,
+        "devices": pool.devices.iter().map(|device| json!({
+            "path": device.name(),
+            "size_bytes": device.block_count().saturating_mul(BLOCK_BYTES as u64),
+        })).collect::<Value>(),
+    })
+}
+
+/// One LUN.
+pub fn lun(lun: &Lun, doors: &Doors) -> Result<Value> {
+    let attributes = lun.attributes()?;
+    let settings = &attributes.settings;
+    let (lease, holders) = lease(&lun.lease_holder());
+    let mut all = json!({
+        "name": attributes.name,
+        "size_bytes": attributes.size_bytes,
+        "used_bytes": attributes.used_bytes,
+        "free_bytes": attributes.free_bytes,
+        "block_size_bytes": settings.block_bytes,
+        "physical_exponent": settings.physical_exponent,
+        "access": access_text(settings.access),
+        "serial": settings.serial,
+        "vendor": settings.vendor,
+        "product": settings.product,
+        "removable": settings.removable,
+        "read_only": settings.read_only,
+        "rotation_rate": settings.rotation_rate,
+        "nbs_block_size_bytes": settings.nbs_block_bytes,
+        "write_through": settings.write_through,
+        "threshold_percent": settings.threshold_percent,
+        "quota_bytes": settings.quota_bytes,
+        "location": attributes.location,
+        "redundancy": attributes.redundancy,
+        "created": time_text(attributes.created),
+        "users": attributes.users,
+        "lease": { "state": lease, "holders": holders },
+        "sessions": lun.sessions().iter().map(|session| session.id.0).collect::<Value>(),
+        "open_files": lun.open_files(),
+        "medium_errors": lun.medium_errors(),
+    });
+    if let (Some(all), Value::Object(reach)) = (all.as_object_mut(), doors.reach(lun)) {
+        all.extend(reach);
+    }
+    Ok(all)
+}
+
+fn access_text(access: Access) -> &'static str {
+    match access {
+        Access::Exclusive => "exclusive",
+        Access::Shared => "shared",
+    }
+}
+
+fn lease(holder: &Holder) -> (&'static str, Vec<String>) {
+    let files = |count: &usize| format!("{count} files open for writing");
+    match holder {
+        Holder::Idle => ("idle", Vec::new()),
+        Holder::Block(clients) => ("block", clients.clone()),
+        Holder::File(count) => ("file", vec![files(count)]),
+        Holder::Both(clients, count) => {
+            ("shared", clients.iter().cloned().chain([files(count)]).collect())
+        }
+    }
+}
+
+/// One session.
+pub fn session(session: &SessionInfo) -> Value {
+    json!({
+        "id": session.id.0,
+        "lun": session.lun,
+        "door": session.door,
+        "client": session.client,
+        "peer": session.peer,
+        "writable": session.writable,
+        "holds_lease": session.holds_lease,
+        "since": time_text(session.since),
+        "read_ops": session.read_ops,
+        "read_bytes": session.read_bytes,
+        "write_ops": session.write_ops,
+        "written_bytes": session.written_bytes,
+        "flush_ops": session.flush_ops,
+    })
+}
+
+/// The whole picture.
+pub fn status(pool_open: &OpenPool, doors: &Doors) -> Result<Value> {
+    let catalog = &pool_open.catalog;
+    let luns = catalog.list();
+    let shown: Result<Vec<Value>> = luns.iter().map(|l| lun(l, doors)).collect();
+    Ok(json!({
+        "pool": pool(pool_open),
+        "scrub": { "state": "idle" },
+        "doors": doors.to_json(),
+        "luns": shown?,
+        "sessions": catalog.sessions().iter().map(session).collect::<Value>(),
+        "errors": errors(pool_open, &luns, doors),
+        "process_id": std::process::id(),
+        "version": env!("CARGO_PKG_VERSION"),
+    }))
+}
+
+/// What an operator has to look at: `{source, text}` each.
+fn errors(pool: &OpenPool, luns: &[std::sync::Arc<Lun>], doors: &Doors) -> Value {
+    let stats = pool.fs.stats();
+    let mut found: Vec<(&str, String)> = Vec::new();
+    if let Some(why) = stats.latched {
+        found.push(("pool", format!("the pool stopped accepting writes: {why}")));
+    }
+    if stats.checksum_errors > 0 {
+        let count = stats.checksum_errors;
+        found.push(("pool", format!("{count} blocks did not match their checksum")));
+    }
+    for lun in luns.iter().filter(|lun| lun.medium_errors() > 0) {
+        found.push(("lun", format!("{}: {} unreadable ranges", lun.name(), lun.medium_errors())));
+    }
+    found.extend(doors.failures().into_iter().map(|text| ("door", text)));
+    found.into_iter().map(|(source, text)| json!({ "source": source, "text": text })).collect()
+}
+
+/// What a dry run answers.
+pub fn would(text: impl Into<String>) -> Value {
+    let mut object = Map::new();
+    object.insert("dry_run".into(), true.into());
+    object.insert("would".into(), text.into().into());
+    Value::Object(object)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rfc_3339() {
+        assert_eq!(time_text(Timestamp(0)), "1970-01-01T00:00:00.000Z");
+        assert_eq!(time_text(Timestamp(1_500_000_000)), "1970-01-01T00:00:01.500Z");
+    }
+}

@@ -1,0 +1,335 @@
+//! Offline check: recounts everything from the root and compares.
+//!
+//! The pool is opened over overlays, so that the log is replayed in memory and nothing is written. Then
+//! every block that the volume table leads to is counted, with its checksum verified, and compared with
+//! the free-space image: used but free, or named twice, is an error; neither named nor free is a leak.
+
+use super::core::{Core, NAMES, ORPHANS_INO, TABLE};
+use super::error::{Error, Result};
+use super::pool::{Fs, OpenOptions};
+use super::space::Space;
+use super::types::*;
+use crate::device::overlay::OverlayDevice;
+use crate::device::BlockDevice;
+use fs_layout::{
+    DeadKind, DirBucket, Inode as DiskInode, InodeKind, Pointer, INODES_PER_BLOCK, INODE_BYTES,
+};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What to check.
+#[derive(Debug, Clone, Copy)]
+pub struct CheckOptions {
+    /// Read every data block and compare its checksum; else only metadata.
+    pub data: bool,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// One line each; empty: the pool is sound. At most [`MAX_ERRORS`] of them.
+    pub errors: Vec<String>,
+    /// Inodes in use.
+    pub inodes: u64,
+    /// Blocks named by something, all volumes.
+    pub used_blocks: u64,
+    /// Data blocks whose checksum was compared.
+    pub verified_blocks: u64,
+    /// Volumes, the ordinary tree included.
+    pub volumes: u64,
+}
+
+/// Blocks that replaying the log may write into memory: 1 GiB.
+const OVERLAY_BLOCKS: usize = 262_144;
+/// Lines a report holds.
+pub const MAX_ERRORS: usize = 1000;
+
+/// Checks a pool without writing to it.
+pub fn check(devices: &[Arc<dyn BlockDevice>], options: CheckOptions) -> Result<Report> {
+    let over = |d: &Arc<dyn BlockDevice>| -> Arc<dyn BlockDevice> {
+        Arc::new(OverlayDevice::with_limit(d.clone(), OVERLAY_BLOCKS))
+    };
+    let open =
+        OpenOptions { cache_bytes: 64 << 20, clock: Arc::new(SystemClock), background: false };
+    let fs = Fs::open(devices.iter().map(over).collect(), open)?;
+    let core = fs.core().clone();
+    core.release_ready()?;
+    let mut count = Count::new(&core, options);
+    count.run()?;
+    Ok(count.report)
+}
+
+struct Count<'a> {
+    core: &'a Core,
+    options: CheckOptions,
+    seen: Vec<u64>,
+    report: Report,
+    /// Names found for each inode, and its record's own figures.
+    links: HashMap<NodeId, u32>,
+    records: HashMap<NodeId, (InodeKind, u32)>,
+    place: String,
+}
+
+impl<'a> Count<'a> {
+    fn new(core: &'a Core, options: CheckOptions) -> Self {
+        let words = core.space.blocks().div_ceil(64) as usize;
+        Count {
+            core,
+            options,
+            seen: vec![0; words],
+            report: Report::default(),
+            links: HashMap::new(),
+            records: HashMap::new(),
+            place: String::new(),
+        }
+    }
+
+    fn error(&mut self, what: String) {
+        if self.report.errors.len() < MAX_ERRORS {
+            self.report.errors.push(what);
+        }
+    }
+
+    fn run(&mut self) -> Result<()> {
+        let (root, reclaim) = {
+            let cp = self.core.cp.lock();
+            (cp.root.volume_table, cp.reclaim.entries().to_vec())
+        };
+        self.inode_file(TABLE, &root)?;
+        for e in reclaim {
+            self.place = "the reclaim list".into();
+            match e.kind {
+                DeadKind::Data => {
+                    self.tree(&e.pointer, e.depth, false, &mut |_, _, _| Ok(()))?;
+                }
+                DeadKind::Inodes => self.dead_inodes(&e.pointer, e.depth)?,
+            }
+        }
+        self.compare_links();
+        self.compare_space()
+    }
+
+    /// Counts a block; false if it was counted before or cannot be.
+    fn mark(&mut self, block: u64) -> bool {
+        let place = self.place.clone();
+        if block >= self.core.space.blocks() || Space::is_reserved(block) {
+            self.error(format!("{place}: names block {block}, which is not for data"));
+            return false;
+        }
+        let (word, bit) = ((block / 64) as usize, 1 << (block % 64));
+        if self.seen[word] & bit != 0 {
+            self.error(format!("{place}: block {block} is named twice"));
+            return false;
+        }
+        self.seen[word] |= bit;
+        self.report.used_blocks += 1;
+        true
+    }
+
+    /// Walks a tree; `leaf` gets each data block: (file block, pointer).
+    fn tree(
+        &mut self,
+        p: &Pointer,
+        height: u8,
+        verify: bool,
+        leaf: &mut dyn FnMut(&mut Self, u64, &Pointer) -> Result<()>,
+    ) -> Result<()> {
+        self.subtree(p, height, 0, verify, leaf)
+    }
+
+    fn subtree(
+        &mut self,
+        p: &Pointer,
+        height: u8,
+        base: u64,
+        verify: bool,
+        leaf: &mut dyn FnMut(&mut Self, u64, &Pointer) -> Result<()>,
+    ) -> Result<()> {
+        if p.is_hole() || !self.mark(p.block) {
+            return Ok(());
+        }
+        if height == 0 {
+            if verify {
+                self.verify(p);
+            }
+            return leaf(self, base, p);
+        }
+        let raw = match self.core.store.read(p) {
+            Ok(raw) => raw,
+            Err(e) => {
+                let place = self.place.clone();
+                self.error(format!("{place}: node at block {}: {e}", p.block));
+                return Ok(());
+            }
+        };
+        for i in 0..fs_layout::POINTERS_PER_NODE {
+            let child = Pointer::in_node(&raw.bytes.0, i);
+            let child = child.map_err(|e| Error::Format(e.to_string()))?;
+            let at = base * fs_layout::POINTERS_PER_NODE as u64 + i as u64;
+            self.subtree(&child, height - 1, at, verify, leaf)?;
+        }
+        Ok(())
+    }
+
+    fn verify(&mut self, p: &Pointer) {
+        self.report.verified_blocks += 1;
+        if let Err(e) = self.core.store.read(p) {
+            let place = self.place.clone();
+            self.error(format!("{place}: {e}"));
+        }
+    }
+
+    /// Walks a volume's inode file and every inode in it.
+    fn inode_file(&mut self, volume: VolumeId, file: &DiskInode) -> Result<()> {
+        self.report.volumes += u64::from(volume != TABLE);
+        self.place = format!("volume {}", volume.0);
+        let mut inodes = Vec::new();
+        self.tree(&file.root, file.height, false, &mut |c, block, p| {
+            match c.core.store.read(p) {
+                Ok(data) => {
+                    for (i, raw) in data.bytes.0.chunks_exact(INODE_BYTES).enumerate() {
+                        let ino = block * INODES_PER_BLOCK + i as u64;
+                        match DiskInode::decode(raw) {
+                            Ok(inode) if inode.kind != InodeKind::Free => inodes.push((ino, inode)),
+                            Ok(_) => {}
+                            Err(e) => c.error(format!("volume {}, inode {ino}: {e}", volume.0)),
+                        }
+                    }
+                }
+                Err(e) => c.error(format!("volume {}, inode block {block}: {e}", volume.0)),
+            }
+            Ok(())
+        })?;
+        for (ino, inode) in &inodes {
+            self.inode(NodeId { volume, ino: *ino }, inode)?;
+        }
+        Ok(())
+    }
+
+    fn inode(&mut self, id: NodeId, inode: &DiskInode) -> Result<()> {
+        self.place = format!("volume {}, inode {}", id.volume.0, id.ino);
+        self.report.inodes += 1;
+        self.records.insert(id, (inode.kind, inode.nlink));
+        if inode.kind == InodeKind::Version {
+            return self.inode_file(VolumeId(id.ino as u32), inode);
+        }
+        let is_dir = inode.kind == InodeKind::Directory;
+        let mut blocks = 0;
+        let mut entries = 0;
+        self.tree(&inode.root, inode.height, self.options.data, &mut |c, _, p| {
+            blocks += 1;
+            if is_dir {
+                entries += c.bucket(id, p)?;
+            }
+            Ok(())
+        })?;
+        let place = self.place.clone();
+        if blocks != inode.blocks && inode.kind != InodeKind::DeadList && !self.reclaiming(id) {
+            self.error(format!("{place}: counts {} blocks, has {blocks}", inode.blocks));
+        }
+        if is_dir && entries != inode.entries {
+            self.error(format!("{place}: counts {} entries, has {entries}", inode.entries));
+        }
+        if inode.xattr_ino != 0 {
+            let x = NodeId { volume: id.volume, ino: inode.xattr_ino };
+            *self.links.entry(x).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    /// Is data of this inode still waiting to be counted down?
+    fn reclaiming(&self, id: NodeId) -> bool {
+        let cp = self.core.cp.lock();
+        let found = cp.reclaim.entries().iter().any(|e| e.volume == id.volume.0 && e.ino == id.ino);
+        found
+    }
+
+    fn bucket(&mut self, dir: NodeId, p: &Pointer) -> Result<u64> {
+        let data = match self.core.store.read(p) {
+            Ok(data) => data,
+            Err(e) => {
+                self.error(format!("directory {}/{}: {e}", dir.volume.0, dir.ino));
+                return Ok(0);
+            }
+        };
+        let bucket = match DirBucket::decode(&data.bytes.0) {
+            Ok(b) => b,
+            Err(e) => {
+                self.error(format!("directory {}/{}: {e}", dir.volume.0, dir.ino));
+                return Ok(0);
+            }
+        };
+        for e in &bucket.entries {
+            if self.core.name_hash(&e.name) != e.cookie >> 8 {
+                self.error(format!("directory {}/{}: a wrong hash", dir.volume.0, dir.ino));
+            }
+            if dir.ino != ORPHANS_INO {
+                let id = NodeId { volume: dir.volume, ino: e.ino };
+                *self.links.entry(id).or_default() += 1;
+            }
+        }
+        Ok(bucket.entries.len() as u64)
+    }
+
+    fn dead_inodes(&mut self, p: &Pointer, depth: u8) -> Result<()> {
+        let mut inodes = Vec::new();
+        self.tree(p, depth, false, &mut |c, _, p| {
+            let data = c.core.store.read(p)?;
+            for raw in data.bytes.0.chunks_exact(INODE_BYTES) {
+                inodes.push(DiskInode::decode(raw).map_err(|e| Error::Format(e.to_string()))?);
+            }
+            Ok(())
+        })?;
+        for i in inodes.iter().filter(|i| i.kind != InodeKind::Free) {
+            self.tree(&i.root, i.height, false, &mut |_, _, _| Ok(()))?;
+        }
+        Ok(())
+    }
+
+    /// Every name leads to an inode, and every inode has as many names as it says.
+    fn compare_links(&mut self) {
+        let mut errors = Vec::new();
+        for (id, count) in &self.links {
+            if !self.records.contains_key(id) {
+                errors.push(format!(
+                    "volume {}, inode {}: has {count} names but does not exist",
+                    id.volume.0, id.ino
+                ));
+            }
+        }
+        for (id, (kind, nlink)) in &self.records {
+            let names = self.links.get(id).copied().unwrap_or(0);
+            let wrong = match kind {
+                _ if id.ino < super::core::FIRST_INO => false,
+                InodeKind::Directory | InodeKind::Version => names != 1 && *nlink > 0,
+                InodeKind::Xattrs => names != 1,
+                _ => names != *nlink,
+            };
+            if wrong && *id != NAMES {
+                errors.push(format!(
+                    "volume {}, inode {}: counts {nlink} links, has {names} names",
+                    id.volume.0, id.ino
+                ));
+            }
+        }
+        errors.sort();
+        errors.into_iter().for_each(|e| self.error(e));
+    }
+
+    fn compare_space(&mut self) -> Result<()> {
+        for block in 1..self.core.space.blocks() {
+            if Space::is_reserved(block) {
+                continue;
+            }
+            let named = self.seen[(block / 64) as usize] >> (block % 64) & 1 != 0;
+            let used = self.core.space.image_bit(&self.core.store, block)?;
+            if named && !used {
+                self.error(format!("block {block} is in use but counted as free"));
+            }
+            if used && !named {
+                self.error(format!("block {block} is counted as used but nothing names it"));
+            }
+        }
+        Ok(())
+    }
+}

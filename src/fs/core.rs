@@ -1,0 +1,559 @@
+//! The filesystem's state, and the rules by which it changes.
+//!
+//! Locks, in the order in which they may be taken: a volume's `names` → `cp` → `log` → the guard → inodes'
+//! `state` (by [`NodeId`]) → leaf mutexes (`group_files`, `epoch_files`, `dead`, the allocator).
+//! Device calls happen under `names`, `cp` and `log` only; nobody takes those while linking.
+//!
+//! Invariants:
+//! - what is linked in epoch E is on disk with root E, or in groups after it;
+//! - every inode with something linked since the last cut is in `group_files`; every inode changed in
+//!   the running epoch is in `epoch_files`;
+//! - what is superseded in epoch E is in `dead` when E is frozen.
+
+use super::error::{Error, Result};
+use super::group::Log;
+use super::guard::{Guard, Pins};
+use super::space::Space;
+use super::store::{Data, Store};
+use super::tree::{Change, Dead, Miss, NodeSource, Slot, Tree};
+use super::types::*;
+use dashmap::DashMap;
+use fs_layout::{Inode as DiskInode, InodeKind, Pointer, INODES_PER_BLOCK, INODE_BYTES};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::Arc;
+
+/// The volume table: volume 0. Its inode file's own inode is in the root.
+pub(crate) const TABLE: VolumeId = VolumeId(0);
+/// The inode file of the volume table.
+pub(crate) const TABLE_FILE: NodeId = NodeId { volume: TABLE, ino: 0 };
+/// The directory of volume names.
+pub(crate) const NAMES: NodeId = NodeId { volume: TABLE, ino: ROOT_INO };
+/// The list of what waits to be walked and freed.
+pub(crate) const RECLAIM: NodeId = NodeId { volume: TABLE, ino: 4 };
+/// In each volume: the directory of unlinked files that are still open.
+pub(crate) const ORPHANS_INO: u64 = 3;
+/// First inode number given away.
+pub(crate) const FIRST_INO: u64 = 16;
+/// Inode numbers leave room for the volume in 64 bits.
+pub(crate) const MAX_INO: u64 = (1 << 40) - 1;
+
+/// A group is sealed when so much was linked.
+pub(crate) const GROUP_SOFT_BLOCKS: u64 = 512;
+/// Or so many inodes: their records must fit the continuation blocks that a head can name.
+pub(crate) const GROUP_SOFT_INODES: u64 = 512;
+/// A consistency point begins when so many inodes are dirty: bounds the freeze.
+pub(crate) const DIRTY_INODES_MAX: u64 = 16_384;
+/// Inodes kept in memory beyond those in use: each takes about 400 bytes.
+pub(crate) const INODES_KEPT: usize = 32_768;
+
+/// A dirty inode takes its block of the inode file and, spread out, a node above.
+const BLOCKS_PER_DIRTY_INODE: i64 = 2;
+
+/// One thing that a group will say of an inode, in the order it happened.
+pub(crate) enum Pending {
+    Link(u64, Arc<Data>),
+    Hole(u64, u64),
+}
+
+/// An inode's changeable part.
+pub(crate) struct State {
+    pub meta: DiskInode,
+    pub tree: Tree,
+    pub pending: Vec<Pending>,
+    /// The inode record itself changed since the last cut.
+    pub record_pending: bool,
+    /// It is in `group_files`.
+    pub in_group: bool,
+    /// Last epoch in which it was changed.
+    pub dirty_epoch: u64,
+    /// Freed: every use is stale.
+    pub gone: bool,
+}
+
+/// An inode in memory.
+pub(crate) struct Inode {
+    pub id: NodeId,
+    pub volume: Arc<Volume>,
+    pub state: RwLock<State>,
+    pub opens: AtomicU32,
+}
+
+impl Inode {
+    pub fn new(id: NodeId, meta: DiskInode, volume: Arc<Volume>) -> Inode {
+        let tree = Tree { root: Slot::Ptr(meta.root), height: meta.height };
+        let state = State {
+            meta,
+            tree,
+            pending: Vec::new(),
+            record_pending: false,
+            in_group: false,
+            dirty_epoch: 0,
+            gone: meta.kind == InodeKind::Free,
+        };
+        Inode { id, volume, state: RwLock::new(state), opens: AtomicU32::new(0) }
+    }
+}
+
+/// A volume in memory.
+pub(crate) struct Volume {
+    /// Serialises changes of names.
+    pub names: Mutex<()>,
+    pub next_ino: AtomicU64,
+    pub deleted: AtomicBool,
+    /// Rises with each transaction applied: a look-up that found nothing looks again.
+    pub name_changes: AtomicU64,
+}
+
+/// Limits and switches of an open pool.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    /// Data blocks accepted and not written: above, writers write themselves.
+    pub dirty_blocks: u64,
+    /// Dirty nodes: above, a consistency point runs.
+    pub dirty_nodes: u64,
+    pub background: bool,
+}
+
+/// What the background threads sleep on.
+#[derive(Default)]
+pub(crate) struct Bell {
+    rung: Mutex<u32>,
+    wake: Condvar,
+}
+
+impl Bell {
+    pub fn ring(&self, what: u32) {
+        *self.rung.lock() |= what;
+        self.wake.notify_all();
+    }
+
+    /// Waits for any of `what` or the time; which were rung.
+    pub fn wait(&self, what: u32, timeout: std::time::Duration) -> u32 {
+        let mut rung = self.rung.lock();
+        if *rung & (what | BELL_STOP) == 0 {
+            self.wake.wait_for(&mut rung, timeout);
+        }
+        let found = *rung & what;
+        *rung &= !found;
+        found
+    }
+}
+
+impl Bell {
+    /// Wakes everybody, for good.
+    pub fn stop(&self) {
+        self.ring(BELL_STOP);
+    }
+
+    fn is_stopped(&self) -> bool {
+        *self.rung.lock() & BELL_STOP != 0
+    }
+}
+
+/// Longest time between a write and the consistency point that takes it up.
+const CP_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
+/// Pause between two consistency points that walk the reclaim list.
+const RECLAIM_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// The write-out thread and the consistency-point thread.
+pub(crate) fn spawn_background(core: &Arc<Core>) -> Vec<std::thread::JoinHandle<()>> {
+    let spawn = |name: &str, run: fn(&Core)| {
+        let core = core.clone();
+        std::thread::Builder::new().name(name.into()).spawn(move || run(&core)).ok()
+    };
+    let write_out = spawn("lunfs-write", |core| {
+        while !core.bell.is_stopped() {
+            if core.bell.wait(BELL_SEAL, CP_INTERVAL) != 0 {
+                // A failure is latched: the next write or flush says so.
+                let _ = core.seal(false);
+            }
+        }
+    });
+    let points = spawn("lunfs-cp", |core| {
+        while !core.bell.is_stopped() {
+            let pending = core.reclaim_pending.load(Ordering::Relaxed) > 0;
+            core.bell.wait(BELL_CP, if pending { RECLAIM_PAUSE } else { CP_INTERVAL });
+            if !core.bell.is_stopped() {
+                let _ = core.consistency_point(false);
+            }
+        }
+    });
+    [write_out, points].into_iter().flatten().collect()
+}
+
+pub(crate) const BELL_SEAL: u32 = 1;
+pub(crate) const BELL_CP: u32 = 2;
+pub(crate) const BELL_STOP: u32 = 4;
+
+/// What a consistency point keeps between two of them.
+pub(crate) struct CpState {
+    pub root: fs_layout::Root,
+    pub root_hash: [u8; 32],
+    /// Slot of the newest durable root.
+    pub root_slot: u64,
+    pub reclaim: super::reclaim::ReclaimList,
+}
+
+pub(crate) struct Core {
+    pub store: Store,
+    pub space: Space,
+    pub clock: Arc<dyn Clock>,
+    pub limits: Limits,
+    pub pool_id: [u8; 16],
+    pub guard: Guard,
+    pub pins: Pins,
+    /// The running epoch; changed under the guard alone.
+    pub epoch: AtomicU64,
+    pub log: Mutex<Log>,
+    /// Number of the group that is being filled.
+    pub group: AtomicU64,
+    /// Groups up to this number are durable.
+    pub durable_group: AtomicU64,
+    pub group_files: Mutex<Vec<Arc<Inode>>>,
+    pub group_blocks: AtomicU64,
+    pub group_inodes: AtomicU64,
+    pub dirty_blocks: AtomicU64,
+    pub cp: Mutex<CpState>,
+    pub epoch_files: Mutex<Vec<Arc<Inode>>>,
+    pub epoch_dirty_inodes: AtomicU64,
+    /// Blocks promised for nodes and inodes in the running epoch.
+    pub epoch_promised: AtomicI64,
+    pub dead: Mutex<Vec<Dead>>,
+    pub completed_epoch: AtomicU64,
+    pub reclaim_pending: AtomicU64,
+    /// Freed by a durable consistency point of this epoch, perhaps still being read.
+    pub releases: Mutex<std::collections::VecDeque<(u64, Vec<u64>)>>,
+    pub inodes: DashMap<NodeId, Arc<Inode>>,
+    pub volumes: DashMap<VolumeId, Arc<Volume>>,
+    pub bell: Bell,
+    pub closed: AtomicBool,
+    pub cp_count: AtomicU64,
+    pub group_count: AtomicU64,
+}
+
+/// Nodes held for one operation, in front of the cache.
+pub(crate) struct Held<'a> {
+    store: &'a Store,
+    held: std::cell::RefCell<Vec<(u64, Arc<Data>)>>,
+}
+
+impl<'a> Held<'a> {
+    pub fn new(store: &'a Store) -> Self {
+        Held { store, held: std::cell::RefCell::new(Vec::new()) }
+    }
+
+    /// Brings what was missing, or says why it cannot be had. Called without locks.
+    pub fn fetch(&self, miss: Miss) -> Result<()> {
+        match miss {
+            Miss::Bad(e) => Err(e),
+            Miss::Node(p) => {
+                let data = self.store.read(&p)?;
+                self.held.borrow_mut().push((p.block, data));
+                Ok(())
+            }
+        }
+    }
+}
+
+impl NodeSource for Held<'_> {
+    fn node(&self, p: &Pointer) -> Option<Arc<Data>> {
+        let mut held = self.held.borrow_mut();
+        if let Some((_, d)) = held.iter().find(|(b, d)| *b == p.block && d.crc == p.crc) {
+            return Some(d.clone());
+        }
+        let data = self.store.cached(p)?;
+        // What one pass found must still be there for the next, under the same locks.
+        held.push((p.block, data.clone()));
+        Some(data)
+    }
+}
+
+/// The cache alone, for reads that may begin again.
+impl NodeSource for Store {
+    fn node(&self, p: &Pointer) -> Option<Arc<Data>> {
+        self.cached(p)
+    }
+}
+
+impl Core {
+    pub fn now(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    pub fn time(&self) -> i64 {
+        self.clock.now().0
+    }
+
+    /// Fails where nothing may be changed.
+    pub fn writable(&self) -> Result<()> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(Error::Stale);
+        }
+        self.store.check_latch()
+    }
+
+    pub fn volume(&self, id: VolumeId) -> Result<Arc<Volume>> {
+        if let Some(v) = self.volumes.get(&id) {
+            return if v.deleted.load(Ordering::Relaxed) {
+                Err(Error::Stale)
+            } else {
+                Ok(v.clone())
+            };
+        }
+        let file = self.inode_file(id)?;
+        let meta = file.state.read().meta;
+        if meta.kind != InodeKind::Version || meta.version.flags != 0 {
+            return Err(Error::Stale);
+        }
+        let next = meta.version.next_ino.max(FIRST_INO);
+        let entry = self.volumes.entry(id).or_insert_with(|| Arc::new(Volume::new(next)));
+        Ok(entry.clone())
+    }
+
+    /// The inode whose data is a volume's inode file.
+    pub fn inode_file(&self, id: VolumeId) -> Result<Arc<Inode>> {
+        self.inode(NodeId { volume: TABLE, ino: u64::from(id.0) })
+    }
+
+    /// An inode, read from its volume's inode file if it is not in memory. May be gone.
+    pub fn inode(&self, id: NodeId) -> Result<Arc<Inode>> {
+        loop {
+            if let Some(i) = self.inodes.get(&id) {
+                return Ok(i.clone());
+            }
+            // An inode that is made, written and dropped while we read would be read stale: the
+            // epoch completed in between tells.
+            let before = self.completed_epoch.load(Ordering::SeqCst);
+            let volume = self.volume(id.volume)?;
+            let meta = self.read_inode(id)?;
+            let entry = self.inodes.entry(id);
+            if self.completed_epoch.load(Ordering::SeqCst) != before {
+                continue;
+            }
+            return Ok(entry.or_insert_with(|| Arc::new(Inode::new(id, meta, volume))).clone());
+        }
+    }
+
+    /// An inode in use, of a volume that is not deleted.
+    pub fn live(&self, id: NodeId) -> Result<Arc<Inode>> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(Error::Stale);
+        }
+        if id.volume != TABLE {
+            self.volume(id.volume)?;
+        }
+        let inode = self.inode(id)?;
+        if inode.state.read().gone {
+            return Err(Error::Stale);
+        }
+        Ok(inode)
+    }
+
+    /// An inode's record as the last consistency point wrote it.
+    pub fn read_inode(&self, id: NodeId) -> Result<DiskInode> {
+        if id.ino > MAX_INO || id == TABLE_FILE {
+            return Err(Error::Stale);
+        }
+        let file = self.inode_file(id.volume)?;
+        let data = self.read_block(&file, id.ino / INODES_PER_BLOCK)?;
+        let at = (id.ino % INODES_PER_BLOCK) as usize * INODE_BYTES;
+        match data {
+            None => Err(Error::Stale),
+            Some(d) => DiskInode::decode(&d.bytes.0[at..at + INODE_BYTES])
+                .map_err(|e| Error::Format(format!("inode {}: {e}", id.ino))),
+        }
+    }
+
+    /// A file's block as it is now; `None`: a hole.
+    pub fn read_block(&self, inode: &Inode, block: u64) -> Result<Option<Arc<Data>>> {
+        let _pin = self.pins.pin(&self.epoch);
+        let held = Held::new(&self.store);
+        loop {
+            let found = inode.state.read().tree.get(&held, block);
+            match found {
+                Ok(Slot::Data(_, d)) => return Ok(Some(d)),
+                Ok(Slot::Ptr(p)) if p.is_hole() => return Ok(None),
+                Ok(Slot::Ptr(p)) => return self.store.read(&p).map(Some),
+                Ok(Slot::Node(_)) => return Err(Error::Invalid("a node stands where data should")),
+                Err(miss) => held.fetch(miss)?,
+            }
+        }
+    }
+
+    /// Enters an inode into what the running epoch and group must write. Under the guard and the
+    /// inode's lock.
+    pub fn touch(&self, inode: &Arc<Inode>, state: &mut State, now: u64) {
+        if state.dirty_epoch != now {
+            state.dirty_epoch = now;
+            self.epoch_files.lock().push(inode.clone());
+            self.epoch_dirty_inodes.fetch_add(1, Ordering::Relaxed);
+            self.epoch_promised.fetch_add(BLOCKS_PER_DIRTY_INODE, Ordering::Relaxed);
+            self.space.promise_unasked(BLOCKS_PER_DIRTY_INODE as u64);
+        }
+        if !state.in_group {
+            state.in_group = true;
+            self.group_files.lock().push(inode.clone());
+            self.group_inodes.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Runs a change of a tree under the guard and the inode's lock, and books what it left.
+    pub fn change<R>(
+        &self,
+        inode: &Inode,
+        state: &mut State,
+        now: u64,
+        nodes: &dyn NodeSource,
+        f: impl FnOnce(&mut Tree, &mut Change) -> std::result::Result<R, Miss>,
+    ) -> std::result::Result<R, Miss> {
+        let mut dead = Vec::new();
+        let mut c = Change {
+            now,
+            nodes,
+            dead: &mut dead,
+            dirtied: 0,
+            blocks: 0,
+            volume: inode.id.volume.0,
+            ino: inode.id.ino,
+        };
+        let result = f(&mut state.tree, &mut c);
+        let (dirtied, blocks) = (c.dirtied, c.blocks);
+        state.meta.blocks = state.meta.blocks.saturating_add_signed(blocks);
+        self.epoch_promised.fetch_add(dirtied as i64, Ordering::Relaxed);
+        if dirtied > 0 {
+            // Promised without asking: the caller's own promise covered the worst case.
+            self.space.promise_unasked(dirtied);
+        }
+        if !dead.is_empty() {
+            self.dead.lock().append(&mut dead);
+        }
+        result
+    }
+
+    /// Accepts `blocks` of space. Where it is short, runs consistency points as long as they bring some.
+    pub fn promise(&self, blocks: u64, privileged: bool) -> Result<()> {
+        for _ in 0..64 {
+            if self.space.promise(blocks, privileged).is_ok() {
+                return Ok(());
+            }
+            if !self.could_bring_space() {
+                break;
+            }
+            self.consistency_point(true)?;
+        }
+        self.space.promise(blocks, privileged)
+    }
+
+    fn could_bring_space(&self) -> bool {
+        self.space.is_waiting()
+            || self.reclaim_pending.load(Ordering::Relaxed) > 0
+            || !self.dead.lock().is_empty()
+            || self.epoch_promised.load(Ordering::Relaxed) > 0
+    }
+
+    /// Takes a lock; a pool driven by one thread does not wait for itself (`None`).
+    pub fn lock_unless_alone<'a, T>(&self, m: &'a Mutex<T>) -> Option<MutexGuard<'a, T>> {
+        if self.limits.background {
+            Some(m.lock())
+        } else {
+            m.try_lock()
+        }
+    }
+
+    /// May this inode be changed? Asked under the guard: a volume is deleted under it too.
+    pub fn check_changeable(&self, inode: &Inode, state: &State) -> Result<()> {
+        if state.gone || inode.volume.deleted.load(Ordering::Relaxed) {
+            return Err(Error::Stale);
+        }
+        Ok(())
+    }
+
+    /// Before a write is accepted: where too much is dirty, write it out on this thread.
+    pub fn pace(&self) -> Result<()> {
+        let dirty = self.dirty_blocks.load(Ordering::Relaxed);
+        let inodes = self.group_inodes.load(Ordering::Relaxed);
+        if dirty > self.limits.dirty_blocks || inodes > 2 * GROUP_SOFT_INODES {
+            if self.limits.background || self.log.try_lock().is_some() {
+                self.seal(false)?;
+            }
+        }
+        if self.nodes_over(2) {
+            self.consistency_point(false)?;
+        }
+        Ok(())
+    }
+
+    /// Must a write wait before it is accepted?
+    pub fn must_pace(&self) -> bool {
+        self.dirty_blocks.load(Ordering::Relaxed) > self.limits.dirty_blocks
+            || self.group_inodes.load(Ordering::Relaxed) > 2 * GROUP_SOFT_INODES
+            || self.nodes_over(2)
+    }
+
+    fn nodes_over(&self, times: u64) -> bool {
+        self.epoch_promised.load(Ordering::Relaxed) as u64 > times * self.limits.dirty_nodes
+            || self.epoch_dirty_inodes.load(Ordering::Relaxed) > times * DIRTY_INODES_MAX
+    }
+
+    /// After a change was accepted: what grew too large is written, in the background if there is one.
+    pub fn after_change(&self) {
+        if self.group_blocks.load(Ordering::Relaxed) >= GROUP_SOFT_BLOCKS
+            || self.group_inodes.load(Ordering::Relaxed) >= GROUP_SOFT_INODES
+        {
+            if self.limits.background {
+                self.bell.ring(BELL_SEAL);
+            } else if self.log.try_lock().is_some() {
+                // A failure is latched, and the next flush says so.
+                let _ = self.seal(false);
+            }
+        }
+        if self.nodes_over(1) {
+            if self.limits.background {
+                self.bell.ring(BELL_CP);
+            } else if self.cp.try_lock().is_some() && self.log.try_lock().is_some() {
+                let _ = self.consistency_point(false);
+            }
+        }
+    }
+
+    /// Drops inodes that are clean and unused, when many are in memory.
+    pub fn shrink_inodes(&self) {
+        if self.inodes.len() <= INODES_KEPT {
+            return;
+        }
+        let done = self.completed_epoch.load(Ordering::SeqCst);
+        let mut keep = INODES_KEPT / 2;
+        self.inodes.retain(|id, i| {
+            let unused = Arc::strong_count(i) == 1 && i.opens.load(Ordering::Relaxed) == 0;
+            let clean = || {
+                let s = i.state.read();
+                !s.in_group && s.dirty_epoch <= done
+            };
+            if id.volume != TABLE && unused && clean() && keep == 0 {
+                return false;
+            }
+            keep = keep.saturating_sub(1);
+            true
+        });
+    }
+}
+
+impl Volume {
+    pub fn new(next_ino: u64) -> Volume {
+        Volume {
+            names: Mutex::new(()),
+            next_ino: AtomicU64::new(next_ino),
+            deleted: AtomicBool::new(false),
+            name_changes: AtomicU64::new(0),
+        }
+    }
+
+    pub fn changes(&self) -> u64 {
+        self.name_changes.load(Ordering::Acquire)
+    }
+
+    pub fn take_ino(&self) -> u64 {
+        self.next_ino.fetch_add(1, Ordering::Relaxed)
+    }
+}

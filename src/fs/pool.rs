@@ -1,0 +1,341 @@
+//! The public face: an open pool.
+
+use super::core::{Core, Inode, TABLE};
+use super::error::{Error, Result};
+use super::handle::File;
+use super::types::*;
+use super::{inode, recovery};
+use crate::device::{BlockDevice, BLOCK_BYTES};
+use fs_layout::{Label, SegmentRun, SEGMENT_BLOCKS};
+use parking_lot::Mutex;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// How to open a pool.
+pub struct OpenOptions {
+    /// Bound of the block cache together with accepted, unwritten data.
+    pub cache_bytes: u64,
+    /// Wall clock for time stamps.
+    pub clock: Arc<dyn Clock>,
+    /// Run consistency points, write-out and reclaim on own threads (false: only inside calls, and by
+    /// [`Fs::maintain`]: deterministic).
+    pub background: bool,
+}
+
+/// How to make a pool.
+pub struct FormatOptions {
+    /// Identity of the pool: random.
+    pub pool_id: [u8; 16],
+    /// Time of creation.
+    pub created: Timestamp,
+    /// Where each device is found, for its label.
+    pub paths: Vec<String>,
+}
+
+/// An open pool.
+pub struct Fs {
+    core: Arc<Core>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Fs {
+    /// Writes an empty pool over `devices` (at least 64 MiB each). The ordinary tree exists and is empty.
+    pub fn format(devices: &[Arc<dyn BlockDevice>], options: &FormatOptions) -> Result<()> {
+        recovery::format(devices, options)
+    }
+
+    /// What a device's label says. `Format` if it is no device of a pool.
+    pub fn probe(device: &Arc<dyn BlockDevice>) -> Result<Label> {
+        recovery::read_label(device)
+    }
+
+    /// Opens and recovers. `Format` if it is none, of another version, incomplete or damaged.
+    pub fn open(devices: Vec<Arc<dyn BlockDevice>>, options: OpenOptions) -> Result<Arc<Fs>> {
+        let core = Arc::new(recovery::open(devices, &options)?);
+        let threads =
+            if options.background { super::core::spawn_background(&core) } else { vec![] };
+        Ok(Arc::new(Fs { core, threads: Mutex::new(threads) }))
+    }
+
+    /// Last consistency point; later calls answer `Stale`. Idempotent.
+    pub fn close(&self) -> Result<()> {
+        if self.core.closed.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.core.bell.stop();
+        for thread in self.threads.lock().drain(..) {
+            let _ = thread.join();
+        }
+        self.core.consistency_point(false)
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// The pool's identity.
+    pub fn pool_id(&self) -> [u8; 16] {
+        self.core.pool_id
+    }
+
+    /// Figures of this moment.
+    pub fn stats(&self) -> PoolStats {
+        let core = &self.core;
+        let bytes = |blocks: u64| blocks * BLOCK_BYTES as u64;
+        let (total, free, waiting, reserve) = core.space.figures();
+        let load = |a: &std::sync::atomic::AtomicU64| a.load(Ordering::Relaxed);
+        let counters = &core.store.counters;
+        PoolStats {
+            size_bytes: bytes(total),
+            free_bytes: bytes(free),
+            used_bytes: bytes(total.saturating_sub(free + waiting + reserve)),
+            freeing_bytes: bytes(waiting),
+            reserved_bytes: bytes(reserve),
+            dirty_bytes: bytes(load(&core.dirty_blocks)),
+            cache_bytes: bytes(core.store.cached_blocks()),
+            blocks_written: load(&counters.blocks_written),
+            blocks_read: load(&counters.blocks_read),
+            device_flushes: load(&counters.flushes),
+            consistency_points: load(&core.cp_count),
+            groups: load(&core.group_count),
+            checksum_errors: load(&counters.checksum_errors),
+            latched: core.store.latched(),
+        }
+    }
+
+    /// Makes everything durable that returned before.
+    pub fn sync(&self) -> Result<()> {
+        self.core.sync()
+    }
+
+    /// Runs a whole consistency point now, if anything changed.
+    pub fn consistency_point(&self) -> Result<()> {
+        self.core.writable()?;
+        self.core.consistency_point(false)
+    }
+
+    /// One bounded step of what background threads would do; true if there is more.
+    pub fn maintain(&self) -> Result<bool> {
+        self.core.writable()?;
+        self.core.consistency_point(false)?;
+        Ok(self.core.reclaim_pending.load(Ordering::Relaxed) > 0)
+    }
+
+    /// Takes over space that the devices have gained; by how many bytes the pool grew.
+    pub fn grow(&self) -> Result<u64> {
+        self.core.writable()?;
+        self.core.grow()
+    }
+
+    /// Makes a volume with an empty root directory.
+    pub fn volume_create(&self, name: &str, owner: Owner) -> Result<VolumeId> {
+        self.core.volume_create(name, owner)
+    }
+
+    /// Finds a volume by its name.
+    pub fn volume_lookup(&self, name: &str) -> Result<Option<VolumeId>> {
+        self.core.volume_lookup(name)
+    }
+
+    /// All but the ordinary tree, sorted by name.
+    pub fn volume_list(&self) -> Result<Vec<(String, VolumeId)>> {
+        self.core.volume_list()
+    }
+
+    /// `NotFound`, `Exists`.
+    pub fn volume_rename(&self, from: &str, to: &str) -> Result<()> {
+        self.core.volume_rename(from, to)
+    }
+
+    /// Returns at once; space comes back in the background. Open files of it answer `Stale` afterwards.
+    pub fn volume_delete(&self, name: &str) -> Result<()> {
+        self.core.volume_delete(name)
+    }
+
+    /// Bytes of data blocks in use by the volume's files.
+    pub fn volume_used_bytes(&self, volume: VolumeId) -> Result<u64> {
+        self.core.volume_used_bytes(volume)
+    }
+
+    /// `.` and `..` are answered too.
+    pub fn lookup(&self, dir: NodeId, name: &[u8]) -> Result<Attr> {
+        check_user(dir)?;
+        self.core.lookup(dir, name)
+    }
+
+    /// Attributes of an inode.
+    pub fn getattr(&self, id: NodeId) -> Result<Attr> {
+        check_user(id)?;
+        inode::attr_of(&*self.core.live(id)?)
+    }
+
+    /// Changes attributes; the new ones.
+    pub fn setattr(&self, id: NodeId, change: &SetAttr) -> Result<Attr> {
+        check_user(id)?;
+        self.core.setattr(id, change)
+    }
+
+    /// Makes an inode under a name that is not there.
+    pub fn create(&self, dir: NodeId, name: &[u8], node: NewNode, owner: Owner) -> Result<Attr> {
+        check_user(dir)?;
+        self.core.create(dir, name, node, owner)
+    }
+
+    /// A further name; not for directories.
+    pub fn link(&self, id: NodeId, dir: NodeId, name: &[u8]) -> Result<Attr> {
+        check_user(id)?;
+        self.core.link(id, dir, name)
+    }
+
+    /// Not for directories (`IsDirectory`).
+    pub fn unlink(&self, dir: NodeId, name: &[u8]) -> Result<()> {
+        check_user(dir)?;
+        self.core.unlink(dir, name)
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, dir: NodeId, name: &[u8]) -> Result<()> {
+        check_user(dir)?;
+        self.core.rmdir(dir, name)
+    }
+
+    /// POSIX rename, within one volume.
+    pub fn rename(
+        &self,
+        dir: NodeId,
+        name: &[u8],
+        to_dir: NodeId,
+        to_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<()> {
+        check_user(dir)?;
+        self.core.rename(dir, name, to_dir, to_name, mode)
+    }
+
+    /// A symbolic link's target.
+    pub fn readlink(&self, id: NodeId) -> Result<Vec<u8>> {
+        check_user(id)?;
+        self.core.readlink(id)
+    }
+
+    /// At most `max` entries after `cookie` (0: from the start), without `.` and `..`.
+    pub fn readdir(&self, dir: NodeId, cookie: u64, max: usize) -> Result<Vec<DirEntry>> {
+        check_user(dir)?;
+        self.core.dir_list(&self.core.directory(dir)?, cookie, max)
+    }
+
+    /// The directory that a directory is in; the volume's root is in itself.
+    pub fn parent(&self, dir: NodeId) -> Result<NodeId> {
+        check_user(dir)?;
+        self.core.parent(dir)
+    }
+
+    /// `NoAttribute` if it is not there.
+    pub fn xattr_get(&self, id: NodeId, name: &[u8]) -> Result<Vec<u8>> {
+        check_user(id)?;
+        self.core.xattr_get(id, name)
+    }
+
+    /// Sets an extended attribute.
+    pub fn xattr_set(&self, id: NodeId, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
+        check_user(id)?;
+        self.core.xattr_set(id, name, value, mode)
+    }
+
+    /// Names of all extended attributes.
+    pub fn xattr_list(&self, id: NodeId) -> Result<Vec<Vec<u8>>> {
+        check_user(id)?;
+        self.core.xattr_list(id)
+    }
+
+    /// `NoAttribute` if it is not there.
+    pub fn xattr_remove(&self, id: NodeId, name: &[u8]) -> Result<()> {
+        check_user(id)?;
+        self.core.xattr_remove(id, name)
+    }
+
+    /// Opens a regular file (or a directory, for `sync` alone). While any `File` of an inode lives the
+    /// inode does, though its last name be unlinked.
+    pub fn open_file(self: &Arc<Self>, id: NodeId) -> Result<File> {
+        check_user(id)?;
+        let inode = self.core.live(id)?;
+        // An unlink decides by the count of opens under this lock.
+        let _names = inode.volume.names.lock();
+        self.open_inode(self.core.live(id)?)
+    }
+
+    fn open_inode(&self, inode: Arc<Inode>) -> Result<File> {
+        Ok(File::new(self.core.clone(), inode))
+    }
+}
+
+impl Drop for Fs {
+    fn drop(&mut self) {
+        // A failure is latched and was shown; here nobody listens any more.
+        let _ = self.close();
+    }
+}
+
+/// The volume table is nobody's but the filesystem's own.
+fn check_user(id: NodeId) -> Result<()> {
+    if id.volume == TABLE || (id.ino < super::core::FIRST_INO && id.ino != ROOT_INO) {
+        return Err(Error::Stale);
+    }
+    Ok(())
+}
+
+impl Core {
+    /// Maps what the devices have gained behind the pool's end.
+    fn grow(&self) -> Result<u64> {
+        let mut map = self.store.segment_map();
+        let old = self.space.blocks();
+        let mut end = old / SEGMENT_BLOCKS;
+        for (i, device) in self.store.devices.iter().enumerate() {
+            let have = device.block_count() / SEGMENT_BLOCKS;
+            let used = |r: &SegmentRun| {
+                r.members.iter().filter(|m| usize::from(m.0) == i).map(|m| m.1 + r.count).max()
+            };
+            let mapped = map.iter().filter_map(used).max().unwrap_or(1);
+            if have > mapped {
+                let count = have - mapped;
+                push_run(
+                    &mut map,
+                    SegmentRun { logical: end, count, class: 0, members: vec![(i as u16, mapped)] },
+                );
+                end += count;
+            }
+        }
+        let blocks = end * SEGMENT_BLOCKS;
+        if blocks <= old {
+            return Ok(0);
+        }
+        // First a root that names the longer map; only then is the space behind it used.
+        recovery::write_segment_map(&self.store, &map, &mut self.cp.lock().root.segment_map)?;
+        self.store.set_segment_map(map);
+        self.consistency_point_forced()?;
+        self.space.grow(&self.store, blocks)?;
+        self.consistency_point_forced()?;
+        self.relabel()?;
+        Ok((blocks - old) * BLOCK_BYTES as u64)
+    }
+
+    fn relabel(&self) -> Result<()> {
+        let first = self.store.devices.first().ok_or(Error::Invalid("no device"))?;
+        let label = recovery::read_label(first)?;
+        recovery::write_labels(&self.store.devices, self.pool_id, label.created, &label.devices)
+    }
+}
+
+fn push_run(map: &mut Vec<SegmentRun>, run: SegmentRun) {
+    if let (Some(last), [(device, segment)]) = (map.last_mut(), &run.members[..]) {
+        if last.class == run.class
+            && last.logical + last.count == run.logical
+            && last.members == [(*device, segment - last.count)]
+        {
+            last.count += run.count;
+            return;
+        }
+    }
+    map.push(run);
+}

@@ -1,0 +1,682 @@
+//! Making, opening and recovering a pool.
+//!
+//! Recovery takes the newest root, walks the chain of groups, marks every block that they name before
+//! anything is allocated, applies whole groups in order up to the first that is not whole, and ends
+//! with a consistency point and a fresh chain before the first request is answered.
+//!
+//! Only groups after the last durable mark can be torn; only their data is read back. A mismatch in an
+//! older group is rot: its data is linked and will be a medium error; nothing is undone for it.
+
+use super::core::*;
+use super::error::{Error, Result};
+use super::group::Log;
+use super::guard::{Guard, Pins};
+use super::inode::new_inode;
+use super::reclaim::ReclaimList;
+use super::space::{Run, Space};
+use super::store::Store;
+use super::tree::{Dead, Miss, Slot, Tree};
+use super::txn::Txn;
+use super::types::*;
+use super::{FormatOptions, OpenOptions};
+use crate::device::{Block, BlockDevice, BLOCK_BYTES};
+use dashmap::DashMap;
+use fs_layout::{
+    DeviceEntry, FileRecord, GroupHead, Inode as DiskInode, InodeKind, Label, PayloadReader,
+    Pointer, Root, SegmentMapPage, SegmentRun, SpaceEntry, VersionPart, LABEL_PLACES, MAX_DEVICES,
+    ROOT_COPIES, ROOT_SLOTS, RUNS_PER_PAGE, SEGMENT_BLOCKS, SEGMENT_MAP_BASE, SEGMENT_MAP_PAGES,
+};
+use parking_lot::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::Arc;
+
+/// Smallest device: 64 MiB.
+pub(crate) const MIN_DEVICE_BLOCKS: u64 = 16_384;
+/// A quarter of the cache may hold accepted, unwritten data; it also bounds a group's payload.
+const DIRTY_SHARE: u64 = 4;
+const DIRTY_BLOCKS_MAX: u64 = 8192;
+/// A dirty node takes 6 KiB and more; an eighth of the cache may be such nodes.
+const NODE_SHARE_BYTES: u64 = 8 * 8192;
+
+fn layout(e: fs_layout::LayoutError) -> Error {
+    Error::Format(e.to_string())
+}
+
+fn read_one(device: &Arc<dyn BlockDevice>, block: u64) -> Result<Box<Block>> {
+    let mut raw = [Block::zeroed()];
+    device.read(block, &mut raw)?;
+    let [raw] = raw;
+    Ok(raw)
+}
+
+/// A device's label: either copy that is whole.
+pub(crate) fn read_label(device: &Arc<dyn BlockDevice>) -> Result<Label> {
+    if device.block_count() < MIN_DEVICE_BLOCKS {
+        return Err(Error::Format(format!("{} is not a lunfs pool (too small)", device.name())));
+    }
+    let mut last = None;
+    for place in LABEL_PLACES {
+        let read = read_one(device, place);
+        match read.and_then(|raw| Label::decode(&raw.0).map_err(layout)) {
+            Ok(label) if label.device_blocks > device.block_count() => {
+                return Err(Error::Format(format!(
+                    "{} is truncated: {} bytes of {}",
+                    device.name(),
+                    device.block_count() * BLOCK_BYTES as u64,
+                    label.device_blocks * BLOCK_BYTES as u64
+                )));
+            }
+            Ok(label) => return Ok(label),
+            Err(e) => last = last.or(Some(e)),
+        }
+    }
+    let why = last.map_or(String::new(), |e| e.to_string());
+    Err(Error::Format(format!("{} is not a lunfs pool: {why}", device.name())))
+}
+
+/// The devices in the order of their indexes, all of one pool and none missing.
+fn in_order(devices: Vec<Arc<dyn BlockDevice>>) -> Result<(Vec<Arc<dyn BlockDevice>>, Label)> {
+    let mut labelled = Vec::new();
+    for d in devices {
+        labelled.push((read_label(&d)?, d));
+    }
+    labelled.sort_by_key(|(l, _)| l.index);
+    let first = labelled.first().map(|(l, _)| l.clone());
+    let first = first.ok_or(Error::Invalid("no device given"))?;
+    for (i, (label, d)) in labelled.iter().enumerate() {
+        if label.pool_id != first.pool_id {
+            return Err(Error::Format(format!("{} belongs to another pool", d.name())));
+        }
+        if usize::from(label.index) != i {
+            let path = first.devices.get(i).map_or("?", |e| e.path.as_str());
+            return Err(Error::Format(format!(
+                "device {i} of the pool is missing (it was {path})"
+            )));
+        }
+    }
+    if labelled.len() != first.devices.len() {
+        let missing = &first.devices[labelled.len().min(first.devices.len() - 1)];
+        return Err(Error::Format(format!("a device is missing (it was {})", missing.path)));
+    }
+    Ok((labelled.into_iter().map(|(_, d)| d).collect(), first))
+}
+
+/// The newest root: (root, its hash, its slot).
+fn newest_root(devices: &[Arc<dyn BlockDevice>]) -> Result<(Root, [u8; 32], u64)> {
+    let mut best: Option<(Root, [u8; 32], u64)> = None;
+    for slot in 0..ROOT_SLOTS {
+        let found = read_root_slot(devices, slot);
+        // A crash leaves at most one copy of a slot unreadable. Both bad on every device: the newest
+        // root may be lost, and to go on from the older one would undo what was promised.
+        let lost = |copy: &Copies| copy.valid.is_none() && copy.bad.is_some();
+        if let [Copies { bad: Some(why), .. }, _] = found.each_ref() {
+            if found.iter().all(lost) {
+                return Err(Error::Format(format!("both copies of a root are unreadable ({why})")));
+            }
+        }
+        for (root, hash) in found.into_iter().filter_map(|c| c.valid) {
+            if best.as_ref().is_none_or(|(b, ..)| b.epoch < root.epoch) {
+                best = Some((root, hash, slot));
+            }
+        }
+    }
+    best.ok_or_else(|| Error::Format("the pool has no root".into()))
+}
+
+/// One copy of a slot, on all devices: the newest that is valid, and why another is not.
+#[derive(Default)]
+struct Copies {
+    valid: Option<(Root, [u8; 32])>,
+    bad: Option<String>,
+}
+
+fn read_root_slot(devices: &[Arc<dyn BlockDevice>], slot: u64) -> [Copies; 2] {
+    ROOT_COPIES.map(|copy| {
+        let mut found = Copies::default();
+        for device in devices {
+            let read = read_one(device, copy + slot);
+            let never_written = |raw: &Block| raw.0.iter().all(|b| *b == 0);
+            let root = read.and_then(|raw| match Root::decode(&raw.0) {
+                Err(_) if never_written(&raw) => Ok(None),
+                decoded => decoded.map(Some).map_err(layout),
+            });
+            match root {
+                Ok(None) => {}
+                Ok(Some(root)) => {
+                    if found.valid.as_ref().is_none_or(|(b, _)| b.epoch < root.0.epoch) {
+                        found.valid = Some(root);
+                    }
+                }
+                Err(e) => found.bad = Some(e.to_string()),
+            }
+        }
+        found
+    })
+}
+
+/// The map from whichever device has it whole: all have it.
+fn read_segment_map(devices: &[Arc<dyn BlockDevice>], root: &Root) -> Result<Vec<SegmentRun>> {
+    let mut failure = Error::Invalid("no device given");
+    for device in devices {
+        match read_segment_map_of(device, root) {
+            Ok(runs) => return Ok(runs),
+            Err(e) => failure = e,
+        }
+    }
+    Err(failure)
+}
+
+fn read_segment_map_of(device: &Arc<dyn BlockDevice>, root: &Root) -> Result<Vec<SegmentRun>> {
+    let mut runs = Vec::new();
+    for (i, (crc, place)) in root.segment_map.iter().enumerate() {
+        if *place > 1 {
+            continue;
+        }
+        let raw = read_one(device, SEGMENT_MAP_BASE + 2 * i as u64 + u64::from(*place))?;
+        if crc32c::crc32c(&raw.0) != *crc {
+            return Err(Error::Format("the segment map does not match its checksum".into()));
+        }
+        runs.extend(SegmentMapPage::decode(&raw.0).map_err(layout)?.runs);
+    }
+    let sorted = runs.windows(2).all(|w| w[0].logical + w[0].count <= w[1].logical);
+    if runs.is_empty() || !sorted {
+        return Err(Error::Format("the segment map makes no sense".into()));
+    }
+    Ok(runs)
+}
+
+/// Writes the map into the places that are not current, on every device.
+pub(crate) fn write_segment_map(
+    store: &Store,
+    runs: &[SegmentRun],
+    entries: &mut [(u32, u8); SEGMENT_MAP_PAGES],
+) -> Result<()> {
+    let pages: Vec<&[SegmentRun]> = runs.chunks(RUNS_PER_PAGE).collect();
+    if pages.len() > SEGMENT_MAP_PAGES {
+        return Err(Error::Format("the segment map is full".into()));
+    }
+    for (i, entry) in entries.iter_mut().enumerate() {
+        let Some(page) = pages.get(i) else {
+            *entry = (0, 255);
+            continue;
+        };
+        let mut raw = Block::zeroed();
+        SegmentMapPage { runs: page.to_vec() }.encode(&mut raw.0);
+        let place = if entry.1 == 0 { 1 } else { 0 };
+        for d in 0..store.devices.len() {
+            let at = SEGMENT_MAP_BASE + 2 * i as u64 + u64::from(place);
+            store.write_device(d as u16, at, &[&raw])?;
+        }
+        *entry = (crc32c::crc32c(&raw.0), place);
+    }
+    Ok(())
+}
+
+/// Maps devices one behind the other; the first segment of each is its own.
+pub(crate) fn map_devices(sizes: &[u64]) -> (Vec<SegmentRun>, u64) {
+    let mut logical = 1;
+    let mut runs = Vec::new();
+    for (i, blocks) in sizes.iter().enumerate() {
+        let count = blocks / SEGMENT_BLOCKS - 1;
+        runs.push(SegmentRun { logical, count, class: 0, members: vec![(i as u16, 1)] });
+        logical += count;
+    }
+    (runs, logical * SEGMENT_BLOCKS)
+}
+
+pub(crate) fn write_labels(
+    devices: &[Arc<dyn BlockDevice>],
+    pool_id: [u8; 16],
+    created: i64,
+    entries: &[DeviceEntry],
+) -> Result<()> {
+    for (i, d) in devices.iter().enumerate() {
+        let label = Label {
+            pool_id,
+            index: i as u16,
+            device_blocks: d.block_count(),
+            created,
+            devices: entries.to_vec(),
+        };
+        let mut raw = Block::zeroed();
+        label.encode(&mut raw.0).map_err(layout)?;
+        for place in LABEL_PLACES {
+            d.write(place, &[&raw])?;
+            d.flush()?;
+        }
+    }
+    Ok(())
+}
+
+fn limits(o: &OpenOptions) -> Limits {
+    let blocks = o.cache_bytes / BLOCK_BYTES as u64;
+    Limits {
+        dirty_blocks: (blocks / DIRTY_SHARE).clamp(GROUP_SOFT_BLOCKS, DIRTY_BLOCKS_MAX),
+        dirty_nodes: (o.cache_bytes / NODE_SHARE_BYTES).max(64),
+        background: o.background,
+    }
+}
+
+fn build(
+    devices: Vec<Arc<dyn BlockDevice>>,
+    map: Vec<SegmentRun>,
+    root: Root,
+    root_hash: [u8; 32],
+    root_slot: u64,
+    o: &OpenOptions,
+) -> Result<Core> {
+    let cache = (o.cache_bytes / BLOCK_BYTES as u64) as usize * 5 / 8;
+    let store = Store::new(devices, map, cache);
+    let space = Space::load(&store, root.blocks, root.space)?;
+    let log = Log {
+        next_block: root.next_group_block,
+        next_number: root.next_group,
+        seed: root.group_seed,
+        written: root.next_group - 1,
+        blocks: Default::default(),
+    };
+    let (inodes, volumes) = (DashMap::new(), DashMap::new());
+    let next = root.volume_table.version.next_ino.max(FIRST_INO);
+    let table = Arc::new(Volume::new(next));
+    let file = Inode::new(TABLE_FILE, root.volume_table, table.clone());
+    volumes.insert(TABLE, table);
+    inodes.insert(TABLE_FILE, Arc::new(file));
+    Ok(Core {
+        pool_id: root.pool_id,
+        clock: o.clock.clone(),
+        limits: limits(o),
+        guard: Guard::new(),
+        pins: Pins::new(),
+        epoch: AtomicU64::new(root.epoch + 1),
+        group: AtomicU64::new(root.next_group),
+        durable_group: AtomicU64::new(root.next_group - 1),
+        log: Mutex::new(log),
+        group_files: Mutex::default(),
+        group_blocks: AtomicU64::new(0),
+        group_inodes: AtomicU64::new(0),
+        dirty_blocks: AtomicU64::new(0),
+        epoch_files: Mutex::default(),
+        epoch_dirty_inodes: AtomicU64::new(0),
+        epoch_promised: AtomicI64::new(0),
+        dead: Mutex::default(),
+        completed_epoch: AtomicU64::new(root.epoch),
+        reclaim_pending: AtomicU64::new(0),
+        releases: Mutex::default(),
+        cp: Mutex::new(CpState { root, root_hash, root_slot, reclaim: ReclaimList::default() }),
+        inodes,
+        volumes,
+        bell: Bell::default(),
+        closed: AtomicBool::new(false),
+        cp_count: AtomicU64::new(0),
+        group_count: AtomicU64::new(0),
+        store,
+        space,
+    })
+}
+
+/// Writes an empty pool.
+pub(crate) fn format(devices: &[Arc<dyn BlockDevice>], o: &FormatOptions) -> Result<()> {
+    if devices.is_empty() || devices.len() > MAX_DEVICES {
+        return Err(Error::Invalid("a pool has 1 to 12 devices"));
+    }
+    if devices.iter().any(|d| d.block_count() < MIN_DEVICE_BLOCKS) {
+        return Err(Error::Invalid("a pool's device needs at least 64 MiB"));
+    }
+    // Old roots go first: a format that was cut short leaves no pool.
+    let zero = Block::zeroed();
+    for d in devices {
+        for at in ROOT_COPIES.into_iter().chain(LABEL_PLACES) {
+            d.write(at, &[&zero, &zero])?;
+        }
+        d.flush()?;
+    }
+    let sizes: Vec<u64> = devices.iter().map(|d| d.block_count()).collect();
+    let (map, blocks) = map_devices(&sizes);
+    let mut table = DiskInode::empty(InodeKind::Version);
+    table.version = VersionPart { next_ino: u64::from(VolumeId::TREE.0) + 1, ..table.version };
+    let root = Root {
+        pool_id: o.pool_id,
+        epoch: 0,
+        lineage: 1,
+        previous: [0; 32],
+        time: o.created.0,
+        blocks,
+        next_group_block: 0,
+        next_group: 1,
+        group_seed: *blake3::hash(&o.pool_id).as_bytes(),
+        space: SpaceEntry::default(),
+        segment_map: [(0, 255); SEGMENT_MAP_PAGES],
+        volume_table: table,
+    };
+    let options = OpenOptions {
+        cache_bytes: 16 << 20,
+        clock: Arc::new(FixedClock(o.created)),
+        background: false,
+    };
+    let core = build(devices.to_vec(), map.clone(), root, [0; 32], 1, &options)?;
+    write_segment_map(&core.store, &map, &mut core.cp.lock().root.segment_map)?;
+    core.new_chain()?;
+    core.populate()?;
+    core.consistency_point(false)?;
+    let entry = |(i, d): (usize, &Arc<dyn BlockDevice>)| {
+        let mut id = [0; 16];
+        let hash = blake3::hash(&[&o.pool_id[..], &[i as u8]].concat());
+        id.copy_from_slice(&hash.as_bytes()[..16]);
+        DeviceEntry { id, path: o.paths.get(i).cloned().unwrap_or_else(|| d.name()) }
+    };
+    let entries: Vec<DeviceEntry> = devices.iter().enumerate().map(entry).collect();
+    write_labels(devices, o.pool_id, o.created.0, &entries)
+}
+
+struct FixedClock(Timestamp);
+
+impl Clock for FixedClock {
+    fn now(&self) -> Timestamp {
+        self.0
+    }
+}
+
+/// Opens and recovers a pool.
+pub(crate) fn open(devices: Vec<Arc<dyn BlockDevice>>, o: &OpenOptions) -> Result<Core> {
+    let (devices, label) = in_order(devices)?;
+    let (root, hash, slot) = newest_root(&devices)?;
+    if root.pool_id != label.pool_id {
+        return Err(Error::Format("root and label name different pools".into()));
+    }
+    let map = read_segment_map(&devices, &root)?;
+    if root.next_group == 0 || root.blocks > 1 << 43 {
+        return Err(Error::Format("the root makes no sense".into()));
+    }
+    let core = build(devices, map, root, hash, slot, o)?;
+    core.recover()?;
+    Ok(core)
+}
+
+/// A group found in the log.
+struct LoggedGroup {
+    head: GroupHead,
+    records: Vec<FileRecord>,
+    blocks: Vec<Run>,
+    whole: bool,
+}
+
+impl Core {
+    /// A fresh chain of groups: nothing written before can be taken for part of it.
+    fn new_chain(&self) -> Result<()> {
+        let mut log = self.log.lock();
+        let (block, _) = self.space.allocate(&self.store, 1, None)?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&log.seed);
+        hasher.update(&self.time().to_le_bytes());
+        hasher.update(&self.now().to_le_bytes());
+        log.seed = *hasher.finalize().as_bytes();
+        log.next_block = block;
+        log.written = log.next_number - 1;
+        self.group.store(log.next_number, Ordering::Release);
+        self.durable_group.store(log.written, Ordering::Release);
+        Ok(())
+    }
+
+    /// The inodes that every pool has.
+    fn populate(&self) -> Result<()> {
+        let table = self.volume(TABLE)?;
+        let owner = Owner { mode: 0o755, uid: 0, gid: 0 };
+        let mut txn = Txn::new(self, true);
+        for (id, kind) in [
+            (NAMES, InodeKind::Directory),
+            (NodeId { volume: TABLE, ino: ORPHANS_INO }, InodeKind::Directory),
+            (RECLAIM, InodeKind::DeadList),
+        ] {
+            let inode = Arc::new(Inode::new(id, DiskInode::empty(InodeKind::Free), table.clone()));
+            self.inodes.insert(id, inode.clone());
+            txn.make(&inode, new_inode(kind, owner, self.now(), self.time()));
+        }
+        self.make_volume(&mut txn, &table, VolumeId::TREE, owner);
+        txn.commit()?;
+        let names = self.inode(NAMES)?;
+        let mut txn = Txn::new(self, true);
+        let mut edit = super::dir::DirEdit::new(self, names)?;
+        let (ino, kind) = (u64::from(VolumeId::TREE.0), InodeKind::Version as u8);
+        edit.insert(&mut txn, b"/", ino, kind)?;
+        txn.commit()
+    }
+
+    fn recover(&self) -> Result<()> {
+        let list = ReclaimList::load(self, &*self.inode(RECLAIM)?)?;
+        self.note_reclaim(&list);
+        self.cp.lock().reclaim = list;
+        let groups = self.read_log()?;
+        let last_epoch = groups.iter().map(|g| g.head.epoch).max().unwrap_or(0);
+        let recovery_epoch = last_epoch.max(self.now() - 1) + 1;
+        for g in &groups {
+            self.mark_group(g, recovery_epoch)?;
+        }
+        for g in &groups {
+            self.epoch.store(g.head.epoch, Ordering::SeqCst);
+            for record in &g.records {
+                self.replay(record, g.head.epoch)?;
+            }
+        }
+        self.epoch.store(recovery_epoch, Ordering::SeqCst);
+        self.forget_pending();
+        self.log.lock().next_number += groups.len() as u64;
+        self.new_chain()?;
+        for volume in self.volume_list()?.into_iter().map(|v| v.1).chain([VolumeId::TREE]) {
+            match self.drain_orphans(volume) {
+                // An unreadable directory of orphans costs their space, not the pool.
+                Ok(()) | Err(Error::Corrupt { .. }) | Err(Error::Stale) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.consistency_point_forced()
+    }
+
+    pub fn consistency_point_forced(&self) -> Result<()> {
+        // The new chain must be named by a root even if nothing else changed.
+        let names = self.inode(NAMES)?;
+        {
+            let _shared = self.guard.shared();
+            let mut state = names.state.write();
+            self.touch(&names, &mut state, self.now());
+        }
+        self.consistency_point(false)
+    }
+
+    /// The chain of groups after the root, as far as it is whole.
+    fn read_log(&self) -> Result<Vec<LoggedGroup>> {
+        let (mut block, mut number, mut seed) = {
+            let log = self.log.lock();
+            (log.next_block, log.next_number, log.seed)
+        };
+        let mut groups: Vec<LoggedGroup> = Vec::new();
+        let mut mark = number - 1;
+        let blocks = self.space.blocks();
+        while block > 0 && block < blocks {
+            let Some(raw) = self.store.read_raw(block, 1)?.pop() else { break };
+            let Ok((head, next_seed)) = GroupHead::decode(&raw.0, &seed) else { break };
+            if head.number != number {
+                break;
+            }
+            mark = mark.max(head.durable_mark);
+            let group = self.read_group(block, head, &raw)?;
+            (block, number, seed) = (group.head.next_block, number + 1, next_seed);
+            groups.push(group);
+        }
+        let mut whole = groups.len();
+        for (i, g) in groups.iter().enumerate() {
+            if g.head.number <= mark {
+                if !g.whole {
+                    return Err(Error::Format(format!(
+                        "group {} of the log is damaged, though it was durable",
+                        g.head.number
+                    )));
+                }
+            } else if !g.whole || !self.data_is_whole(g)? {
+                whole = i;
+                break;
+            }
+        }
+        groups.truncate(whole);
+        Ok(groups)
+    }
+
+    fn read_group(&self, block: u64, head: GroupHead, raw: &Block) -> Result<LoggedGroup> {
+        let mut blocks = vec![(block, 1)];
+        blocks.extend(&head.extents);
+        let limit = self.space.blocks();
+        let inside = head.extents.iter().all(|(b, n)| b.saturating_add(*n) <= limit);
+        let mut payload = Vec::new();
+        match head.inline_payload(&raw.0) {
+            Some(inline) => payload.extend_from_slice(inline),
+            None if inside => {
+                for (first, count) in &head.extents {
+                    for b in self.store.read_raw(*first, *count as usize)? {
+                        payload.extend_from_slice(&b.0);
+                    }
+                }
+                payload.truncate(head.payload_bytes as usize);
+            }
+            None => {}
+        }
+        let mut whole = inside
+            && payload.len() == head.payload_bytes as usize
+            && crc32c::crc32c(&payload) == head.payload_crc;
+        let mut records = Vec::new();
+        let mut reader = PayloadReader::new(&payload);
+        while whole {
+            match reader.next_record() {
+                Ok(Some(r)) => records.push(r),
+                Ok(None) => break,
+                Err(_) => whole = false,
+            }
+        }
+        Ok(LoggedGroup { head, records, blocks, whole })
+    }
+
+    fn data_is_whole(&self, g: &LoggedGroup) -> Result<bool> {
+        let links: Vec<_> = g.records.iter().flat_map(|r| &r.links).collect();
+        for part in links.chunk_by(|a, b| a.disk_block + 1 == b.disk_block) {
+            for part in part.chunks(256) {
+                let pointer =
+                    |l: &&fs_layout::Link| Pointer { block: l.disk_block, birth: 1, crc: l.crc };
+                let pointers: Vec<Pointer> = part.iter().map(pointer).collect();
+                if pointers.iter().any(|p| p.block >= self.space.blocks()) {
+                    return Ok(false);
+                }
+                for read in self.store.read_run(&pointers)? {
+                    match read {
+                        Ok(_) => {}
+                        Err(Error::Corrupt { .. }) => return Ok(false),
+                        Err(e) => return Err(e),
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Every block a group names is in use: its own ones until the next root, its data for good.
+    fn mark_group(&self, g: &LoggedGroup, epoch: u64) -> Result<()> {
+        for run in &g.blocks {
+            self.space.mark(&self.store, *run, None)?;
+            self.log.lock().blocks.push_back((g.head.number, *run));
+        }
+        for l in g.records.iter().flat_map(|r| &r.links) {
+            self.space.mark(&self.store, (l.disk_block, 1), Some(epoch))?;
+        }
+        Ok(())
+    }
+
+    fn replay(&self, r: &FileRecord, epoch: u64) -> Result<()> {
+        let id = NodeId { volume: VolumeId(r.volume), ino: r.ino };
+        let volume = match self.volume(id.volume) {
+            Ok(v) => v,
+            Err(Error::Stale) => {
+                // Deleted by the same group or before: what was linked is free.
+                let ptr =
+                    |l: &fs_layout::Link| Pointer { block: l.disk_block, birth: epoch, crc: l.crc };
+                self.dead.lock().extend(r.links.iter().map(|l| Dead::Block(Slot::Ptr(ptr(l)))));
+                return Ok(());
+            }
+            Err(e) => return Err(e),
+        };
+        volume.next_ino.fetch_max(r.ino + 1, Ordering::Relaxed);
+        let inode = match self.inode(id) {
+            Ok(inode) => inode,
+            Err(Error::Stale) => {
+                let empty = DiskInode::empty(InodeKind::Free);
+                let inode = Arc::new(Inode::new(id, empty, volume));
+                self.inodes.insert(id, inode.clone());
+                inode
+            }
+            Err(e) => return Err(e),
+        };
+        self.replay_tree(&inode, r, epoch)?;
+        let mut state = inode.state.write();
+        if let Some(meta) = r.inode {
+            self.replay_record(&inode, &mut state, meta);
+        }
+        self.touch(&inode, &mut state, epoch);
+        Ok(())
+    }
+
+    fn replay_record(&self, inode: &Arc<Inode>, state: &mut State, meta: DiskInode) {
+        state.gone = meta.kind == InodeKind::Free;
+        // Blocks are counted as the tree is replayed: the record's count may already lack what a
+        // consistency point that was lost had walked.
+        state.meta = DiskInode { blocks: state.meta.blocks, ..meta };
+        if state.gone {
+            let tree = std::mem::replace(&mut state.tree, Tree::empty());
+            let dead = match tree.height {
+                0 => Dead::Block(tree.root),
+                h => Dead::Tree(tree.root, h, 0, 0),
+            };
+            self.dead.lock().push(dead);
+        }
+        if meta.kind == InodeKind::Version && meta.version.flags != 0 {
+            let id = VolumeId(inode.id.ino as u32);
+            let volume =
+                self.volumes.entry(id).or_insert_with(|| Arc::new(Volume::new(FIRST_INO))).clone();
+            volume.deleted.store(true, Ordering::Release);
+        }
+    }
+
+    fn replay_tree(&self, inode: &Arc<Inode>, r: &FileRecord, epoch: u64) -> Result<()> {
+        let held = Held::new(&self.store);
+        let run = |f: &mut dyn FnMut(&mut State) -> std::result::Result<(), Miss>| -> Result<()> {
+            loop {
+                let missed = f(&mut inode.state.write());
+                match missed {
+                    Ok(()) => return Ok(()),
+                    Err(miss) => held.fetch(miss)?,
+                }
+            }
+        };
+        for (first, count) in &r.holes {
+            run(&mut |s| {
+                self.change(inode, s, epoch, &held, |tree, c| tree.punch(c, *first, *count))
+            })?;
+        }
+        for l in &r.links {
+            let p = Pointer { block: l.disk_block, birth: epoch, crc: l.crc };
+            run(&mut |s| {
+                s.tree.get(&held, l.file_block)?;
+                self.change(inode, s, epoch, &held, |tree, c| {
+                    tree.link(c, l.file_block, Slot::Ptr(p))
+                })
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What was replayed is in the log already.
+    fn forget_pending(&self) {
+        for inode in std::mem::take(&mut *self.group_files.lock()) {
+            let mut s = inode.state.write();
+            s.in_group = false;
+            s.record_pending = false;
+            s.pending.clear();
+        }
+        self.group_inodes.store(0, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,361 @@
+//! Blocks by pool address: the segment map, the cache of clean blocks, checks on read, the latch.
+//!
+//! Invariants:
+//! - a cached block holds exactly what was written to its address last, and is dropped before the
+//!   address is given away again;
+//! - after the first failed write or flush nothing is written any more (the latch);
+//! - no lock is held across a device call.
+
+use super::error::{Error, Result};
+use crate::device::{Block, BlockDevice};
+use fs_layout::{Pointer, SegmentRun, SEGMENT_BLOCKS};
+use parking_lot::{Mutex, RwLock};
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+
+/// A block's bytes with their checksum, immutable; its place is set once, when it is chosen.
+pub(crate) struct Data {
+    pub bytes: Box<Block>,
+    pub crc: u32,
+    place: AtomicU64,
+}
+
+impl Data {
+    pub fn new(bytes: Box<Block>) -> Arc<Data> {
+        let crc = crc32c::crc32c(&bytes.0);
+        Arc::new(Data { bytes, crc, place: AtomicU64::new(0) })
+    }
+
+    fn placed(bytes: Box<Block>, crc: u32, block: u64) -> Arc<Data> {
+        Arc::new(Data { bytes, crc, place: AtomicU64::new(block) })
+    }
+
+    /// Where it is, or will be written; 0: not chosen.
+    pub fn place(&self) -> u64 {
+        self.place.load(Ordering::Acquire)
+    }
+
+    pub fn set_place(&self, block: u64) {
+        debug_assert_eq!(self.place(), 0);
+        self.place.store(block, Ordering::Release);
+    }
+}
+
+/// Hash of a block number: one multiplication, for the numbers are ours.
+#[derive(Default)]
+pub(crate) struct BlockHasher(u64);
+
+impl Hasher for BlockHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.write_u64(u64::from(*b));
+        }
+    }
+    fn write_u64(&mut self, n: u64) {
+        self.0 = (self.0 ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23);
+    }
+}
+
+type BlockMap<T> = HashMap<u64, T, BuildHasherDefault<BlockHasher>>;
+
+#[derive(Default)]
+struct CacheShard {
+    map: BlockMap<(Arc<Data>, bool)>,
+    queue: VecDeque<u64>,
+}
+
+impl CacheShard {
+    /// Second chance: a block used since it was queued is queued again.
+    fn evict_to(&mut self, limit: usize) {
+        while self.map.len() > limit {
+            let Some(block) = self.queue.pop_front() else { return };
+            match self.map.get_mut(&block) {
+                Some((_, used)) if *used => {
+                    *used = false;
+                    self.queue.push_back(block);
+                }
+                Some(_) => {
+                    self.map.remove(&block);
+                }
+                None => {}
+            }
+        }
+        // Addresses dropped from the map leave their queue entries behind.
+        if self.queue.len() > 2 * limit + 64 {
+            let map = &self.map;
+            self.queue.retain(|b| map.contains_key(b));
+        }
+    }
+}
+
+const CACHE_SHARDS: usize = 16;
+
+/// The cache of clean blocks, bounded in blocks.
+struct Cache {
+    shards: Vec<Mutex<CacheShard>>,
+    limit_per_shard: usize,
+}
+
+impl Cache {
+    fn shard(&self, block: u64) -> &Mutex<CacheShard> {
+        // Runs of 16 blocks share a shard, so that a sequential read takes few locks in turn.
+        &self.shards[(block >> 4) as usize % CACHE_SHARDS]
+    }
+
+    fn get(&self, p: &Pointer) -> Option<Arc<Data>> {
+        let mut shard = self.shard(p.block).lock();
+        let (data, used) = shard.map.get_mut(&p.block)?;
+        if data.crc != p.crc {
+            return None;
+        }
+        *used = true;
+        Some(data.clone())
+    }
+
+    fn insert(&self, block: u64, data: Arc<Data>) {
+        let mut shard = self.shard(block).lock();
+        if shard.map.insert(block, (data, false)).is_none() {
+            shard.queue.push_back(block);
+        }
+        shard.evict_to(self.limit_per_shard);
+    }
+
+    fn remove(&self, block: u64) {
+        self.shard(block).lock().map.remove(&block);
+    }
+
+    fn len(&self) -> u64 {
+        self.shards.iter().map(|s| s.lock().map.len() as u64).sum()
+    }
+}
+
+/// Counters, in blocks and calls.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub blocks_read: AtomicU64,
+    pub blocks_written: AtomicU64,
+    pub flushes: AtomicU64,
+    pub checksum_errors: AtomicU64,
+}
+
+/// The pool's blocks.
+pub(crate) struct Store {
+    pub devices: Vec<Arc<dyn BlockDevice>>,
+    map: RwLock<Vec<SegmentRun>>,
+    cache: Cache,
+    pub counters: Counters,
+    is_latched: AtomicBool,
+    latch: Mutex<Option<String>>,
+}
+
+/// Longest run handed to a device at once: 1 MiB keeps a flush from waiting behind a larger one.
+const MAX_RUN_BLOCKS: usize = 256;
+
+impl Store {
+    pub fn new(
+        devices: Vec<Arc<dyn BlockDevice>>,
+        map: Vec<SegmentRun>,
+        cache_blocks: usize,
+    ) -> Store {
+        let shards = (0..CACHE_SHARDS).map(|_| Mutex::default()).collect();
+        let limit_per_shard = (cache_blocks / CACHE_SHARDS).max(16);
+        Store {
+            devices,
+            map: RwLock::new(map),
+            cache: Cache { shards, limit_per_shard },
+            counters: Counters::default(),
+            is_latched: AtomicBool::new(false),
+            latch: Mutex::new(None),
+        }
+    }
+
+    pub fn segment_map(&self) -> Vec<SegmentRun> {
+        self.map.read().clone()
+    }
+
+    pub fn set_segment_map(&self, map: Vec<SegmentRun>) {
+        *self.map.write() = map;
+    }
+
+    pub fn cached_blocks(&self) -> u64 {
+        self.cache.len()
+    }
+
+    pub fn latched(&self) -> Option<String> {
+        self.latch.lock().clone()
+    }
+
+    /// Fails if a write or flush failed before.
+    pub fn check_latch(&self) -> Result<()> {
+        if !self.is_latched.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(Error::Latched(self.latched().unwrap_or_default()))
+    }
+
+    /// From now on nothing is written.
+    pub fn set_latch(&self, why: String) -> Error {
+        let mut latch = self.latch.lock();
+        let why = latch.get_or_insert(why).clone();
+        self.is_latched.store(true, Ordering::Relaxed);
+        Error::Latched(why)
+    }
+
+    /// The device runs behind `count` blocks at `block`: (copies of (device, device block), length).
+    fn locate(&self, block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
+        let segment = block / SEGMENT_BLOCKS;
+        let map = self.map.read();
+        let after = map.partition_point(|r| r.logical <= segment);
+        let run = after.checked_sub(1).and_then(|i| map.get(i));
+        let run = run.filter(|r| segment < r.logical + r.count);
+        let run = run.ok_or(Error::Corrupt { block, file_offset_bytes: None })?;
+        let into = block - run.logical * SEGMENT_BLOCKS;
+        let left = run.count * SEGMENT_BLOCKS - into;
+        let members = run.members.iter().map(|(d, s)| (*d, s * SEGMENT_BLOCKS + into)).collect();
+        Ok((members, left.min(count)))
+    }
+
+    fn device(&self, index: u16) -> Result<&Arc<dyn BlockDevice>> {
+        self.devices
+            .get(usize::from(index))
+            .ok_or_else(|| Error::Format(format!("the segment map names device {index}")))
+    }
+
+    /// Reads blocks as they are from one copy, unchecked.
+    fn read_copy(&self, copy: usize, block: u64, out: &mut [Box<Block>]) -> Result<()> {
+        let mut done = 0;
+        while done < out.len() {
+            let left = (out.len() - done).min(MAX_RUN_BLOCKS) as u64;
+            let (members, n) = self.locate(block + done as u64, left)?;
+            let (device, at) = members[copy % members.len()];
+            self.device(device)?.read(at, &mut out[done..done + n as usize])?;
+            self.counters.blocks_read.fetch_add(n, Ordering::Relaxed);
+            done += n as usize;
+        }
+        Ok(())
+    }
+
+    /// Reads blocks that name themselves (heads, pages), unchecked.
+    pub fn read_raw(&self, block: u64, count: usize) -> Result<Vec<Box<Block>>> {
+        let mut out: Vec<_> = (0..count).map(|_| Block::zeroed()).collect();
+        self.read_copy(0, block, &mut out)?;
+        Ok(out)
+    }
+
+    /// From the cache alone.
+    pub fn cached(&self, p: &Pointer) -> Option<Arc<Data>> {
+        self.cache.get(p)
+    }
+
+    /// One block, checked.
+    pub fn read(&self, p: &Pointer) -> Result<Arc<Data>> {
+        if let Some(data) = self.cache.get(p) {
+            return Ok(data);
+        }
+        let mut out = self.read_run(std::slice::from_ref(p))?;
+        out.pop().unwrap_or(Err(Error::Corrupt { block: p.block, file_offset_bytes: None }))
+    }
+
+    /// Consecutive blocks, each checked; a bad one does not spoil the others.
+    pub fn read_run(&self, pointers: &[Pointer]) -> Result<Vec<Result<Arc<Data>>>> {
+        let Some(first) = pointers.first() else { return Ok(Vec::new()) };
+        let mut raw: Vec<_> = pointers.iter().map(|_| Block::zeroed()).collect();
+        let whole = self.read_copy(0, first.block, &mut raw);
+        let check = |(p, bytes): (&Pointer, Box<Block>)| match &whole {
+            Ok(()) if crc32c::crc32c(&bytes.0) == p.crc => Ok(self.keep(p, bytes)),
+            _ => self.read_other_copies(p),
+        };
+        Ok(pointers.iter().zip(raw).map(check).collect())
+    }
+
+    fn keep(&self, p: &Pointer, bytes: Box<Block>) -> Arc<Data> {
+        let data = Data::placed(bytes, p.crc, p.block);
+        self.cache.insert(p.block, data.clone());
+        data
+    }
+
+    /// A block whose first copy is bad, alone.
+    fn read_other_copies(&self, p: &Pointer) -> Result<Arc<Data>> {
+        let (members, _) = self.locate(p.block, 1)?;
+        let mut failure = Error::Corrupt { block: p.block, file_offset_bytes: None };
+        for copy in 0..members.len() {
+            let mut raw = [Block::zeroed()];
+            match self.read_copy(copy, p.block, &mut raw) {
+                Ok(()) if crc32c::crc32c(&raw[0].0) == p.crc => {
+                    let [bytes] = raw;
+                    return Ok(self.keep(p, bytes));
+                }
+                Ok(()) => {}
+                Err(e) => failure = e,
+            }
+        }
+        self.counters.checksum_errors.fetch_add(1, Ordering::Relaxed);
+        Err(failure)
+    }
+
+    /// Writes blocks to their places: consecutive ones in one call. A failure latches.
+    pub fn write(&self, blocks: &[(u64, &Block)]) -> Result<()> {
+        self.check_latch()?;
+        let mut start = 0;
+        while start < blocks.len() {
+            let first = blocks[start].0;
+            let max = (blocks.len() - start).min(MAX_RUN_BLOCKS);
+            let run = (1..max).take_while(|i| blocks[start + i].0 == first + *i as u64).count() + 1;
+            let data: Vec<&Block> = blocks[start..start + run].iter().map(|b| b.1).collect();
+            self.write_run(first, &data)?;
+            start += run;
+        }
+        Ok(())
+    }
+
+    fn write_run(&self, block: u64, data: &[&Block]) -> Result<()> {
+        let mut done = 0;
+        while done < data.len() {
+            let left = (data.len() - done) as u64;
+            let (members, n) = self.locate(block + done as u64, left)?;
+            let part = &data[done..done + n as usize];
+            for (device, at) in members {
+                self.write_device(device, at, part)?;
+            }
+            done += n as usize;
+        }
+        Ok(())
+    }
+
+    /// Writes at a device's own address (labels, roots, segment map). A failure latches.
+    pub fn write_device(&self, device: u16, at: u64, data: &[&Block]) -> Result<()> {
+        self.check_latch()?;
+        self.counters.blocks_written.fetch_add(data.len() as u64, Ordering::Relaxed);
+        let device = self.device(device)?;
+        device
+            .write(at, data)
+            .map_err(|e| self.set_latch(format!("writing to {} failed: {e}", device.name())))
+    }
+
+    /// Flushes every device. A failure latches.
+    pub fn flush(&self) -> Result<()> {
+        self.check_latch()?;
+        self.counters.flushes.fetch_add(1, Ordering::Relaxed);
+        for device in &self.devices {
+            device
+                .flush()
+                .map_err(|e| self.set_latch(format!("flushing {} failed: {e}", device.name())))?;
+        }
+        Ok(())
+    }
+
+    /// What was just written becomes the cached content of its place.
+    pub fn remember(&self, data: &Arc<Data>) {
+        self.cache.insert(data.place(), data.clone());
+    }
+
+    /// The address is about to be given away.
+    pub fn forget(&self, block: u64) {
+        self.cache.remove(block);
+    }
+}

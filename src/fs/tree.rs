@@ -1,0 +1,468 @@
+//! A file's block tree in memory: what is on disk, overlaid with what is newer.
+//!
+//! Invariants:
+//! - a node in memory (`Slot::Node`) is newer than the disk, or was until the consistency point that
+//!   placed it; a node not in memory is a pointer, whose block is found through the cache;
+//! - a node may be changed only in the epoch of its birth; later it is frozen, and to change it is to
+//!   copy it: the copy is born now and the old object goes to the dead list;
+//! - `Slot::Data` is a block that was linked and is not yet known to be in its place; the pointer
+//!   made of it has the same birth wherever it is written;
+//! - nothing here does I/O: a block that is not at hand is reported as [`Miss`], and nothing
+//!   was changed that anybody could see.
+
+use super::error::Error;
+use super::store::Data;
+use fs_layout::{Pointer, POINTERS_PER_NODE};
+use std::sync::{Arc, OnceLock};
+
+/// Pointers of a node, as a file-block distance.
+const FAN: u64 = POINTERS_PER_NODE as u64;
+/// Tallest tree.
+pub(crate) const MAX_HEIGHT: u8 = 5;
+
+/// What a parent holds.
+#[derive(Clone)]
+pub(crate) enum Slot {
+    /// On disk, or a hole.
+    Ptr(Pointer),
+    /// A data block, with its birth.
+    Data(u64, Arc<Data>),
+    /// A tree node in memory.
+    Node(Arc<Node>),
+}
+
+impl Slot {
+    pub fn hole(birth: u64) -> Slot {
+        Slot::Ptr(Pointer::hole(birth))
+    }
+
+    pub fn is_hole(&self) -> bool {
+        matches!(self, Slot::Ptr(p) if p.is_hole())
+    }
+
+    /// The same object?
+    pub fn same(&self, other: &Slot) -> bool {
+        match (self, other) {
+            (Slot::Ptr(a), Slot::Ptr(b)) => a == b || (a.is_hole() && b.is_hole()),
+            (Slot::Data(_, a), Slot::Data(_, b)) => Arc::ptr_eq(a, b),
+            (Slot::Node(a), Slot::Node(b)) => Arc::ptr_eq(a, b),
+            // A block that got its place meanwhile is the same block.
+            (Slot::Ptr(p), Slot::Data(b, d)) | (Slot::Data(b, d), Slot::Ptr(p)) => {
+                !p.is_hole() && d.place() == p.block && p.crc == d.crc && p.birth == *b
+            }
+            _ => false,
+        }
+    }
+
+    /// The pointer, if the object has its place.
+    pub fn pointer(&self) -> Option<Pointer> {
+        match self {
+            Slot::Ptr(p) => Some(*p),
+            Slot::Data(birth, d) => {
+                let block = d.place();
+                (block != 0).then_some(Pointer { block, birth: *birth, crc: d.crc })
+            }
+            Slot::Node(n) => n.place.get().map(|p| Pointer { birth: n.birth, ..*p }),
+        }
+    }
+}
+
+/// A node newer than the disk.
+pub(crate) struct Node {
+    pub birth: u64,
+    /// Set by the consistency point that writes it.
+    pub place: OnceLock<Pointer>,
+    pub slots: Vec<Slot>,
+}
+
+impl Node {
+    fn of_holes(birth: u64, hole_birth: u64) -> Node {
+        let slots = vec![Slot::hole(hole_birth); POINTERS_PER_NODE];
+        Node { birth, place: OnceLock::new(), slots }
+    }
+
+    fn from_disk(birth: u64, raw: &Data) -> Result<Node, Miss> {
+        let pointer = |i| Pointer::in_node(&raw.bytes.0, i).map(Slot::Ptr);
+        let slots: Result<Vec<Slot>, _> = (0..POINTERS_PER_NODE).map(pointer).collect();
+        let slots = slots.map_err(|e| Miss::Bad(Error::Format(e.to_string())))?;
+        Ok(Node { birth, place: OnceLock::new(), slots })
+    }
+
+    /// A copy to be changed in `birth`. A child that has its place may not be written yet: it stays an
+    /// object until [`Tree::trim`].
+    fn copy(&self, birth: u64) -> Node {
+        Node { birth, place: OnceLock::new(), slots: self.slots.clone() }
+    }
+}
+
+/// Something detached: what stands below is freed when its epoch's consistency point knows all places.
+pub(crate) enum Dead {
+    /// This block alone.
+    Block(Slot),
+    /// A subtree: (top, height of the top above the data, volume, inode).
+    Tree(Slot, u8, u32, u64),
+}
+
+/// Why an operation in memory cannot go on.
+pub(crate) enum Miss {
+    /// This node is not in the cache.
+    Node(Pointer),
+    /// What was read makes no sense.
+    Bad(Error),
+}
+
+/// Where clean nodes are found: those held for this operation, then the cache.
+pub(crate) trait NodeSource {
+    fn node(&self, p: &Pointer) -> Option<Arc<Data>>;
+}
+
+/// What a change needs and leaves behind.
+pub(crate) struct Change<'a> {
+    pub now: u64,
+    pub nodes: &'a dyn NodeSource,
+    pub dead: &'a mut Vec<Dead>,
+    /// Nodes that became dirty: each will take a block.
+    pub dirtied: u64,
+    /// Data blocks linked where a hole was, less those unlinked one by one.
+    pub blocks: i64,
+    pub volume: u32,
+    pub ino: u64,
+}
+
+/// A block tree.
+#[derive(Clone)]
+pub(crate) struct Tree {
+    pub root: Slot,
+    pub height: u8,
+}
+
+fn raw(nodes: &dyn NodeSource, p: &Pointer) -> Result<Arc<Data>, Miss> {
+    nodes.node(p).ok_or(Miss::Node(*p))
+}
+
+/// File blocks below one slot of a node whose own height is `height` (1: leaf).
+fn span(height: u8) -> u64 {
+    FAN.saturating_pow(u32::from(height) - 1)
+}
+
+/// Blocks that a tree of this height can hold.
+fn reach(height: u8) -> u64 {
+    FAN.saturating_pow(u32::from(height))
+}
+
+fn child(nodes: &dyn NodeSource, slot: &Slot, index: usize) -> Result<Slot, Miss> {
+    match slot {
+        Slot::Node(n) => Ok(n.slots[index].clone()),
+        Slot::Ptr(p) if p.is_hole() => Ok(Slot::Ptr(*p)),
+        Slot::Ptr(p) => Pointer::in_node(&raw(nodes, p)?.bytes.0, index)
+            .map(Slot::Ptr)
+            .map_err(|e| Miss::Bad(Error::Format(e.to_string()))),
+        Slot::Data(..) => Err(Miss::Bad(Error::Invalid("a data block stands where a node should"))),
+    }
+}
+
+impl Tree {
+    pub fn empty() -> Tree {
+        Tree { root: Slot::hole(0), height: 0 }
+    }
+
+    /// What is linked at a file block.
+    pub fn get(&self, nodes: &dyn NodeSource, block: u64) -> Result<Slot, Miss> {
+        let mut out = Vec::with_capacity(1);
+        self.get_range(nodes, block, 1, &mut out)?;
+        Ok(out.pop().unwrap_or(Slot::hole(0)))
+    }
+
+    /// What is linked at `count` file blocks, appended to `out`.
+    pub fn get_range(
+        &self,
+        nodes: &dyn NodeSource,
+        first: u64,
+        count: u64,
+        out: &mut Vec<Slot>,
+    ) -> Result<(), Miss> {
+        let end = (first + count).min(reach(self.height)).max(first);
+        if end > first {
+            collect(nodes, &self.root, self.height, first, end - first, out)?;
+        }
+        out.extend((end..first + count).map(|_| Slot::hole(0)));
+        Ok(())
+    }
+
+    /// The first block at or after `from`, before `end`, that is data (or a hole).
+    pub fn seek(
+        &self,
+        nodes: &dyn NodeSource,
+        from: u64,
+        end: u64,
+        data: bool,
+    ) -> Result<Option<u64>, Miss> {
+        let reach = reach(self.height);
+        let found = match from < reach {
+            true => seek_in(nodes, &self.root, self.height, 0, from, end.min(reach), data)?,
+            false => None,
+        };
+        Ok(match found {
+            None if !data && end > reach.max(from) => Some(reach.max(from)),
+            found => found,
+        })
+    }
+
+    /// Links `slot` at a file block; what was there goes to the dead list.
+    pub fn link(&mut self, c: &mut Change, block: u64, slot: Slot) -> Result<(), Miss> {
+        self.grow(c, block)?;
+        let mut at = &mut self.root;
+        let mut height = self.height;
+        let mut rest = block;
+        while height > 0 {
+            let node = writable(c, at)?;
+            let s = span(height);
+            at = &mut node.slots[(rest / s) as usize];
+            rest %= s;
+            height -= 1;
+        }
+        c.blocks += i64::from(!slot.is_hole()) - i64::from(!at.is_hole());
+        let old = std::mem::replace(at, slot);
+        if !old.is_hole() {
+            c.dead.push(Dead::Block(old));
+        }
+        Ok(())
+    }
+
+    fn grow(&mut self, c: &mut Change, block: u64) -> Result<(), Miss> {
+        while block >= reach(self.height) {
+            if self.height == MAX_HEIGHT {
+                return Err(Miss::Bad(Error::TooBig));
+            }
+            if !self.root.is_hole() {
+                let mut node = Node::of_holes(c.now, 0);
+                node.slots[0] = std::mem::replace(&mut self.root, Slot::hole(0));
+                self.root = Slot::Node(Arc::new(node));
+                c.dirtied += 1;
+            }
+            self.height += 1;
+        }
+        Ok(())
+    }
+
+    /// Makes a range holes: whole subtrees are detached at once.
+    pub fn punch(&mut self, c: &mut Change, first: u64, count: u64) -> Result<(), Miss> {
+        let end = first.saturating_add(count).min(reach(self.height));
+        if first < end {
+            punch_in(c, &mut self.root, self.height, first, end)?;
+        }
+        if self.root.is_hole() {
+            self.height = 0;
+        }
+        Ok(())
+    }
+
+    /// Replaces a block that got its place by its pointer, where the tree may be changed. Never misses.
+    pub fn settle(&mut self, now: u64, block: u64, data: &Arc<Data>) {
+        let mut at = &mut self.root;
+        let mut height = self.height;
+        let mut rest = block;
+        if block >= reach(height) {
+            return;
+        }
+        while height > 0 {
+            let Slot::Node(n) = at else { return };
+            if n.birth != now {
+                return;
+            }
+            let Some(node) = Arc::get_mut(n) else { return };
+            let s = span(height);
+            at = &mut node.slots[(rest / s) as usize];
+            rest %= s;
+            height -= 1;
+        }
+        let ours = matches!(at, Slot::Data(_, d) if Arc::ptr_eq(d, data));
+        if let Some(p) = at.pointer().filter(|_| ours) {
+            *at = Slot::Ptr(p);
+        }
+    }
+
+    /// Drops nodes that a consistency point has written from memory, as far as the tree may be changed.
+    pub fn trim(&mut self, now: u64) {
+        trim_slot(now, &mut self.root);
+    }
+}
+
+fn trim_slot(now: u64, slot: &mut Slot) {
+    let Slot::Node(n) = slot else { return };
+    if let Some(p) = n.place.get() {
+        let p = Pointer { birth: n.birth, ..*p };
+        *slot = Slot::Ptr(p);
+        return;
+    }
+    if n.birth != now {
+        return;
+    }
+    if let Some(node) = Arc::get_mut(n) {
+        node.slots.iter_mut().for_each(|s| trim_slot(now, s));
+    }
+}
+
+fn collect(
+    nodes: &dyn NodeSource,
+    slot: &Slot,
+    height: u8,
+    first: u64,
+    count: u64,
+    out: &mut Vec<Slot>,
+) -> Result<(), Miss> {
+    if height == 0 || slot.is_hole() {
+        out.extend((0..count).map(|_| slot.clone()));
+        return Ok(());
+    }
+    let s = span(height);
+    let end = first + count;
+    let mut at = first;
+    if let (1, Slot::Node(n)) = (height, slot) {
+        out.extend_from_slice(&n.slots[first as usize..end as usize]);
+        return Ok(());
+    }
+    let on_disk = match slot {
+        Slot::Ptr(p) => Some(raw(nodes, p)?),
+        _ => None,
+    };
+    while at < end {
+        let next = ((at / s + 1) * s).min(end);
+        let index = (at / s) as usize;
+        let below = match &on_disk {
+            Some(d) => Pointer::in_node(&d.bytes.0, index)
+                .map(Slot::Ptr)
+                .map_err(|e| Miss::Bad(Error::Format(e.to_string())))?,
+            None => child(nodes, slot, index)?,
+        };
+        collect(nodes, &below, height - 1, at % s, next - at, out)?;
+        at = next;
+    }
+    Ok(())
+}
+
+fn seek_in(
+    nodes: &dyn NodeSource,
+    slot: &Slot,
+    height: u8,
+    base: u64,
+    from: u64,
+    end: u64,
+    data: bool,
+) -> Result<Option<u64>, Miss> {
+    let from = from.max(base);
+    if from >= end {
+        return Ok(None);
+    }
+    if slot.is_hole() || height == 0 {
+        return Ok((slot.is_hole() != data).then_some(from));
+    }
+    let s = span(height);
+    for index in (from - base) / s..FAN {
+        let start = base + index * s;
+        if start >= end {
+            break;
+        }
+        let below = child(nodes, slot, index as usize)?;
+        let stop = end.min(start + s);
+        let found = seek_in(nodes, &below, height - 1, start, from.max(start), stop, data)?;
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
+/// The node in a slot, made changeable: a hole becomes a node, a frozen node is copied.
+fn writable<'a>(c: &mut Change, slot: &'a mut Slot) -> Result<&'a mut Node, Miss> {
+    let fresh = match slot {
+        // Nobody else holds a node that was born now.
+        Slot::Node(n) if n.birth == c.now => None,
+        Slot::Node(n) => {
+            let copy = n.copy(c.now);
+            c.dead.push(Dead::Block(Slot::Node(n.clone())));
+            c.dirtied += 1;
+            Some(copy)
+        }
+        Slot::Ptr(p) if p.is_hole() => {
+            c.dirtied += 1;
+            Some(Node::of_holes(c.now, p.birth))
+        }
+        Slot::Ptr(p) => {
+            let node = Node::from_disk(c.now, &*raw(c.nodes, p)?)?;
+            c.dead.push(Dead::Block(Slot::Ptr(*p)));
+            c.dirtied += 1;
+            Some(node)
+        }
+        Slot::Data(..) => None,
+    };
+    if let Some(node) = fresh {
+        *slot = Slot::Node(Arc::new(node));
+    }
+    let bad = Miss::Bad(Error::Invalid("a data block stands where a node should"));
+    match slot {
+        Slot::Node(n) => Arc::get_mut(n).ok_or(bad),
+        _ => Err(bad),
+    }
+}
+
+/// Nodes looked into when a subtree is detached: enough for 64 MiB, and soon done.
+const COUNT_AT_ONCE: u32 = 64;
+
+/// Data blocks below a slot, if so many nodes tell and none must be read for it.
+fn count_data(nodes: &dyn NodeSource, slot: &Slot, height: u8, budget: &mut u32) -> Option<i64> {
+    if slot.is_hole() || height == 0 {
+        return Some(i64::from(!slot.is_hole()));
+    }
+    *budget = budget.checked_sub(1)?;
+    match slot {
+        Slot::Node(n) => n.slots.iter().map(|s| count_data(nodes, s, height - 1, budget)).sum(),
+        Slot::Ptr(p) => {
+            let raw = nodes.node(p)?;
+            let below = |i| count_data(nodes, &pointer_at(&raw, i)?, height - 1, budget);
+            (0..POINTERS_PER_NODE).map(below).sum()
+        }
+        Slot::Data(..) => None,
+    }
+}
+
+fn pointer_at(raw: &Data, index: usize) -> Option<Slot> {
+    Pointer::in_node(&raw.bytes.0, index).ok().map(Slot::Ptr)
+}
+
+fn punch_in(c: &mut Change, slot: &mut Slot, height: u8, first: u64, end: u64) -> Result<(), Miss> {
+    if slot.is_hole() {
+        return Ok(());
+    }
+    if first == 0 && end == reach(height) {
+        let old = std::mem::replace(slot, Slot::hole(c.now));
+        if height == 0 {
+            c.blocks -= 1;
+            c.dead.push(Dead::Block(old));
+        } else {
+            // Counted at once where the nodes are at hand; else when the walker has freed the data.
+            match count_data(c.nodes, &old, height, &mut COUNT_AT_ONCE.clone()) {
+                Some(n) => {
+                    c.blocks -= n;
+                    c.dead.push(Dead::Tree(old, height, 0, 0));
+                }
+                None => c.dead.push(Dead::Tree(old, height, c.volume, c.ino)),
+            }
+        }
+        return Ok(());
+    }
+    let s = span(height);
+    let node = writable(c, slot)?;
+    let mut at = first;
+    while at < end {
+        let next = ((at / s + 1) * s).min(end);
+        let from = at % s;
+        punch_in(c, &mut node.slots[(at / s) as usize], height - 1, from, from + (next - at))?;
+        at = next;
+    }
+    if node.slots.iter().all(Slot::is_hole) {
+        // The node is empty: one hole in its parent. It was born now, so nobody else has it.
+        *slot = Slot::hole(c.now);
+    }
+    Ok(())
+}

@@ -1,0 +1,325 @@
+//! A block client's session with a LUN.
+//!
+//! Invariant: while `grant` equals the lease's epoch this session has a share of the block lease
+//! and no file writer is in; it is looked at under `gate`, so that whoever ends grants and then
+//! takes `gate` for writing has seen the last write off.
+
+use super::block_io::BlockError;
+use super::error::{Error, Result};
+use super::lease::Leave;
+use super::unit::Lun;
+use crate::fs::Timestamp;
+use parking_lot::{Mutex, RwLockReadGuard};
+use serde_json::json;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+
+/// Longest client and peer names that are kept, in bytes: an iSCSI name has at most 223.
+const MAX_CLIENT_BYTES: usize = 256;
+
+/// Number of a session, unique while the server runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(pub u64);
+
+/// Who logs in.
+#[derive(Debug, Clone)]
+pub struct AttachRequest {
+    /// `iscsi`, `nbd`, `nbs`, `scp`.
+    pub door: &'static str,
+    /// Who the client is beyond one connection: initiator IQN, certificate name, else its address
+    /// without the port. A client that comes back under it keeps its lease.
+    pub client: String,
+    /// Where it connects from, for messages: `127.0.0.1:40312`, `unix`.
+    pub peer: String,
+    /// Its rights allow writing.
+    pub writable: bool,
+}
+
+/// A session as `lunfs session list` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionInfo {
+    /// Its number.
+    pub id: SessionId,
+    /// The LUN's name.
+    pub lun: String,
+    /// The door it came through.
+    pub door: &'static str,
+    /// Who it is.
+    pub client: String,
+    /// Where it connects from.
+    pub peer: String,
+    /// Its rights allow writing.
+    pub writable: bool,
+    /// It has a share of the block lease.
+    pub holds_lease: bool,
+    /// Login.
+    pub since: Timestamp,
+    /// Read commands answered.
+    pub read_ops: u64,
+    /// Bytes they carried.
+    pub read_bytes: u64,
+    /// Write-class commands answered.
+    pub write_ops: u64,
+    /// Bytes they wrote, zeroed or unmapped.
+    pub written_bytes: u64,
+    /// Flushes answered.
+    pub flush_ops: u64,
+}
+
+/// Figures of a session.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) read_ops: AtomicU64,
+    pub(super) read_bytes: AtomicU64,
+    pub(super) write_ops: AtomicU64,
+    pub(super) written_bytes: AtomicU64,
+    pub(super) flush_ops: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn read(&self, bytes: usize) {
+        self.read_ops.fetch_add(1, Ordering::Relaxed);
+        self.read_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn wrote(&self, bytes: u64) {
+        self.write_ops.fetch_add(1, Ordering::Relaxed);
+        self.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+type Kick = Box<dyn FnOnce() + Send>;
+
+/// A block client's session: the disk it drives ([`super::BlockIo`]). Dropping it is the logout.
+pub struct Attachment {
+    pub(super) lun: Arc<Lun>,
+    id: SessionId,
+    door: &'static str,
+    client: String,
+    peer: String,
+    pub(super) writable: bool,
+    since: Timestamp,
+    /// Epoch of the lease in which this session was last granted it; 0: never.
+    grant: AtomicU64,
+    gone: AtomicBool,
+    pub(super) lost: AtomicBool,
+    kick: Mutex<Option<Kick>>,
+    pub(super) counters: Counters,
+}
+
+impl Attachment {
+    pub(super) fn login(lun: &Arc<Lun>, request: AttachRequest) -> Result<Arc<Attachment>> {
+        let attachment = Arc::new(Attachment {
+            lun: Arc::clone(lun),
+            id: SessionId(lun.shared.next_id.fetch_add(1, Ordering::Relaxed)),
+            door: request.door,
+            client: shorten(request.client),
+            peer: shorten(request.peer),
+            writable: request.writable,
+            since: lun.shared.options.clock.now(),
+            grant: AtomicU64::new(0),
+            gone: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
+            kick: Mutex::new(None),
+            counters: Counters::default(),
+        });
+        let noted = {
+            let mut users = lun.users.lock();
+            if users.closed {
+                attachment.gone.store(true, Ordering::Release);
+                return Err(Error::Gone);
+            }
+            users.sessions.insert(attachment.id.0, Arc::downgrade(&attachment));
+            lun.lease.block_login(attachment.id.0, &attachment.label()).1
+        };
+        attachment.log("login", json!({"writable": attachment.writable}));
+        lun.log_lease(noted, &attachment.label());
+        Ok(attachment)
+    }
+
+    /// Its number.
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// The LUN.
+    pub fn lun(&self) -> &Arc<Lun> {
+        &self.lun
+    }
+
+    /// Figures.
+    pub fn info(&self) -> SessionInfo {
+        let figure = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        SessionInfo {
+            id: self.id,
+            lun: self.lun.name(),
+            door: self.door,
+            client: self.client.clone(),
+            peer: self.peer.clone(),
+            writable: self.writable,
+            holds_lease: self.lun.lease.holds(self.id.0),
+            since: self.since,
+            read_ops: figure(&self.counters.read_ops),
+            read_bytes: figure(&self.counters.read_bytes),
+            write_ops: figure(&self.counters.write_ops),
+            written_bytes: figure(&self.counters.written_bytes),
+            flush_ops: figure(&self.counters.flush_ops),
+        }
+    }
+
+    /// From now on its end is that of a broken connection.
+    pub fn lost(&self) {
+        self.lost.store(true, Ordering::Release);
+    }
+
+    /// Logs out now, though somebody may still hold this: no I/O after it returns. Waits for writes
+    /// that are under way.
+    pub fn logout(&self) {
+        if !self.gone.swap(true, Ordering::AcqRel) {
+            drop(self.lun.gate.write());
+            self.depart();
+        }
+    }
+
+    /// It was dropped by the administrator or the LUN is deleted: its I/O answers `Gone`.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// Called once, from another thread, when the session is to end: close the connection. At once
+    /// if that has happened already. It must not block.
+    pub fn on_kick(&self, kick: Box<dyn FnOnce() + Send>) {
+        let mut slot = self.kick.lock();
+        if self.is_gone() {
+            drop(slot);
+            kick();
+        } else {
+            *slot = Some(kick);
+        }
+    }
+
+    /// Ends it from this side: no I/O after this returns, its share of the lease is over.
+    pub(super) fn end(&self, why: &str) {
+        let kick = {
+            let mut slot = self.kick.lock();
+            if self.gone.swap(true, Ordering::AcqRel) {
+                return;
+            }
+            slot.take()
+        };
+        drop(self.lun.gate.write());
+        self.leave("dropped", Leave::Logout, Some(why));
+        if let Some(kick) = kick {
+            kick();
+        }
+    }
+
+    /// For a write-class command: rights, the lease (waiting for it), and the gate to write under.
+    pub(super) fn enter_write(&self) -> std::result::Result<RwLockReadGuard<'_, ()>, BlockError> {
+        loop {
+            self.check_may_write()?;
+            let gate = self.lun.gate.read();
+            if self.is_granted() {
+                return Ok(gate);
+            }
+            drop(gate);
+            self.take_lease()?;
+        }
+    }
+
+    /// As `enter_write` where nothing has to be waited for.
+    pub(super) fn try_enter_write(
+        &self,
+    ) -> Option<std::result::Result<RwLockReadGuard<'_, ()>, BlockError>> {
+        if let Err(error) = self.check_may_write() {
+            return Some(Err(error));
+        }
+        let gate = self.lun.gate.try_read()?;
+        self.is_granted().then_some(Ok(gate))
+    }
+
+    fn is_granted(&self) -> bool {
+        !self.is_gone() && self.grant.load(Ordering::Acquire) == self.lun.lease.epoch()
+    }
+
+    fn check_may_write(&self) -> std::result::Result<(), BlockError> {
+        if self.is_gone() {
+            return Err(BlockError::Gone);
+        }
+        if !self.writable || self.lun.live.read_only.load(Ordering::Acquire) {
+            return Err(BlockError::ReadOnly);
+        }
+        Ok(())
+    }
+
+    fn take_lease(&self) -> std::result::Result<(), BlockError> {
+        let (epoch, noted) = self.lun.lease.block_write(self.id.0, &self.label());
+        self.lun.log_lease(noted, &self.label());
+        let Some(epoch) = epoch else {
+            let why = "files of the mount have it open for writing";
+            self.log("refused", json!({"what": "a block write", "why": why}));
+            return Err(BlockError::HeldByFile);
+        };
+        self.grant.store(epoch, Ordering::Release);
+        if self.is_gone() {
+            // It was ended while it waited: give back what it was granted too late.
+            self.lun.lease.block_leave(self.id.0, Leave::Logout);
+        }
+        Ok(())
+    }
+
+    fn depart(&self) {
+        if self.lost.load(Ordering::Acquire) {
+            self.leave("lost", Leave::Lost, None);
+        } else {
+            self.leave("logout", Leave::Logout, None);
+        }
+    }
+
+    fn leave(&self, event: &'static str, how: Leave, why: Option<&str>) {
+        self.lun.users.lock().sessions.remove(&self.id.0);
+        let noted = self.lun.lease.block_leave(self.id.0, how);
+        self.log(event, json!({"why": why}));
+        self.lun.log_lease(noted, &self.label());
+    }
+
+    /// What the lease and messages call its client.
+    fn label(&self) -> String {
+        format!("{} {}", self.door, self.client)
+    }
+
+    fn log(&self, event: &'static str, mut fields: serde_json::Value) {
+        if let Some(fields) = fields.as_object_mut() {
+            fields.retain(|_, value| !value.is_null());
+            fields.insert("session".into(), self.id.0.into());
+            fields.insert("door".into(), self.door.into());
+            fields.insert("client".into(), self.client.as_str().into());
+            fields.insert("peer".into(), self.peer.as_str().into());
+        }
+        self.lun.log.event(event, fields);
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        if !self.is_gone() {
+            self.depart();
+        }
+    }
+}
+
+impl fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Attachment({} of {:?} by {})", self.id.0, self.lun, self.label())
+    }
+}
+
+fn shorten(mut name: String) -> String {
+    let mut end = name.len().min(MAX_CLIENT_BYTES);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    name.truncate(end);
+    name
+}

@@ -1,0 +1,260 @@
+//! The disk that a session drives: [`BlockIo`] over `data`.
+
+use super::attachment::Attachment;
+use super::block_io::{BlockError, BlockIo, Extent, Geometry, Identity};
+use super::changes::Change;
+use crate::fs::{self, ATOMIC_WRITE_BYTES};
+use std::sync::atomic::Ordering;
+
+type Result<T> = std::result::Result<T, BlockError>;
+
+impl Attachment {
+    /// The range must be whole blocks inside the capacity, the session alive.
+    fn check(&self, offset: u64, length: u64) -> Result<()> {
+        if self.is_gone() {
+            return Err(BlockError::Gone);
+        }
+        let block = u64::from(self.lun.live.block_bytes.load(Ordering::Acquire).max(1));
+        if offset % block != 0 || length % block != 0 {
+            return Err(BlockError::Invalid("not a multiple of the block size"));
+        }
+        match offset.checked_add(length) {
+            Some(end) if end <= self.lun.size_bytes() => Ok(()),
+            _ => Err(BlockError::OutOfRange),
+        }
+    }
+
+    /// Runs a write-class command: checks before and behind the wait for the lease, and afterwards
+    /// figures, the mount's notification, durability.
+    fn write_with(
+        &self,
+        offset: u64,
+        length: u64,
+        fua: bool,
+        act: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        self.check(offset, length)?;
+        {
+            let _gate = self.enter_write()?;
+            self.check(offset, length)?;
+            act()?;
+        }
+        self.wrote(offset, length);
+        if fua || self.lun.live.write_through.load(Ordering::Acquire) {
+            self.lun.data.sync().map_err(|e| self.lun.block_error(e, offset))?;
+        }
+        Ok(())
+    }
+
+    fn wrote(&self, offset_bytes: u64, length_bytes: u64) {
+        self.counters.wrote(length_bytes);
+        if self.lun.live.files_open.load(Ordering::Acquire) > 0 {
+            let volume = self.lun.volume();
+            self.lun.tell(Change::Written { volume, offset_bytes, length_bytes });
+        }
+    }
+
+    /// `quota`: may the range get blocks that it has not?
+    fn check_quota(&self, offset: u64, length: u64) -> Result<()> {
+        let quota = self.lun.live.quota_bytes.load(Ordering::Acquire);
+        if quota == 0 {
+            return Ok(());
+        }
+        let data = &self.lun.data;
+        let judge = || -> fs::Result<bool> {
+            let used = data.attr()?.blocks.saturating_mul(crate::device::BLOCK_BYTES as u64);
+            Ok(used.saturating_add(length) <= quota || data.seek_hole(offset)? >= offset + length)
+        };
+        match judge() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(BlockError::NoSpace),
+            Err(error) => Err(self.lun.block_error(error, offset)),
+        }
+    }
+
+    fn write_pieces(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let mut at = offset;
+        for piece in data.chunks(ATOMIC_WRITE_BYTES) {
+            self.lun.data.write_at(at, piece).map_err(|e| self.lun.block_error(e, at))?;
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn update(
+        &self,
+        offset: u64,
+        length: usize,
+        change: impl FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        if length > ATOMIC_WRITE_BYTES {
+            return Err(BlockError::Invalid("longer than an atomic write"));
+        }
+        self.write_with(offset, length as u64, false, || {
+            self.check_quota(offset, length as u64)?;
+            let updated = self.lun.data.update_at(offset, length, change);
+            updated.map_err(|e| self.lun.block_error(e, offset))?
+        })
+    }
+
+    fn whole(&self, read: fs::Result<usize>, offset: u64, length: usize) -> Result<()> {
+        match read {
+            Ok(n) if n == length => {
+                self.counters.read(length);
+                Ok(())
+            }
+            Ok(_) => Err(BlockError::OutOfRange),
+            Err(error) => Err(self.lun.block_error(error, offset)),
+        }
+    }
+}
+
+impl BlockIo for Attachment {
+    fn geometry(&self) -> Geometry {
+        let geometry = self.lun.geometry();
+        Geometry { read_only: geometry.read_only || !self.writable, ..geometry }
+    }
+
+    fn generation(&self) -> u64 {
+        self.lun.live.generation.load(Ordering::Acquire)
+    }
+
+    fn identity(&self) -> Identity {
+        self.lun.identity()
+    }
+
+    fn media_changes(&self) -> u64 {
+        self.lun.live.media_changes.load(Ordering::Acquire)
+    }
+
+    fn leaving(&self) {
+        self.lost.store(false, Ordering::Release);
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.check(offset, out.len() as u64)?;
+        let read = self.lun.data.read_at(offset, out);
+        self.whole(read, offset, out.len())
+    }
+
+    fn try_read(&self, offset: u64, out: &mut [u8]) -> Option<Result<()>> {
+        if let Err(error) = self.check(offset, out.len() as u64) {
+            return Some(Err(error));
+        }
+        let read = self.lun.data.try_read_at(offset, out)?;
+        Some(self.whole(read, offset, out.len()))
+    }
+
+    fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<()> {
+        self.write_with(offset, data.len() as u64, fua, || {
+            self.check_quota(offset, data.len() as u64)?;
+            self.write_pieces(offset, data)
+        })
+    }
+
+    fn try_write(&self, offset: u64, data: &[u8]) -> Option<Result<()>> {
+        let live = &self.lun.live;
+        let must_wait = live.write_through.load(Ordering::Acquire)
+            || live.quota_bytes.load(Ordering::Acquire) > 0
+            || data.len() > ATOMIC_WRITE_BYTES;
+        if must_wait {
+            return None;
+        }
+        let gate = match self.try_enter_write()? {
+            Ok(gate) => gate,
+            Err(error) => return Some(Err(error)),
+        };
+        if let Err(error) = self.check(offset, data.len() as u64) {
+            return Some(Err(error));
+        }
+        let written = self.lun.data.try_write_at(offset, data)?;
+        drop(gate);
+        Some(match written {
+            Ok(()) => {
+                self.wrote(offset, data.len() as u64);
+                Ok(())
+            }
+            Err(error) => Err(self.lun.block_error(error, offset)),
+        })
+    }
+
+    fn flush(&self) -> Result<()> {
+        if self.is_gone() {
+            return Err(BlockError::Gone);
+        }
+        self.lun.data.sync().map_err(|e| self.lun.block_error(e, 0))?;
+        self.counters.flush_ops.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn unmap(&self, offset: u64, length: u64) -> Result<()> {
+        self.write_with(offset, length, false, || {
+            self.lun.data.punch(offset, length).map_err(|e| self.lun.block_error(e, offset))
+        })
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, may_unmap: bool) -> Result<()> {
+        if may_unmap {
+            return self.unmap(offset, length);
+        }
+        self.write_with(offset, length, false, || {
+            self.check_quota(offset, length)?;
+            let (mut at, end) = (offset, offset + length);
+            while at < end {
+                let piece = (end - at).min(ATOMIC_WRITE_BYTES as u64);
+                let zeroed = self.lun.data.allocate_zeros(at, piece, true);
+                zeroed.map_err(|e| self.lun.block_error(e, at))?;
+                at += piece;
+            }
+            Ok(())
+        })
+    }
+
+    fn compare_and_write(&self, offset: u64, expect: &[u8], data: &[u8]) -> Result<()> {
+        if expect.len() != data.len() {
+            return Err(BlockError::Invalid("compare and write data differ in length"));
+        }
+        self.update(offset, data.len(), |range| {
+            match range.iter().zip(expect).position(|(is, wanted)| is != wanted) {
+                Some(at) => Err(BlockError::Miscompare { offset_bytes: at as u64 }),
+                None => {
+                    range.copy_from_slice(data);
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    fn or_write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.update(offset, data.len(), |range| {
+            range.iter_mut().zip(data).for_each(|(to, from)| *to |= from);
+            Ok(())
+        })
+    }
+
+    fn claim(&self) -> Result<()> {
+        self.enter_write().map(drop)
+    }
+
+    fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>> {
+        self.check(offset, length)?;
+        let end = offset + length;
+        let block = u64::from(self.lun.live.block_bytes.load(Ordering::Acquire).max(1));
+        let failed = |error| self.lun.block_error(error, offset);
+        let mut extents = Vec::new();
+        let mut at = offset;
+        while at < end && extents.len() < max {
+            let data = self.lun.data.seek_data(at).map_err(failed)?.unwrap_or(end).min(end);
+            let (until, mapped) = if data > at {
+                (data, false)
+            } else {
+                // A hole made between the two questions: call one block data, and go on.
+                let hole = self.lun.data.seek_hole(at).map_err(failed)?;
+                (hole.max(at + block).min(end), true)
+            };
+            extents.push(Extent { offset_bytes: at, length_bytes: until - at, mapped });
+            at = until;
+        }
+        Ok(extents)
+    }
+}

@@ -1,0 +1,349 @@
+//! All LUNs of a pool.
+//!
+//! Invariants: `index` is what the volumes of the pool say; it is changed only under `names` held
+//! for writing, after the filesystem was. Two LUNs, or a LUN and an entry of the mount's root,
+//! never have names that are equal without regard to case.
+
+use super::attachment::{Attachment, SessionId, SessionInfo};
+use super::attributes::{Settings, Wanted};
+use super::change::{check_size, LOGOUT};
+use super::changes::{Change, Hub, Subscription};
+use super::error::{Error, Result};
+use super::lease::LeaseTiming;
+use super::names::{check_name, key_of};
+use super::unit::{Found, Lun, Shared};
+use crate::fs::{Clock, Fs, NodeId, Owner, VolumeId};
+use parking_lot::{RwLock, RwLockReadGuard};
+use serde_json::json;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+use std::sync::Arc;
+
+/// Entries of the mount's root that are looked at in one call.
+const ROOT_PAGE_ENTRIES: usize = 256;
+
+/// How to open a catalog.
+#[derive(Clone)]
+pub struct CatalogOptions {
+    /// Wall clock for the log.
+    pub clock: Arc<dyn Clock>,
+    /// Times of the lease.
+    pub timing: LeaseTiming,
+    /// `location` in `attributes`: the pool's devices.
+    pub location: Vec<String>,
+    /// `redundancy` in `attributes`.
+    pub redundancy: String,
+}
+
+impl CatalogOptions {
+    /// The usual times, no location, redundancy `none`.
+    pub fn new(clock: Arc<dyn Clock>) -> CatalogOptions {
+        let timing = LeaseTiming::default();
+        CatalogOptions { clock, timing, location: Vec::new(), redundancy: "none".into() }
+    }
+}
+
+/// What a new LUN shall be.
+#[derive(Debug, Clone, Default)]
+pub struct CreateLun {
+    /// Capacity.
+    pub size_bytes: u64,
+    /// KEY=VALUE as `lun create` takes them.
+    pub settings: Vec<(String, String)>,
+    /// Owner of its files in the mount.
+    pub uid: u32,
+    /// Their group.
+    pub gid: u32,
+}
+
+/// How to delete.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DeleteOptions {
+    /// Its snapshots too.
+    pub recursive: bool,
+    /// Although a door has it open: sessions are dropped.
+    pub force: bool,
+}
+
+/// While it lives no LUN is made under the name that was checked.
+#[must_use]
+pub struct TreeNameGuard<'a> {
+    _names: RwLockReadGuard<'a, ()>,
+}
+
+/// All LUNs of a pool.
+pub struct Catalog {
+    shared: Arc<Shared>,
+    /// The name space: held for reading by whoever makes an entry of the mount's root.
+    names: RwLock<()>,
+    index: RwLock<Index>,
+}
+
+#[derive(Default)]
+struct Index {
+    by_name: BTreeMap<String, Arc<Lun>>,
+    by_volume: HashMap<VolumeId, Arc<Lun>>,
+    unusable: Vec<(String, String)>,
+}
+
+impl Index {
+    fn insert(&mut self, lun: Arc<Lun>) {
+        self.by_volume.insert(lun.volume(), Arc::clone(&lun));
+        self.by_name.insert(key_of(&lun.name()), lun);
+    }
+}
+
+impl Catalog {
+    /// Finds the LUNs of a pool; finishes what a crash interrupted.
+    pub fn open(fs: Arc<Fs>, options: CatalogOptions) -> Result<Arc<Catalog>> {
+        let hub = Arc::new(Hub::default());
+        let shared = Arc::new(Shared { fs, options, hub, next_id: AtomicU64::new(1) });
+        let mut index = Index::default();
+        for (name, volume) in shared.fs.volume_list()? {
+            match Lun::find(&shared, &name, volume) {
+                Ok(Found::Lun(lun)) if check_name(&name).is_ok() => index.insert(lun),
+                // It is away at the next start, if not now (a pool that is read-only, or full).
+                Ok(Found::Unfinished) => drop(shared.fs.volume_delete(&name)),
+                Ok(Found::Foreign | Found::Lun(_)) => {
+                    index.unusable.push((name, "it does not hold the files of a LUN".to_owned()));
+                }
+                Err(error) => {
+                    let why = error.to_string().replace('\n', "; ");
+                    index.unusable.push((name, why));
+                }
+            }
+        }
+        Ok(Arc::new(Catalog { shared, names: RwLock::new(()), index: RwLock::new(index) }))
+    }
+
+    /// Volumes that cannot be served as LUNs, and why (damaged ones): for `status`.
+    /// [`Catalog::delete`] with force removes them.
+    pub fn unusable(&self) -> Vec<(String, String)> {
+        self.index.read().unusable.clone()
+    }
+
+    /// The filesystem below.
+    pub fn fs(&self) -> &Arc<Fs> {
+        &self.shared.fs
+    }
+
+    /// Makes a LUN: O(1) in its size. Durable on return.
+    pub fn create(&self, name: &str, request: &CreateLun) -> Result<Arc<Lun>> {
+        let _names = self.names.write();
+        let wanted = self.judge_create(name, request)?;
+        let root = Owner { mode: 0o755, uid: request.uid, gid: request.gid };
+        let volume = self.shared.fs.volume_create(name, root)?;
+        let owner = (request.uid, request.gid);
+        let made = Lun::make(&self.shared, name, volume, &wanted, owner).and_then(|lun| {
+            self.shared.fs.sync()?;
+            Ok(lun)
+        });
+        let lun = made.inspect_err(|_| drop(self.shared.fs.volume_delete(name)))?;
+        lun.log.event("create", json!({"name": name, "size_bytes": wanted.size_bytes}));
+        self.index.write().insert(Arc::clone(&lun));
+        lun.tell(Change::Created { volume, name: name.to_owned() });
+        Ok(lun)
+    }
+
+    /// As `create`, but only checks (`--dry-run`).
+    pub fn check_create(&self, name: &str, request: &CreateLun) -> Result<()> {
+        let _names = self.names.read();
+        self.judge_create(name, request).map(drop)
+    }
+
+    fn judge_create(&self, name: &str, request: &CreateLun) -> Result<Wanted> {
+        check_name(name)?;
+        let settings = Settings::default();
+        let mut wanted = Wanted { settings, size_bytes: request.size_bytes };
+        for (key, value) in &request.settings {
+            wanted.set(key, value)?;
+        }
+        check_size(&wanted)?;
+        self.check_free(name, None)?;
+        Ok(wanted)
+    }
+
+    /// Sorted by name.
+    pub fn list(&self) -> Vec<Arc<Lun>> {
+        self.index.read().by_name.values().cloned().collect()
+    }
+
+    /// Without regard to case; `NotFound`.
+    pub fn get(&self, name: &str) -> Result<Arc<Lun>> {
+        let found = self.index.read().by_name.get(&key_of(name)).cloned();
+        found.ok_or_else(|| Error::NotFound(name.escape_debug().to_string()))
+    }
+
+    /// The LUN of a volume.
+    pub fn by_volume(&self, volume: VolumeId) -> Option<Arc<Lun>> {
+        self.index.read().by_volume.get(&volume).cloned()
+    }
+
+    /// `Busy` while a block client is logged in. Durable on return.
+    pub fn rename(&self, from: &str, to: &str) -> Result<()> {
+        let _names = self.names.write();
+        let lun = self.judge_rename(from, to)?;
+        let _change = lun.change.lock();
+        let old = lun.name();
+        if old == to {
+            return Ok(());
+        }
+        self.shared.fs.volume_rename(&old, to)?;
+        {
+            let mut index = self.index.write();
+            index.by_name.remove(&key_of(&old));
+            lun.set_name(to);
+            index.insert(Arc::clone(&lun));
+        }
+        lun.log.event("rename", json!({"from": old, "to": to}));
+        lun.tell(Change::Renamed { volume: lun.volume(), from: old, to: to.to_owned() });
+        Ok(self.shared.fs.sync()?)
+    }
+
+    /// As `rename`, but only checks.
+    pub fn check_rename(&self, from: &str, to: &str) -> Result<()> {
+        let _names = self.names.read();
+        self.judge_rename(from, to).map(drop)
+    }
+
+    fn judge_rename(&self, from: &str, to: &str) -> Result<Arc<Lun>> {
+        let lun = self.get(from)?;
+        check_name(to)?;
+        self.check_free(to, Some(lun.volume()))?;
+        if !lun.users.lock().sessions.is_empty() {
+            return Err(lun.busy("renaming", "block clients are logged in", LOGOUT));
+        }
+        Ok(lun)
+    }
+
+    /// `Busy` while a door has it open unless forced. Durable on return; its space comes back in
+    /// the background.
+    pub fn delete(&self, name: &str, options: DeleteOptions) -> Result<()> {
+        let _names = self.names.write();
+        if options.force && self.unusable().iter().any(|(unusable, _)| unusable == name) {
+            return self.delete_unusable(name);
+        }
+        let lun = self.get(name)?;
+        let sessions = close_for_deletion(&lun, options)?;
+        for session in sessions {
+            session.end("the LUN is deleted");
+        }
+        let name = lun.name();
+        let deleted = self.shared.fs.volume_delete(&name);
+        deleted.inspect_err(|_| lun.users.lock().closed = false)?;
+        {
+            let mut index = self.index.write();
+            index.by_name.remove(&key_of(&name));
+            index.by_volume.remove(&lun.volume());
+        }
+        lun.tell(Change::Removed { volume: lun.volume(), name });
+        Ok(self.shared.fs.sync()?)
+    }
+
+    fn delete_unusable(&self, name: &str) -> Result<()> {
+        self.shared.fs.volume_delete(name)?;
+        self.index.write().unusable.retain(|(unusable, _)| unusable != name);
+        Ok(self.shared.fs.sync()?)
+    }
+
+    /// As `delete`, but only checks.
+    pub fn check_delete(&self, name: &str, options: DeleteOptions) -> Result<()> {
+        let lun = self.get(name)?;
+        match options.force {
+            true => Ok(()),
+            false => lun.check_unused("deletion", DELETE_REMEDY),
+        }
+    }
+
+    /// The file door is about to make `name` in the mount's root: `NameTaken` if a LUN has it. Hold
+    /// the guard until the entry is made; make no LUN meanwhile on the same thread.
+    pub fn check_tree_name(&self, name: &[u8]) -> Result<TreeNameGuard<'_>> {
+        let guard = TreeNameGuard { _names: self.names.read() };
+        let name = String::from_utf8_lossy(name);
+        match self.index.read().by_name.get(&key_of(&name)) {
+            None => Ok(guard),
+            Some(lun) => Err(taken(&name, format!("the LUN '{}'", lun.name()))),
+        }
+    }
+
+    /// Whether neither another LUN nor an entry of the mount's root has the name.
+    fn check_free(&self, name: &str, but: Option<VolumeId>) -> Result<()> {
+        if let Some(lun) = self.index.read().by_name.get(&key_of(name)) {
+            if Some(lun.volume()) != but {
+                return Err(taken(name, format!("the LUN '{}'", lun.name())));
+            }
+        }
+        let volumes = self.shared.fs.volume_list()?;
+        let other =
+            volumes.iter().find(|(it, id)| it.eq_ignore_ascii_case(name) && Some(*id) != but);
+        if let Some((other, _)) = other {
+            return Err(taken(name, format!("a volume that is no LUN, '{other}'")));
+        }
+        let mut cookie = 0;
+        loop {
+            let root = NodeId::root(VolumeId::TREE);
+            let page = self.shared.fs.readdir(root, cookie, ROOT_PAGE_ENTRIES)?;
+            if page.iter().any(|entry| entry.name.eq_ignore_ascii_case(name.as_bytes())) {
+                return Err(taken(name, "an entry of the mount's root".to_owned()));
+            }
+            match page.last() {
+                Some(last) => cookie = last.cookie,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Sessions of all LUNs, sorted by id.
+    pub fn sessions(&self) -> Vec<SessionInfo> {
+        let mut sessions: Vec<_> = self.list().iter().flat_map(|lun| lun.sessions()).collect();
+        sessions.sort_by_key(|session| session.id);
+        sessions
+    }
+
+    /// One of them.
+    pub fn session(&self, id: SessionId) -> Result<SessionInfo> {
+        self.attachment(id).map(|attachment| attachment.info())
+    }
+
+    /// Ends it: its I/O answers `Gone`, its connection is closed, its share of the lease ends.
+    /// Waits for writes that are under way.
+    pub fn drop_session(&self, id: SessionId) -> Result<()> {
+        self.attachment(id)?.end("dropped by the administrator");
+        Ok(())
+    }
+
+    fn attachment(&self, id: SessionId) -> Result<Arc<Attachment>> {
+        let mut all = self.list().into_iter().flat_map(|lun| lun.attachments());
+        all.find(|attachment| attachment.id() == id).ok_or(Error::NoSession(id.0))
+    }
+
+    /// Tells `listener` of every change until the subscription is dropped. See [`Change`].
+    pub fn subscribe(&self, listener: Arc<dyn Fn(&Change) + Send + Sync>) -> Subscription {
+        self.shared.hub.subscribe(listener)
+    }
+}
+
+impl fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.list()).finish()
+    }
+}
+
+const DELETE_REMEDY: &str = "close them, or add --force";
+
+/// From here on nobody comes in; the sessions that are to be ended.
+fn close_for_deletion(lun: &Arc<Lun>, options: DeleteOptions) -> Result<Vec<Arc<Attachment>>> {
+    lun.users.lock().closed = true;
+    match lun.check_unused("deletion", DELETE_REMEDY) {
+        Err(busy) if !options.force => {
+            lun.users.lock().closed = false;
+            Err(busy)
+        }
+        _ => Ok(lun.attachments()),
+    }
+}
+
+fn taken(name: &str, by: String) -> Error {
+    Error::NameTaken { name: name.escape_debug().to_string(), by }
+}

@@ -1,0 +1,102 @@
+//! The one errors enum of the LUN layer. `Display` is the three lines a user sees: what, why, what
+//! to do.
+
+use crate::fs;
+
+/// Why a LUN operation was refused or failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// No LUN has this name.
+    #[error("there is no LUN named '{0}'\nlist them with: lunfs lun list")]
+    NotFound(String),
+    /// The name is taken by a LUN or by an entry of the mount's root.
+    #[error("the name '{name}' is taken by {by}\nnames are compared without regard to case\nchoose another name")]
+    NameTaken {
+        /// What was asked for.
+        name: String,
+        /// What holds it.
+        by: String,
+    },
+    /// Not a LUN name.
+    #[error("'{name}' cannot be a LUN's name\n{why}\nuse at most 64 of A-Z a-z 0-9 . _ - and no leading dot")]
+    BadName {
+        /// What was asked for.
+        name: String,
+        /// Which rule it breaks.
+        why: &'static str,
+    },
+    /// Not a possible capacity.
+    #[error("{size_bytes} bytes cannot be a LUN's size\n{why}\n{remedy}")]
+    BadSize {
+        /// What was asked for.
+        size_bytes: u64,
+        /// Which rule it breaks.
+        why: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// An unknown or read-only key, or a value out of its range.
+    #[error("'{key}' was not set\n{why}\n{remedy}")]
+    BadSetting {
+        /// The key.
+        key: String,
+        /// Which rule it breaks.
+        why: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The text of an `attributes` file is not TOML.
+    #[error("the attributes were not changed\n{0}\nwrite lines of the form key = value")]
+    BadText(String),
+    /// Sessions or open files are in the way. Doors answer EBUSY.
+    #[error("{what} is refused\n{why}\n{remedy}")]
+    Busy {
+        /// What was refused.
+        what: String,
+        /// Who is in the way.
+        why: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// `read-only` is set, or the client's rights are read-only.
+    #[error("the LUN '{0}' is read-only\nits attribute read-only is true\nchange it with: lunfs lun set {0} read-only=false")]
+    ReadOnly(String),
+    /// No session has this id.
+    #[error("there is no session {0}\nlist them with: lunfs session list")]
+    NoSession(u64),
+    /// The LUN was deleted meanwhile.
+    #[error("the LUN is gone\nit was deleted meanwhile\nlist LUNs with: lunfs lun list")]
+    Gone,
+    /// Import or export: the file at the other end.
+    #[error("{what}\n{why}\n{remedy}")]
+    Transfer {
+        /// What failed.
+        what: String,
+        /// Why.
+        why: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The filesystem below failed.
+    #[error("the filesystem refused or failed\n{0}\n{remedy}", remedy = remedy_of(.0))]
+    Fs(#[from] fs::Error),
+}
+
+/// Result of the LUN layer.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What a user can do about an error of the filesystem.
+pub(super) fn remedy_of(error: &fs::Error) -> &'static str {
+    match error {
+        fs::Error::NoSpace => {
+            "delete something, or grow the pool: lunfs pool grow PATH --size SIZE"
+        }
+        fs::Error::Corrupt { .. } => "look at the damage with: lunfs pool check PATH",
+        fs::Error::Io(_) | fs::Error::Latched(_) => {
+            "look after the device, then serve the pool again"
+        }
+        fs::Error::ReadOnly => "serve the pool with its devices writable",
+        fs::Error::Stale => "look whether it was deleted meanwhile",
+        _ => "look at the request and try again",
+    }
+}

@@ -1,0 +1,73 @@
+//! Names and sizes as users write them.
+
+use super::error::{Error, Result};
+
+/// Longest name of a LUN in bytes: it must fit iSCSI names (223 bytes) together with a snapshot's.
+pub const MAX_LUN_NAME_BYTES: usize = 64;
+
+/// One path component of `A-Z a-z 0-9 . _ -`, at most 64 bytes, not beginning with a dot.
+pub fn check_name(name: &str) -> Result<()> {
+    let bad = |why| Err(Error::BadName { name: name.escape_debug().to_string(), why });
+    if name.is_empty() {
+        return bad("it is empty");
+    }
+    if name.len() > MAX_LUN_NAME_BYTES {
+        return bad("it is longer than 64 bytes");
+    }
+    if name.starts_with('.') {
+        return bad("it begins with a dot");
+    }
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    if !name.bytes().all(allowed) {
+        return bad("it holds a character that no door can show");
+    }
+    Ok(())
+}
+
+/// What a name is compared by.
+pub(super) fn key_of(name: &str) -> String {
+    name.to_ascii_lowercase()
+}
+
+/// `4096`, `20G`, `20GiB`: bytes, or K M G T times 1024. `None`: not a size, or above 2^64.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at_checked(digits)?;
+    let shift = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["a", "vm1", "VM-1_x.img", &"x".repeat(64)] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".a", ".", "..", "a/b", "a b", "a@b", "é", "a\0", "a:b", &"x".repeat(65)] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("4096"), Some(4096));
+        assert_eq!(parse_size("20G"), Some(20 << 30));
+        assert_eq!(parse_size("1k"), Some(1024));
+        assert_eq!(parse_size("16TiB"), Some(16 << 40));
+        assert_eq!(parse_size("0"), Some(0));
+        for bad in ["", "G", "-1", "1.5G", "1P", "16777216T", "99999999999999999999", "1 G", "é"] {
+            assert_eq!(parse_size(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,434 @@
+//! One LUN: what it is, who uses it, what it logs.
+//!
+//! Invariants:
+//! - `size_bytes` is the length of `data`: it rises under a read of `gate`, falls under its write,
+//!   so that no write which was judged by an older length can make the file longer again.
+//! - `generation` rises after what it stands for has changed, and is read before it is: who sees a
+//!   generation has seen all it stands for, or will see a higher one.
+//! - Locks are taken in the order `change`, `gate`, `users`; the lease's and the log's own are
+//!   leaves.
+
+use super::attachment::{AttachRequest, Attachment, SessionInfo};
+use super::attributes::{Access, Attributes, Settings, Wanted};
+use super::block_io::{BlockError, Geometry, Identity};
+use super::catalog::CatalogOptions;
+use super::changes::{Change, Hub};
+use super::data_file::{DataFile, OpenIntent};
+use super::error::{Error, Result};
+use super::event_log::{self, EventLog, LogLine};
+use super::identity;
+use super::lease::Holder;
+use super::lease_room::{LeaseRoom, Noted};
+use crate::fs::{self, Attr, File, Fs, NewNode, NodeId, Owner, Timestamp, VolumeId};
+use parking_lot::{Mutex, RwLock};
+use serde_json::{json, Value};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+const DATA: &[u8] = b"data";
+const LOG: &[u8] = b"log";
+const ATTRIBUTES: &[u8] = b"attributes";
+
+/// What all LUNs of a catalog share.
+pub(super) struct Shared {
+    pub(super) fs: Arc<Fs>,
+    pub(super) options: CatalogOptions,
+    pub(super) hub: Arc<Hub>,
+    /// Numbers for sessions and file handles.
+    pub(super) next_id: AtomicU64,
+}
+
+/// What a volume turned out to be when the pool was opened.
+pub(super) enum Found {
+    Lun(Arc<Lun>),
+    /// Making it was cut short by a crash; it never was anybody's.
+    Unfinished,
+    /// Not a LUN.
+    Foreign,
+}
+
+/// What commands ask for, without a lock.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) size_bytes: AtomicU64,
+    pub(super) block_bytes: AtomicU32,
+    pub(super) read_only: AtomicBool,
+    pub(super) write_through: AtomicBool,
+    pub(super) quota_bytes: AtomicU64,
+    pub(super) generation: AtomicU64,
+    pub(super) media_changes: AtomicU64,
+    pub(super) files_open: AtomicU32,
+    medium_errors: AtomicU64,
+}
+
+/// Who has the LUN open.
+#[derive(Default)]
+pub(super) struct Users {
+    pub(super) sessions: BTreeMap<u64, Weak<Attachment>>,
+    pub(super) files: BTreeSet<u64>,
+    /// It is being deleted: nobody comes in any more.
+    pub(super) closed: bool,
+}
+
+/// A LUN.
+pub struct Lun {
+    pub(super) shared: Arc<Shared>,
+    volume: VolumeId,
+    created: Timestamp,
+    name: RwLock<String>,
+    pub(super) data: File,
+    stored: File,
+    pub(super) log: EventLog,
+    settings: RwLock<Settings>,
+    pub(super) live: Live,
+    /// One change of size, settings or name at a time.
+    pub(super) change: Mutex<()>,
+    /// Writes hold it for reading; what must see none of them in flight takes it for writing.
+    pub(super) gate: RwLock<()>,
+    pub(super) lease: LeaseRoom,
+    pub(super) users: Mutex<Users>,
+}
+
+impl Lun {
+    /// Makes the three files of a new LUN in its empty volume; `attributes` last, so that a volume
+    /// without it is one that a crash left unfinished.
+    pub(super) fn make(
+        shared: &Arc<Shared>,
+        name: &str,
+        volume: VolumeId,
+        wanted: &Wanted,
+        (uid, gid): (u32, u32),
+    ) -> Result<Arc<Lun>> {
+        let root = NodeId::root(volume);
+        let create = |name, mode| {
+            let made = shared.fs.create(root, name, NewNode::File, Owner { mode, uid, gid })?;
+            shared.fs.open_file(made.id)
+        };
+        create(DATA, 0o600)?.set_size(wanted.size_bytes)?;
+        create(LOG, 0o644)?;
+        event_log::replace(&create(ATTRIBUTES, 0o644)?, wanted.settings.to_toml().as_bytes())?;
+        match Lun::find(shared, name, volume)? {
+            Found::Lun(lun) => Ok(lun),
+            Found::Unfinished | Found::Foreign => Err(Error::Gone),
+        }
+    }
+
+    /// Looks at a volume.
+    pub(super) fn find(shared: &Arc<Shared>, name: &str, volume: VolumeId) -> Result<Found> {
+        let root = NodeId::root(volume);
+        let open = |name: &[u8]| match shared.fs.lookup(root, name) {
+            Ok(attr) => Ok(Some(shared.fs.open_file(attr.id)?)),
+            Err(fs::Error::NotFound) => Ok(None),
+            Err(e) => Err(e),
+        };
+        let (data, log, stored) = (open(DATA)?, open(LOG)?, open(ATTRIBUTES)?);
+        match (data, log, stored) {
+            (Some(data), Some(log), Some(stored)) if stored.size_bytes() > 0 => {
+                Ok(Found::Lun(Arc::new(Lun::load(shared, name, volume, data, log, stored)?)))
+            }
+            (data, _, stored) => {
+                let never_used = match &data {
+                    Some(data) => data.attr()?.blocks == 0,
+                    None => shared.fs.readdir(root, 0, 1)?.is_empty(),
+                };
+                let unfinished = never_used && stored.is_none_or(|file| file.size_bytes() == 0);
+                Ok(if unfinished { Found::Unfinished } else { Found::Foreign })
+            }
+        }
+    }
+
+    fn load(
+        shared: &Arc<Shared>,
+        name: &str,
+        volume: VolumeId,
+        data: File,
+        log: File,
+        stored: File,
+    ) -> Result<Lun> {
+        let created = shared.fs.getattr(NodeId::root(volume))?.btime;
+        let root = NodeId::root(volume);
+        let clock = Arc::clone(&shared.options.clock);
+        let log = EventLog::new(Arc::clone(&shared.fs), root, log, clock);
+        let settings = load_settings(&stored).unwrap_or_else(|why| {
+            log.event("error", json!({"file": "attributes", "why": why}));
+            // Whether writing was allowed is not known any more.
+            Settings { read_only: true, ..Settings::default() }
+        });
+        let lease = LeaseRoom::new(shared.options.timing, settings.access == Access::Shared);
+        Ok(Lun {
+            shared: Arc::clone(shared),
+            volume,
+            created,
+            name: RwLock::new(name.to_owned()),
+            live: Live::new(&settings, data.size_bytes()),
+            data,
+            stored,
+            log,
+            settings: RwLock::new(settings),
+            change: Mutex::new(()),
+            gate: RwLock::new(()),
+            lease,
+            users: Mutex::default(),
+        })
+    }
+
+    /// Its name at this moment.
+    pub fn name(&self) -> String {
+        self.name.read().clone()
+    }
+
+    pub(super) fn set_name(&self, name: &str) {
+        *self.name.write() = name.to_owned();
+    }
+
+    /// Its volume, the same for ever.
+    pub fn volume(&self) -> VolumeId {
+        self.volume
+    }
+
+    /// The inode of `data`.
+    pub fn data_node(&self) -> NodeId {
+        self.data.id()
+    }
+
+    /// The inode of `attributes` (it stores the settings; what a reader is shown is
+    /// [`Lun::attributes_toml`]).
+    pub fn attributes_node(&self) -> NodeId {
+        self.stored.id()
+    }
+
+    /// The inode of `log`: the same when the log is cut.
+    pub fn log_node(&self) -> NodeId {
+        self.log.node()
+    }
+
+    /// Attributes of `data`'s inode.
+    pub fn data_attr(&self) -> Result<Attr> {
+        Ok(self.data.attr()?)
+    }
+
+    /// Everything `attributes` shows.
+    pub fn attributes(&self) -> Result<Attributes> {
+        let options = &self.shared.options;
+        let settings = Settings { serial: self.serial(), ..self.settings() };
+        Ok(Attributes {
+            name: self.name(),
+            volume: self.volume,
+            size_bytes: self.size_bytes(),
+            settings,
+            used_bytes: self.shared.fs.volume_used_bytes(self.volume)?,
+            free_bytes: self.shared.fs.stats().free_bytes,
+            location: options.location.clone(),
+            redundancy: options.redundancy.clone(),
+            created: self.created,
+            users: Vec::new(),
+        })
+    }
+
+    /// The settings alone: no I/O.
+    pub fn settings(&self) -> Settings {
+        self.settings.read().clone()
+    }
+
+    /// Length of `data` in bytes; the capacity is that in whole blocks.
+    pub fn size_bytes(&self) -> u64 {
+        self.live.size_bytes.load(Ordering::Acquire)
+    }
+
+    fn serial(&self) -> String {
+        match self.settings.read().serial.as_str() {
+            "" => self.default_serial(),
+            serial => serial.to_owned(),
+        }
+    }
+
+    pub(super) fn default_serial(&self) -> String {
+        identity::default_serial(&self.shared.fs.pool_id(), self.volume)
+    }
+
+    /// Size, block sizes and flags at this moment.
+    pub fn geometry(&self) -> Geometry {
+        let generation = self.live.generation.load(Ordering::Acquire);
+        let settings = self.settings.read();
+        let block_bytes = u64::from(settings.block_bytes.max(1));
+        Geometry {
+            size_bytes: self.size_bytes() / block_bytes * block_bytes,
+            block_bytes: settings.block_bytes,
+            physical_exponent: settings.physical_exponent,
+            read_only: settings.read_only,
+            rotation_rate: settings.rotation_rate,
+            removable: settings.removable,
+            write_through: settings.write_through,
+            atomic_max_bytes: fs::ATOMIC_WRITE_BYTES as u32,
+            generation,
+        }
+    }
+
+    /// Names as the block doors tell them.
+    pub fn identity(&self) -> Identity {
+        let settings = self.settings();
+        Identity {
+            name: self.name(),
+            vendor: settings.vendor,
+            product: settings.product,
+            serial: self.serial(),
+            naa: identity::naa(&self.shared.fs.pool_id(), self.volume),
+        }
+    }
+
+    /// Unreadable ranges that were met since the pool was opened.
+    pub fn medium_errors(&self) -> u64 {
+        self.live.medium_errors.load(Ordering::Relaxed)
+    }
+
+    /// Adds `{"time": …, "event": event, …fields}` to `log`.
+    pub fn append_log(&self, event: &str, fields: Value) -> Result<()> {
+        Ok(self.log.event_now(event, fields)?)
+    }
+
+    /// The owner's own lines, through the mount; cuts the log where needed.
+    pub fn append_log_bytes(&self, bytes: &[u8]) -> Result<()> {
+        Ok(self.log.raw(bytes)?)
+    }
+
+    /// `log.1` and `log`, oldest line first.
+    pub fn read_log(&self) -> Result<Vec<LogLine>> {
+        Ok(self.log.lines()?)
+    }
+
+    /// What `log` gained since `cursor` (0: all of it), and the next cursor: for `lun log -f`.
+    pub fn read_log_after(&self, cursor: u64) -> Result<(Vec<u8>, u64)> {
+        Ok(self.log.after(cursor)?)
+    }
+
+    /// A block client logs in.
+    pub fn attach(self: &Arc<Self>, request: AttachRequest) -> Result<Arc<Attachment>> {
+        Attachment::login(self, request)
+    }
+
+    /// `data` is opened through the mount (truncated too where that was asked).
+    pub fn open_file(self: &Arc<Self>, intent: OpenIntent) -> Result<DataFile> {
+        DataFile::open(self, intent)
+    }
+
+    /// Its block sessions.
+    pub(super) fn attachments(&self) -> Vec<Arc<Attachment>> {
+        self.users.lock().sessions.values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Sessions of its block clients, sorted by id.
+    pub fn sessions(&self) -> Vec<SessionInfo> {
+        self.attachments().iter().map(|attachment| attachment.info()).collect()
+    }
+
+    /// Handles of `data` open through the mount.
+    pub fn open_files(&self) -> usize {
+        self.users.lock().files.len()
+    }
+
+    /// Who holds the lease.
+    pub fn lease_holder(&self) -> Holder {
+        let (holder, noted) = self.lease.holder();
+        self.log_lease(noted, "");
+        holder
+    }
+
+    /// The contents may have changed behind the block clients' backs.
+    pub(super) fn media_changed(&self) {
+        self.live.media_changes.fetch_add(1, Ordering::AcqRel);
+        self.live.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn put_settings(&self, settings: &Settings) -> Result<()> {
+        event_log::replace(&self.stored, settings.to_toml().as_bytes())?;
+        let mut current = self.settings.write();
+        self.live.generation.fetch_add(1, Ordering::AcqRel);
+        *current = settings.clone();
+        self.live.follow(settings);
+        Ok(())
+    }
+
+    pub(super) fn tell(&self, change: Change) {
+        self.shared.hub.tell(&change);
+    }
+
+    /// Logs what a step of the lease did; `who` did it.
+    pub(super) fn log_lease(&self, noted: Noted, who: &str) {
+        if noted.block_expired {
+            let why = "the grace after a lost connection is over";
+            self.log.event("lease", json!({"state": "ended", "why": why}));
+        }
+        if noted.began {
+            self.log.event("lease", json!({"state": "begun", "by": who}));
+        }
+        if noted.ended {
+            self.log.event("lease", json!({"state": "ended", "by": who}));
+        }
+    }
+
+    /// Maps an error of the filesystem for a block door; unreadable data is counted and logged.
+    pub(super) fn block_error(&self, error: fs::Error, offset: u64) -> BlockError {
+        match error {
+            fs::Error::NoSpace => BlockError::NoSpace,
+            fs::Error::TooBig => BlockError::OutOfRange,
+            fs::Error::ReadOnly => BlockError::ReadOnly,
+            fs::Error::Stale | fs::Error::NotFound => BlockError::Gone,
+            fs::Error::Invalid(why) => BlockError::Invalid(why),
+            fs::Error::Corrupt { block, file_offset_bytes } => {
+                let offset_bytes = file_offset_bytes.unwrap_or(offset).max(offset);
+                self.medium_error(block, offset_bytes);
+                BlockError::Medium { offset_bytes }
+            }
+            other => BlockError::Io(other.to_string()),
+        }
+    }
+
+    pub(super) fn medium_error(&self, block: u64, offset_bytes: u64) {
+        self.live.medium_errors.fetch_add(1, Ordering::Relaxed);
+        let why = "the block does not match its checksum";
+        let fields =
+            json!({"kind": "medium", "why": why, "block": block, "offset_bytes": offset_bytes});
+        self.log.event("error", fields);
+    }
+}
+
+impl Live {
+    fn new(settings: &Settings, size_bytes: u64) -> Live {
+        let live = Live {
+            size_bytes: AtomicU64::new(size_bytes),
+            block_bytes: AtomicU32::new(512),
+            read_only: AtomicBool::new(false),
+            write_through: AtomicBool::new(false),
+            quota_bytes: AtomicU64::new(0),
+            generation: AtomicU64::new(1),
+            media_changes: AtomicU64::new(0),
+            files_open: AtomicU32::new(0),
+            medium_errors: AtomicU64::new(0),
+        };
+        live.follow(settings);
+        live
+    }
+
+    fn follow(&self, settings: &Settings) {
+        self.block_bytes.store(settings.block_bytes, Ordering::Release);
+        self.read_only.store(settings.read_only, Ordering::Release);
+        self.write_through.store(settings.write_through, Ordering::Release);
+        self.quota_bytes.store(settings.quota_bytes, Ordering::Release);
+    }
+}
+
+impl fmt::Debug for Lun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lun").field("name", &self.name()).field("volume", &self.volume).finish()
+    }
+}
+
+fn load_settings(stored: &File) -> std::result::Result<Settings, String> {
+    let mut bytes = vec![0; stored.size_bytes().min(fs::ATOMIC_WRITE_BYTES as u64) as usize];
+    let length = stored.read_at(0, &mut bytes).map_err(|e| e.to_string())?;
+    bytes.truncate(length);
+    let text = String::from_utf8(bytes).map_err(|e| e.to_string())?;
+    Settings::from_toml(text.trim_end()).map_err(|e| e.to_string())
+}

@@ -1,0 +1,69 @@
+//! Carries a handshake over a socket and its questions to the directory.
+
+use std::sync::Arc;
+
+use super::directory::{Export, ExportDirectory, Peer, Refusal};
+use super::errors::Error;
+use super::handshake::{Description, Handshake, Step, Terms};
+use super::stream::Stream;
+use crate::lun::Geometry;
+
+/// The open export, the terms, and what was received behind the handshake.
+pub type Agreed = (Export, Terms, Vec<u8>);
+
+/// The handshake, from the first byte to the opened export. `None`: the client left in order.
+pub async fn agree(
+    stream: &mut Stream,
+    directory: &Arc<dyn ExportDirectory>,
+    peer: &Peer,
+) -> Result<Option<Agreed>, Error> {
+    let mut handshake = Handshake::default();
+    let mut held = Vec::with_capacity(4096);
+    loop {
+        stream.send_all(&std::mem::take(&mut handshake.output)).await?;
+        let (taken, step) = handshake.advance(&held)?;
+        held.drain(..taken);
+        match step {
+            Step::More if taken > 0 => {}
+            Step::More => stream.receive_more(&mut held).await?,
+            Step::Close => {
+                stream.send_all(&handshake.output).await?;
+                return Ok(None);
+            }
+            Step::List => match ask(directory, peer, |d, p| d.list(p)).await? {
+                Ok(entries) => handshake.listed(&entries),
+                Err(refusal) => handshake.refused(refusal)?,
+            },
+            Step::Describe(name) => {
+                match ask(directory, peer, move |d, p| d.describe(&name, p)).await? {
+                    Ok(export) => handshake.described(describe(&export, &export.io.geometry())),
+                    Err(refusal) => handshake.refused(refusal)?,
+                }
+            }
+            Step::Open(name) => match ask(directory, peer, move |d, p| d.open(&name, p)).await? {
+                Ok(export) => {
+                    let terms = handshake.opened(describe(&export, &export.io.geometry()));
+                    stream.send_all(&handshake.output).await?;
+                    return Ok(Some((export, terms, held)));
+                }
+                Err(refusal) => handshake.refused(refusal)?,
+            },
+        }
+    }
+}
+
+fn describe<'a>(export: &'a Export, geometry: &'a Geometry) -> Description<'a> {
+    Description { name: &export.name, description: &export.description, geometry }
+}
+
+/// Asks the directory on a blocking thread.
+async fn ask<T: Send + 'static>(
+    directory: &Arc<dyn ExportDirectory>,
+    peer: &Peer,
+    question: impl FnOnce(&dyn ExportDirectory, &Peer) -> Result<T, Refusal> + Send + 'static,
+) -> Result<Result<T, Refusal>, Error> {
+    let (directory, peer) = (directory.clone(), peer.clone());
+    tokio::task::spawn_blocking(move || question(directory.as_ref(), &peer))
+        .await
+        .map_err(|_| Error::Internal)
+}

@@ -1,0 +1,159 @@
+//! The server: it alone knows all layers. It opens the pool, then the doors, then the control
+//! socket, and closes them in the opposite order.
+//!
+//! Invariants: when `ready` is announced every door that was asked for is open; when [`serve`]
+//! returns Ok everything that was acknowledged is in the pool, nothing is mounted and nobody is
+//! connected.
+
+mod config;
+mod disk;
+mod doors;
+mod iscsi_targets;
+mod nbd_exports;
+
+pub use config::{Listen, ServeConfig};
+pub use doors::check_doors;
+
+use crate::control::doors::{DoorKind, Doors};
+use crate::control::engine::Engine;
+use crate::control::listener::{listen, Commands};
+use crate::control::pool::LockedPool;
+use crate::control::run_dir::RunDirs;
+use crate::control::stop::StopSignal;
+use crate::control::{report, Error, Result};
+use doors::OpenDoors;
+use serde_json::{json, Value};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{signal, SignalKind};
+
+/// How long commands under way may take after a stop.
+const COMMANDS_WAIT: Duration = Duration::from_secs(10);
+/// How long tasks may take to end after everything they use was closed.
+const RUNTIME_WAIT: Duration = Duration::from_secs(2);
+
+/// What is said when all doors are open.
+pub struct Ready {
+    /// The pool.
+    pub pool: Value,
+    /// The doors.
+    pub doors: Value,
+    /// For each LUN what a client pastes to reach it.
+    pub luns: Vec<(String, Vec<String>)>,
+}
+
+impl Ready {
+    fn of(engine: &Engine) -> Ready {
+        let kinds = [DoorKind::Iscsi, DoorKind::Nbd, DoorKind::Mount];
+        let lines = |name: &str| kinds.iter().flat_map(|k| engine.doors.lines(*k, name)).collect();
+        let luns = engine.pool.catalog.list();
+        let luns = luns.iter().map(|lun| (lun.name(), lines(&lun.name()))).collect();
+        Ready { pool: report::pool(&engine.pool), doors: engine.doors.to_json(), luns }
+    }
+
+    /// The same in one object.
+    pub fn to_json(&self) -> Value {
+        let lun = |(name, lines): &(String, Vec<String>)| json!({ "name": name, "reach": lines });
+        json!({
+            "state": "ready",
+            "pool": self.pool,
+            "doors": self.doors,
+            "luns": self.luns.iter().map(lun).collect::<Value>(),
+        })
+    }
+}
+
+/// Serves a pool until a signal or `lunfs stop`.
+pub fn serve(config: ServeConfig, announce: &mut dyn FnMut(&Ready)) -> Result<()> {
+    config.check_reach()?;
+    let locked = LockedPool::lock(&config.paths)?;
+    check_doors(&config)?;
+    let runtime = Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Error::io("the server has no threads", &e))?;
+    let stop = StopSignal::new();
+    let pool = locked.open(config.cache_bytes)?;
+    let doors = Arc::new(Doors::default());
+    let engine = Arc::new(Engine { pool, doors, stop: Some(stop.clone()) });
+    let outcome = run(&runtime, &config, engine, &stop, announce);
+    runtime.shutdown_timeout(RUNTIME_WAIT);
+    outcome
+}
+
+/// Doors and commands, then the pool: it is closed however the rest went.
+fn run(
+    runtime: &Runtime,
+    config: &ServeConfig,
+    engine: Arc<Engine>,
+    stop: &Arc<StopSignal>,
+    announce: &mut dyn FnMut(&Ready),
+) -> Result<()> {
+    let served = runtime.block_on(serve_until_stopped(config, engine.clone(), stop, announce));
+    stop.request();
+    let (served, commands) = match served {
+        Ok(commands) => (Ok(()), Some(commands)),
+        Err(e) => (Err(e), None),
+    };
+    let closed = engine.pool.close();
+    drop(engine);
+    stop.finish(closed.as_ref().copied().map_err(|e| e.message().to_string()));
+    if let Some(commands) = commands {
+        runtime.block_on(commands.finish(COMMANDS_WAIT));
+    }
+    served.and(closed)
+}
+
+async fn serve_until_stopped(
+    config: &ServeConfig,
+    engine: Arc<Engine>,
+    stop: &Arc<StopSignal>,
+    announce: &mut dyn FnMut(&Ready),
+) -> Result<Commands> {
+    heed_signals(stop.clone())?;
+    let mut doors = OpenDoors::open(config, &engine).await?;
+    let outcome = serve_open_doors(engine, &doors, stop, announce).await;
+    doors.close().await;
+    outcome
+}
+
+async fn serve_open_doors(
+    engine: Arc<Engine>,
+    doors: &OpenDoors,
+    stop: &Arc<StopSignal>,
+    announce: &mut dyn FnMut(&Ready),
+) -> Result<Commands> {
+    let (listener, path) = RunDirs::of_process().bind(&engine.pool.fs.pool_id())?;
+    let commands = tokio::spawn(listen(listener, engine.clone()));
+    announce(&Ready::of(&engine));
+    tokio::select! {
+        () = stop.requested() => {}
+        () = doors.watch() => {}
+    }
+    // The name goes before the lock does: a successor's socket is never removed.
+    let _ = std::fs::remove_file(path);
+    let broken = |_| Error::Connection("the control socket broke down".into());
+    commands.await.map_err(broken)?
+}
+
+/// The first SIGTERM, SIGINT or SIGHUP stops in order; a second one at once: the pool then recovers
+/// when it is opened again.
+fn heed_signals(stop: Arc<StopSignal>) -> Result<()> {
+    let failed = |e| Error::io("signals cannot be heard", &e);
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                _ = hangup.recv() => {}
+            }
+            if stop.is_requested() {
+                std::process::exit(1);
+            }
+            stop.request();
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,286 @@
+//! The built program, driven as a user drives it: temporary pools, ports that are free, servers
+//! that are stopped by their process.
+
+#[path = "cli/lab.rs"]
+mod lab;
+
+use lab::{bytes, Lab};
+use serde_json::Value;
+use std::fs;
+
+#[test]
+fn words_that_make_no_sense_are_usage_errors() {
+    let lab = Lab::new();
+    for line in [
+        "",
+        "paint",
+        "lun",
+        "lun create vm1",
+        "lun create vm1 --size 5X",
+        "lun create vm1 --size=-1",
+        "lun create vm1 --size 1G novalue",
+        "serve --cache 1K /none",
+        "serve /none --iscsi 127.0.0.1:99999",
+        "serve /none --nbd unix:",
+        "serve",
+    ] {
+        let done = lab.run(line);
+        assert_eq!(done.code, 2, "{line}: {}", done.err);
+        assert!((1..=3).contains(&done.err.lines().count()), "{line}: {}", done.err);
+        assert_eq!(done.out, "", "{line}");
+    }
+}
+
+#[test]
+fn help_has_examples_and_completions_have_words() {
+    let lab = Lab::new();
+    for line in ["--help", "serve --help", "pool create --help", "lun import --help"] {
+        assert!(lab.good(line).contains("Examples:"), "{line}");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(lab.good(&format!("completion {shell}")).contains("lunfs"), "{shell}");
+    }
+    assert!(lab.good("--version").starts_with("lunfs "));
+}
+
+#[test]
+fn what_is_no_pool_is_refused_shortly_and_left_alone() {
+    let lab = Lab::new();
+    lab.refused("lun list --pool none", "no such file");
+    lab.refused("serve none --nbd 127.0.0.1:0", "no such file");
+    lab.refused("pool check none", "no such file");
+    let contents = [("text", b"hello".to_vec()), ("zeros", vec![0; 1 << 20]), ("empty", vec![])];
+    for (name, content) in contents {
+        fs::write(lab.path(name), &content).unwrap();
+        lab.refused(&format!("serve {name} --nbd 127.0.0.1:0"), "not a pool");
+        lab.refused(&format!("pool show {name}"), "not a pool");
+        assert_eq!(fs::read(lab.path(name)).unwrap(), content);
+    }
+    lab.refused("serve . --nbd 127.0.0.1:0", "neither a regular file");
+}
+
+#[test]
+fn a_pool_is_made_with_care() {
+    let lab = Lab::new();
+    lab.refused("pool create p", "needs a size");
+    lab.refused("pool create p --size 1M", "at least 64 MiB");
+    lab.refused("pool create p p --size 64M", "twice");
+    lab.refused("pool create none/p --size 64M", "no such file");
+    lab.refused("pool create p q --size 64M --redundancy mirror", "not possible yet");
+    fs::write(lab.path("there"), b"precious").unwrap();
+    lab.refused("pool create there --size 64M", "exists already");
+    let plan = lab.json("pool create p q --size 64M --dry-run");
+    assert_eq!(plan["dry_run"], true);
+    assert!(!lab.path("p").exists() && !lab.path("q").exists());
+    assert_eq!(fs::read(lab.path("there")).unwrap(), b"precious");
+}
+
+#[test]
+fn a_pool_beyond_its_first_device() {
+    let lab = Lab::new();
+    let made = lab.json("pool create p q --size 64M");
+    assert_eq!(made["devices"].as_array().unwrap().len(), 2);
+    assert_eq!(fs::metadata(lab.path("q")).unwrap().len(), 64 << 20);
+    let shown = lab.json("pool show q");
+    assert_eq!(shown["id"], made["id"]);
+    assert_eq!(shown["state"], "online");
+    fs::rename(lab.path("q"), lab.path("moved")).unwrap();
+    assert_eq!(lab.json("pool show p")["id"], made["id"]);
+    fs::rename(lab.path("moved"), lab.path("sub/moved")).unwrap();
+    lab.refused("pool show p", "missing");
+    let both = "serve p sub/moved --nbd 127.0.0.1:0 --dry-run";
+    assert_eq!(lab.json(both)["dry_run"], true);
+}
+
+#[test]
+fn a_truncated_pool_is_refused() {
+    let lab = Lab::with_pool();
+    let file = fs::OpenOptions::new().write(true).open(lab.path("pool")).unwrap();
+    file.set_len(32 << 20).unwrap();
+    lab.refused("serve pool --nbd 127.0.0.1:0", "truncated");
+    lab.refused("lun list", "truncated");
+}
+
+#[test]
+fn the_life_of_a_lun_without_and_with_a_server() {
+    let mut lab = Lab::with_pool();
+    life_of_a_lun(&lab);
+    lab.serve("--nbd 127.0.0.1:0 --iscsi 127.0.0.1:0");
+    life_of_a_lun(&lab);
+    lab.stop();
+    lab.good("pool check pool");
+}
+
+fn life_of_a_lun(lab: &Lab) {
+    let plan = lab.json("lun create vm1 --size 64M --dry-run");
+    assert_eq!(plan["dry_run"], true);
+    assert_eq!(lab.json("lun list"), Value::Array(vec![]));
+    let made = lab.json("lun create vm1 --size 64M block-size=4096 vendor=ACME");
+    assert_eq!((&made["size_bytes"], &made["block_size_bytes"]), (&bytes(64 << 20), &bytes(4096)));
+    assert_eq!(made["target"]["iqn"], "iqn.2026-11.local.lunfs:vm1");
+    assert!(made["created"].as_str().unwrap().ends_with('Z'));
+    for (line, word) in [
+        ("lun create VM1 --size 1M", "taken"),
+        ("lun create x --size 1000", "size"),
+        ("lun create x --size 0", "size"),
+        ("lun create .x --size 1M", "name"),
+        ("lun create x --size 1M colour=blue", "colour"),
+        ("lun show vm9", "no LUN"),
+        ("lun delete vm9", "no LUN"),
+        ("lun set vm1 colour=blue", "colour"),
+        ("lun set vm1 colour=blue --dry-run", "colour"),
+        ("lun resize vm1 --size 1000", "size"),
+        ("lun resize vm1 --size 1000 --dry-run", "size"),
+        ("lun rename vm1 .x --dry-run", "name"),
+    ] {
+        lab.refused(line, word);
+    }
+    lab.good("lun set vm1 product=WIDGET --dry-run");
+    lab.good("lun resize vm1 --size 128M --dry-run");
+    lab.good("lun rename vm1 vm2 --dry-run");
+    lab.good("lun delete vm1 --dry-run");
+    let shown = lab.json("lun show vm1");
+    assert_eq!((&shown["product"] != "WIDGET", &shown["size_bytes"]), (true, &bytes(64 << 20)));
+    assert_eq!(lab.json("lun set vm1 product=WIDGET")["product"], "WIDGET");
+    assert_eq!(lab.json("lun resize vm1 --size 128M")["size_bytes"], bytes(128 << 20));
+    assert_eq!(lab.json("lun rename vm1 vm2")["name"], "vm2");
+    let log = lab.json("lun log vm2");
+    assert!(log.as_array().unwrap().iter().any(|line| line["event"] == "resize"), "{log}");
+    assert!(lab.good("lun log vm2").lines().all(|line| line.starts_with('{')));
+    lab.good("lun show vm2");
+    lab.good("lun list");
+    lab.good("lun delete vm2");
+    assert_eq!(lab.json("lun list"), Value::Array(vec![]));
+}
+
+#[test]
+fn images_in_and_out() {
+    let mut lab = Lab::with_pool();
+    lab.sparse_image("image", 48 << 20);
+    images(&lab);
+    lab.serve("--nbd 127.0.0.1:0");
+    images(&lab);
+    lab.stop();
+    lab.good("pool check pool");
+}
+
+fn images(lab: &Lab) {
+    let image = fs::read(lab.path("image")).unwrap();
+    lab.good("lun import vm1 image --dry-run");
+    assert_eq!(lab.json("lun list"), Value::Array(vec![]));
+    let made = lab.json("lun import vm1 image");
+    assert_eq!(made["image_bytes"], bytes(48 << 20));
+    assert!(made["used_bytes"].as_u64().unwrap() < 8 << 20, "{made}");
+    lab.good("lun export vm1 back");
+    assert_eq!(fs::read(lab.path("back")).unwrap(), image);
+    assert!(lab.allocated_bytes("back") < 8 << 20);
+    lab.refused("lun export vm1 back", "exists");
+    lab.good("lun export vm1 back --force");
+    let piped = lab.piped("lun export vm1 -", &[]);
+    assert!(piped == image, "an export to a pipe is the image");
+    lab.piped("lun import vm2 - --size 48M", &image);
+    assert!(lab.piped("lun export vm2 -", &[]) == image, "an import from a pipe is the image");
+    lab.good("lun import vm2 image --into");
+    lab.refused("lun import vm2 image", "taken");
+    lab.refused("lun import vm3 none", "no such file");
+    lab.refused("lun import vm3 sub", "directory");
+    lab.refused("lun import vm9 image --into", "no LUN");
+    lab.good("lun resize vm2 --size 1M");
+    lab.refused("lun import vm2 image --into", "image");
+    assert_eq!(lab.run("lun import vm3 -").code, 2);
+    lab.good("lun delete vm1");
+    lab.good("lun delete vm2");
+    fs::remove_file(lab.path("back")).unwrap();
+    assert_eq!(lab.partial_files(), 0);
+}
+
+#[test]
+fn a_server_says_what_it_is() {
+    let mut lab = Lab::with_pool();
+    lab.refused("status", "not served");
+    lab.refused("stop", "not served");
+    lab.refused("session list", "not served");
+    lab.refused("lun log vm1 -f", "not served");
+    lab.good("lun create vm1 --size 64M");
+    let said = lab.serve("--nbd 127.0.0.1:0 --nbd unix:n.sock --iscsi 127.0.0.1:0");
+    for word in ["nbd://127.0.0.1:", "nbd+unix:///vm1?socket=/", "iscsi://127.0.0.1:"] {
+        assert!(said.contains(word), "{said}");
+    }
+    let status = lab.json("status");
+    assert_eq!(status["pool"]["id"], lab.json("pool show pool")["id"]);
+    assert_eq!(status["scrub"]["state"], "idle");
+    for key in ["size_bytes", "free_bytes", "used_bytes"] {
+        assert!(status["pool"][key].is_u64(), "{key}");
+    }
+    for key in ["luns", "sessions", "errors", "doors"] {
+        assert!(status[key].is_array(), "{key}");
+    }
+    assert_eq!(status["doors"].as_array().unwrap().len(), 3);
+    assert!(lab.good("status").contains("vm1"));
+    let pools = lab.json("pool list");
+    assert!(pools.as_array().unwrap().iter().any(|pool| pool["id"] == status["pool"]["id"]));
+    lab.refused("session show 77", "no session");
+    lab.refused("session drop x", "not the id");
+    lab.refused("pool check pool", "in use");
+    lab.refused("serve pool --nbd 127.0.0.1:0", "in use");
+    let plan = lab.json("stop --dry-run");
+    assert_eq!(plan["dry_run"], true);
+    lab.stop();
+    assert!(!lab.path("n.sock").exists());
+    lab.refused("status", "not served");
+}
+
+#[test]
+fn doors_that_cannot_be_opened() {
+    let lab = Lab::with_pool();
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = other.local_addr().unwrap();
+    lab.refused(&format!("serve pool --nbd {taken}"), "another program");
+    lab.refused(&format!("serve pool --iscsi {taken}"), "another program");
+    lab.refused("serve pool --iscsi 0.0.0.0:0", "--insecure");
+    lab.refused("serve pool --nbd [::]:0", "--insecure");
+    lab.refused("serve pool --mount none", "no such directory");
+    lab.refused("serve pool --mount pool", "not a directory");
+    fs::write(lab.path("config"), "path = \"pool\"\nport = 1\n").unwrap();
+    lab.refused("serve --config config", "line 2");
+    lab.refused("serve --config none", "cannot be read");
+    lab.good("serve pool --nbd 127.0.0.1:0 --dry-run");
+    // Nobody holds the pool after all that.
+    lab.good("lun list");
+}
+
+#[test]
+fn a_signal_stops_in_order_and_a_killed_server_leaves_nothing_in_the_way() {
+    let mut lab = Lab::with_pool();
+    lab.serve("--nbd 127.0.0.1:0");
+    lab.good("lun create vm1 --size 64M");
+    lab.terminate();
+    assert_eq!(lab.json("lun list")[0]["name"], "vm1");
+    lab.serve("--nbd 127.0.0.1:0");
+    lab.good("lun create vm2 --size 64M");
+    lab.kill();
+    assert_eq!(lab.json("lun list").as_array().unwrap().len(), 2);
+    fs::write(lab.path("config"), "path = \"pool\"\nnbd = \"127.0.0.1:0\"\n").unwrap();
+    lab.serve_line("serve --config config");
+    assert_eq!(lab.json("status")["doors"].as_array().unwrap().len(), 1);
+    lab.stop();
+    lab.good("pool check pool");
+}
+
+#[test]
+fn a_pool_grows_without_and_with_a_server() {
+    let mut lab = Lab::with_pool();
+    let size = |lab: &Lab| lab.json("pool show pool")["size_bytes"].as_u64().unwrap();
+    let first = size(&lab);
+    lab.good("pool grow pool --size 256M --dry-run");
+    assert_eq!(size(&lab), first);
+    lab.refused("pool grow pool --size 64M", "shrunk");
+    lab.good("pool grow pool --size 256M");
+    let second = size(&lab);
+    assert!(second > first);
+    lab.serve("--nbd 127.0.0.1:0");
+    lab.good("pool grow pool --size 512M");
+    assert!(size(&lab) > second);
+    lab.stop();
+    lab.good("pool check pool");
+}

@@ -1,0 +1,9 @@
+//! The file door on a real mount. Needs root and `/dev/fuse`; without them each test says so and
+//! ends.
+
+mod luns;
+mod mounting;
+mod nodes;
+mod pool;
+mod space;
+mod users;

@@ -1,0 +1,195 @@
+//! Pools written by earlier versions must open for ever: `fs-layout/golden/v1` holds one as a list of
+//! its blocks that are not zeros, cut off by a power failure, so that it has a log to replay, and what
+//! must be found in it.
+//!
+//! `LUNFS_GOLDEN=write cargo test --test golden` writes both files anew: only before a format is released.
+
+use lunfs::device::sim::SimDevice;
+use lunfs::device::{Block, BlockDevice, BLOCK_BYTES};
+use lunfs::fs::{
+    Clock, FormatOptions, Fs, NewNode, NodeId, NodeKind, OpenOptions, Owner, Result, Timestamp,
+    VolumeId, XattrMode,
+};
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+const BLOCKS: u64 = 64 * 256;
+/// Zeros in a row that end a run of bytes in the list.
+const GAP: usize = 16;
+
+struct Fixed;
+
+impl Clock for Fixed {
+    fn now(&self) -> Timestamp {
+        Timestamp(1_795_219_200_000_000_000)
+    }
+}
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fs-layout/golden/v1").join(name)
+}
+
+fn open(device: &Arc<SimDevice>) -> Result<Arc<Fs>> {
+    let options = OpenOptions { cache_bytes: 16 << 20, clock: Arc::new(Fixed), background: false };
+    Fs::open(vec![device.clone()], options)
+}
+
+fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|i| if i % 512 < 24 { (i / 512) as u8 ^ seed } else { 0 }).collect()
+}
+
+/// A pool with something of everything; its last changes are in the log only.
+fn make() -> Result<Arc<SimDevice>> {
+    let device = Arc::new(SimDevice::new(BLOCKS, 1));
+    let options = FormatOptions {
+        pool_id: *b"golden image v1.",
+        created: Fixed.now(),
+        paths: vec!["golden.pool".into()],
+    };
+    Fs::format(&[device.clone() as Arc<dyn BlockDevice>], &options)?;
+    let fs = open(&device)?;
+    let owner = |mode| Owner { mode, uid: 1000, gid: 100 };
+    let root = NodeId::root(VolumeId::TREE);
+    let dir = fs.create(root, b"directory", NewNode::Directory, owner(0o2755))?.id;
+    for n in 0..70 {
+        fs.create(dir, format!("file-{n:02}").as_bytes(), NewNode::File, owner(0o600))?;
+    }
+    let small = fs.create(root, b"small", NewNode::File, owner(0o644))?.id;
+    fs.open_file(small)?.write_at(100, &pattern(5000, 1))?;
+    fs.link(small, dir, b"second name of small")?;
+    fs.xattr_set(small, b"user.note", b"kept", XattrMode::Any)?;
+    fs.create(root, b"link", NewNode::Symlink(b"directory/file-00"), owner(0o777))?;
+    fs.create(root, b"pipe", NewNode::Special(NodeKind::Fifo, 0), owner(0o600))?;
+    let lun = fs.volume_create("vm1", owner(0o755))?;
+    let data = fs.create(NodeId::root(lun), b"data", NewNode::File, owner(0o600))?.id;
+    let data = fs.open_file(data)?;
+    data.set_size(1 << 40)?;
+    data.write_at(0, &pattern(9000, 2))?;
+    data.write_at((1 << 39) + 512, &pattern(4096, 3))?;
+    fs.consistency_point()?;
+    // From here on in the log.
+    data.write_at(4096, &pattern(4096, 4))?;
+    data.punch(0, 4096)?;
+    fs.unlink(dir, b"file-07")?;
+    fs.create(root, b"late", NewNode::File, owner(0o640))?;
+    fs.volume_rename("vm1", "vm2")?;
+    fs.sync()?;
+    device.cut_power();
+    drop((data, fs));
+    device.crash(1);
+    Ok(device)
+}
+
+/// Lists what a pool holds, one line a name.
+fn dump(fs: &Arc<Fs>) -> Result<String> {
+    let mut out = String::new();
+    dump_below(fs, NodeId::root(VolumeId::TREE), "", &mut out)?;
+    for (name, volume) in fs.volume_list()? {
+        dump_below(fs, NodeId::root(volume), &format!("{name}:"), &mut out)?;
+    }
+    Ok(out)
+}
+
+fn dump_below(fs: &Arc<Fs>, id: NodeId, path: &str, out: &mut String) -> Result<()> {
+    let a = fs.getattr(id)?;
+    let size = if a.kind == NodeKind::Directory { 0 } else { a.size_bytes };
+    let _ = write!(
+        out,
+        "{path}/ {:?} ino {} mode {:o} owner {}:{} links {} size {size} mtime {}",
+        a.kind, id.ino, a.mode, a.uid, a.gid, a.nlink, a.mtime.0
+    );
+    for name in fs.xattr_list(id)? {
+        let value = fs.xattr_get(id, &name)?;
+        let _ = write!(out, " {}={}", name.escape_ascii(), value.escape_ascii());
+    }
+    match a.kind {
+        NodeKind::Symlink => {
+            let _ = writeln!(out, " -> {}", fs.readlink(id)?.escape_ascii());
+        }
+        NodeKind::File => dump_data(fs, id, out)?,
+        _ => out.push('\n'),
+    }
+    if a.kind == NodeKind::Directory {
+        let mut entries = fs.readdir(id, 0, usize::MAX)?;
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        for entry in entries {
+            let below = format!("{path}/{}", entry.name.escape_ascii());
+            dump_below(fs, entry.id, &below, out)?;
+        }
+    }
+    Ok(())
+}
+
+fn dump_data(fs: &Arc<Fs>, id: NodeId, out: &mut String) -> Result<()> {
+    let file = fs.open_file(id)?;
+    let mut at = 0;
+    while let Some(start) = file.seek_data(at)? {
+        at = file.seek_hole(start)?;
+        let mut bytes = vec![0; (at - start) as usize];
+        file.read_at(start, &mut bytes)?;
+        let hash = blake3::hash(&bytes).to_hex();
+        let _ = write!(out, " [{start}+{} {}]", at - start, &hash[..16]);
+    }
+    out.push('\n');
+    Ok(())
+}
+
+/// One line for each run of bytes: block, offset in it, bytes.
+fn list_blocks(device: &SimDevice) -> Result<String> {
+    let mut out = String::new();
+    for at in device.stored_blocks() {
+        let mut block = [Block::zeroed()];
+        device.read(at, &mut block)?;
+        let bytes = &block[0].0;
+        let mut start = 0;
+        while let Some(first) = (start..BLOCK_BYTES).find(|&i| bytes[i] != 0) {
+            let gap = |i: &usize| bytes[*i..].iter().take(GAP).all(|&b| b == 0);
+            let end = (first..BLOCK_BYTES).find(gap).unwrap_or(BLOCK_BYTES);
+            let _ = write!(out, "{at} {first} ");
+            bytes[first..end].iter().for_each(|byte| {
+                let _ = write!(out, "{byte:02x}");
+            });
+            out.push('\n');
+            start = end;
+        }
+    }
+    Ok(out)
+}
+
+fn read_list(text: &str) -> Option<Arc<SimDevice>> {
+    let device = SimDevice::new(BLOCKS, 1);
+    for line in text.lines() {
+        let mut words = line.split(' ');
+        let (at, start) = (words.next()?.parse().ok()?, words.next()?.parse::<usize>().ok()?);
+        let hex = words.next()?;
+        let mut block = [Block::zeroed()];
+        device.read(at, &mut block).ok()?;
+        let [mut block] = block;
+        for (n, slot) in block.0.get_mut(start..start + hex.len() / 2)?.iter_mut().enumerate() {
+            *slot = u8::from_str_radix(hex.get(2 * n..2 * n + 2)?, 16).ok()?;
+        }
+        device.write(at, &[&block]).ok()?;
+    }
+    device.flush().ok()?;
+    Some(Arc::new(device))
+}
+
+#[test]
+fn pools_of_version_1_open() {
+    if std::env::var("LUNFS_GOLDEN").is_ok_and(|what| what == "write") {
+        let device = make().unwrap();
+        std::fs::create_dir_all(golden("")).unwrap();
+        std::fs::write(golden("image.txt"), list_blocks(&device).unwrap()).unwrap();
+        let fs = open(&device).unwrap();
+        std::fs::write(golden("contents.txt"), dump(&fs).unwrap()).unwrap();
+    }
+    let image = std::fs::read_to_string(golden("image.txt")).unwrap();
+    let device = read_list(&image).unwrap();
+    let wanted = std::fs::read_to_string(golden("contents.txt")).unwrap();
+    for _ in 0..2 {
+        let fs = open(&device).unwrap();
+        assert_eq!(dump(&fs).unwrap(), wanted);
+        fs.close().unwrap();
+    }
+}

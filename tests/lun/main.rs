@@ -1,0 +1,10 @@
+//! The LUN layer over a real pool in one file.
+
+mod catalog;
+mod crash;
+mod disk;
+mod lease;
+mod pool;
+mod rot;
+mod settings;
+mod transfer;

@@ -143,6 +143,6 @@ mod tests {
         assert_eq!(value_text("count", &json!(4096)), "4096");
         assert_eq!(value_text("x", &json!("a\u{1b}[31m")), "a [31m");
         assert_eq!(value_text("x", &json!([])), "-");
-        assert_eq!(value_text("x", &json!({ "state": "idle", "ok": true })), "ok yes state idle");
+        assert_eq!(value_text("x", &json!({ "state": "idle", "ok": true })), "state idle ok yes");
     }
 }

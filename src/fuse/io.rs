@@ -142,11 +142,16 @@ impl Door {
 
     /// Writes all of `data`.
     pub fn write(&self, handle: FileHandle, offset: u64, data: &[u8], how: Writing) -> Result<()> {
+        let around = how.flags.0 & libc::O_DIRECT != 0 && !how.mapped();
         let appends = how.flags.0 & libc::O_APPEND != 0 && !how.mapped();
         match &*self.handles.get(handle)? {
             Handle::File(open) if !open.read_only => {
                 self.prepare_write(open, how.how)?;
-                open.file.write_at(offset, data).or_errno()
+                open.file.write_at(offset, data).or_errno()?;
+                if around {
+                    self.notices.note_direct_write(how.number, offset, data.len() as u64);
+                }
+                Ok(())
             }
             Handle::Data(open) => {
                 open.writers.wrote(how.owner);
@@ -285,6 +290,8 @@ impl Door {
 /// How a write comes.
 #[derive(Debug, Clone, Copy)]
 pub struct Writing {
+    /// The node that is written.
+    pub number: INodeNo,
     /// The kernel's word on it.
     pub how: WriteFlags,
     /// Flags of the open file.

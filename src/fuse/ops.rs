@@ -258,7 +258,7 @@ impl Filesystem for Door {
     fn write(
         &self,
         _: &Request,
-        _: INodeNo,
+        number: INodeNo,
         fh: FileHandle,
         offset: u64,
         data: &[u8],
@@ -267,7 +267,7 @@ impl Filesystem for Door {
         owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match Door::write(self, fh, offset, data, Writing { how, flags, owner }) {
+        match Door::write(self, fh, offset, data, Writing { number, how, flags, owner }) {
             Ok(()) => reply.written(data.len() as u32),
             Err(error) => reply.error(error),
         }

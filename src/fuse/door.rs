@@ -65,6 +65,11 @@ impl Caller {
         self.uid == 0
     }
 
+    /// The caller, if it may not.
+    pub fn unprivileged(self) -> Option<Caller> {
+        (!self.may_keep_privileges()).then_some(self)
+    }
+
     /// Whether the caller belongs to a group. Requests carry no supplementary groups: the process
     /// is asked for them.
     pub fn is_in_group(&self, gid: u32) -> bool {

@@ -257,7 +257,7 @@ impl Filesystem for Door {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         number: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -267,7 +267,8 @@ impl Filesystem for Door {
         owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match Door::write(self, fh, offset, data, Writing { number, how, flags, owner }) {
+        let how = Writing { caller: Caller::of(request), number, how, flags, owner };
+        match Door::write(self, fh, offset, data, how) {
             Ok(()) => reply.written(data.len() as u32),
             Err(error) => reply.error(error),
         }

@@ -131,8 +131,8 @@ impl Client {
     }
 }
 
-/// SIGINT, SIGTERM and SIGHUP hang up on the engine, which then undoes what is half done (a LUN that
-/// is being imported) and closes the pool.
+/// SIGINT, SIGTERM and SIGHUP hang up on the engine, which then undoes what is half done (a LUN
+/// that is being imported) and closes the pool.
 fn heed_interrupts(near: &UnixStream) -> Result<Arc<AtomicBool>> {
     let failed = |e| Error::io("signals cannot be heard", &e);
     let near = near.try_clone().map_err(failed)?;

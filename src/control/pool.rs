@@ -48,8 +48,8 @@ impl LockedPool {
         Ok(LockedPool { paths, devices })
     }
 
-    /// As [`LockedPool::lock`]; a command that has the pool for a moment is waited for. `served` ends
-    /// the waiting: a server keeps it.
+    /// As [`LockedPool::lock`]; a command that has the pool for a moment is waited for. `served`
+    /// ends the waiting: a server keeps it.
     pub fn lock_patiently(
         paths: &[PathBuf],
         mut served: impl FnMut() -> bool,

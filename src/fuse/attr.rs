@@ -94,11 +94,11 @@ pub fn requested_time(time: TimeOrNow, now: Timestamp) -> Timestamp {
 /// Nanoseconds of a second.
 const NANOS: i128 = 1_000_000_000;
 
-/// What of a file's privileges goes when somebody without the right to keep them writes it, or when
-/// its owner changes: set-user-id, and set-group-id where the group may execute (chown(2),
-/// write(2)).
-pub fn without_privileges(mode: u32) -> u32 {
-    let group = if mode & S_IXGRP != 0 { S_ISGID } else { 0 };
+/// The mode of a regular file that somebody without the right to keep privileges writes, or that
+/// changes hands: without set-user-id, and without set-group-id where the group may execute or the
+/// caller is not of it (setattr_should_drop_sgid of Linux).
+pub fn without_privileges(mode: u32, caller_is_in_group: bool) -> u32 {
+    let group = if mode & S_IXGRP != 0 || !caller_is_in_group { S_ISGID } else { 0 };
     mode & !(S_ISUID | group)
 }
 
@@ -147,9 +147,10 @@ mod tests {
     }
 
     #[test]
-    fn privileges_go_but_mandatory_locking_stays() {
-        assert_eq!(without_privileges(0o6755), 0o755);
-        assert_eq!(without_privileges(0o2644), 0o2644);
-        assert_eq!(without_privileges(0o4644), 0o644);
+    fn privileges_go_but_a_group_keeps_its_locking_bit() {
+        assert_eq!(without_privileges(0o6755, true), 0o755);
+        assert_eq!(without_privileges(0o2644, true), 0o2644);
+        assert_eq!(without_privileges(0o2644, false), 0o644);
+        assert_eq!(without_privileges(0o4644, true), 0o644);
     }
 }

@@ -4,6 +4,7 @@ use super::errno::{OrErrno, Result};
 use super::handles::{Handle, Handles};
 use super::ids::Node;
 use super::names::Maker;
+use super::notify::Invalidations;
 use super::tree::{Entry, Place, Tree};
 use crate::device::BLOCK_BYTES;
 use crate::fs::{Clock, File, NewNode, NodeKind, VolumeId};
@@ -22,14 +23,16 @@ pub struct Door {
     /// Directories that were removed while the kernel knows them, perhaps as somebody's working
     /// directory: kept until it forgets them. (Files are not: whoever uses one has it open.)
     pub removed: DashMap<INodeNo, File>,
+    /// What the kernel is to be told.
+    pub notices: Arc<Invalidations>,
     /// For UTIME_NOW.
     pub clock: Arc<dyn Clock>,
 }
 
 impl Door {
     /// A door to this tree; nothing is open.
-    pub fn new(tree: Arc<Tree>, clock: Arc<dyn Clock>) -> Door {
-        Door { tree, handles: Handles::new(), removed: DashMap::new(), clock }
+    pub fn new(tree: Arc<Tree>, notices: Arc<Invalidations>, clock: Arc<dyn Clock>) -> Door {
+        Door { tree, handles: Handles::new(), removed: DashMap::new(), notices, clock }
     }
 }
 
@@ -60,6 +63,11 @@ impl Caller {
     /// ask for CAP_FSETID, which a request does not carry: the superuser has it.
     pub fn may_keep_privileges(&self) -> bool {
         self.uid == 0
+    }
+
+    /// The caller, if it may not.
+    pub fn unprivileged(self) -> Option<Caller> {
+        (!self.may_keep_privileges()).then_some(self)
     }
 
     /// Whether the caller belongs to a group. Requests carry no supplementary groups: the process

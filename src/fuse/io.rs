@@ -62,7 +62,7 @@ impl Door {
         if flags.0 & libc::O_TRUNC != 0 {
             file.set_size(0).or_errno()?;
             if self.is_privileged(id)? {
-                self.drop_privileges(id, !caller.may_keep_privileges())?;
+                self.drop_privileges(id, caller.unprivileged())?;
             }
         }
         // Reads must come here once to be noted.
@@ -142,11 +142,16 @@ impl Door {
 
     /// Writes all of `data`.
     pub fn write(&self, handle: FileHandle, offset: u64, data: &[u8], how: Writing) -> Result<()> {
+        let around = how.flags.0 & libc::O_DIRECT != 0 && !how.mapped();
         let appends = how.flags.0 & libc::O_APPEND != 0 && !how.mapped();
         match &*self.handles.get(handle)? {
             Handle::File(open) if !open.read_only => {
-                self.prepare_write(open, how.how)?;
-                open.file.write_at(offset, data).or_errno()
+                self.prepare_write(open, how.kills().then_some(how.caller))?;
+                open.file.write_at(offset, data).or_errno()?;
+                if around {
+                    self.notices.note_direct_write(how.number, offset, data.len() as u64);
+                }
+                Ok(())
             }
             Handle::Data(open) => {
                 open.writers.wrote(how.owner);
@@ -168,14 +173,13 @@ impl Door {
 
     /// Takes away the privileges that a write ends. An unprivileged file is looked at once, not at
     /// each write, until some file gains privileges.
-    fn prepare_write(&self, open: &OpenFile, how: WriteFlags) -> Result<()> {
+    fn prepare_write(&self, open: &OpenFile, by: Option<Caller>) -> Result<()> {
         let now = self.handles.privileges();
         if open.unprivileged_at.load(Ordering::Acquire) == now {
             return Ok(());
         }
         if self.is_privileged(open.file.id())? {
-            let mode_too = how.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-            self.drop_privileges(open.file.id(), mode_too)?;
+            self.drop_privileges(open.file.id(), by)?;
             return Ok(());
         }
         open.unprivileged_at.store(now, Ordering::Release);
@@ -260,9 +264,7 @@ impl Door {
         let (source, target) = (self.handles.get(from.0)?, self.handles.get(to.0)?);
         let (source, target) = (Bytes::of(&source)?, Bytes::of(&target)?);
         if let Handle::File(open) = &*self.handles.get(to.0)? {
-            let keeps = caller.may_keep_privileges();
-            let kill = WriteFlags::FUSE_WRITE_KILL_SUIDGID;
-            self.prepare_write(open, if keeps { WriteFlags::empty() } else { kill })?;
+            self.prepare_write(open, caller.unprivileged())?;
         }
         let rest = source.size()?.saturating_sub(from.1);
         let len = len.min(rest).min(MAX_COPY_BYTES);
@@ -285,6 +287,10 @@ impl Door {
 /// How a write comes.
 #[derive(Debug, Clone, Copy)]
 pub struct Writing {
+    /// Who writes.
+    pub caller: Caller,
+    /// The node that is written.
+    pub number: INodeNo,
     /// The kernel's word on it.
     pub how: WriteFlags,
     /// Flags of the open file.
@@ -294,6 +300,11 @@ pub struct Writing {
 }
 
 impl Writing {
+    /// Whether it is by somebody who may not keep the file's privileges.
+    fn kills(&self) -> bool {
+        self.how.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
+    }
+
     /// Whether it is a mapped page that the kernel writes back.
     fn mapped(&self) -> bool {
         self.how.contains(WriteFlags::FUSE_WRITE_CACHE)

@@ -183,7 +183,7 @@ impl Mount {
             let noted = Arc::clone(&invalidations);
             tree.catalog().subscribe(Arc::new(move |change| noted.note(change)))
         };
-        let door = Door::new(tree, Arc::clone(&options.clock));
+        let door = Door::new(tree, Arc::clone(&invalidations), Arc::clone(&options.clock));
         let session = open_session(door, &dir, options)?;
         let failed = MountError::failed(&dir);
         let session = session.spawn().map_err(&failed)?;

@@ -257,8 +257,8 @@ impl Filesystem for Door {
 
     fn write(
         &self,
-        _: &Request,
-        _: INodeNo,
+        request: &Request,
+        number: INodeNo,
         fh: FileHandle,
         offset: u64,
         data: &[u8],
@@ -267,7 +267,8 @@ impl Filesystem for Door {
         owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match Door::write(self, fh, offset, data, Writing { how, flags, owner }) {
+        let how = Writing { caller: Caller::of(request), number, how, flags, owner };
+        match Door::write(self, fh, offset, data, how) {
             Ok(()) => reply.written(data.len() as u32),
             Err(error) => reply.error(error),
         }

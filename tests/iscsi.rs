@@ -1,4 +1,5 @@
-//! The iSCSI door over TCP: with libiscsi's tools as they are, and with an initiator that misbehaves.
+//! The iSCSI door over TCP: with libiscsi's tools as they are, and with an initiator that
+//! misbehaves.
 
 #[path = "iscsi/initiator.rs"]
 mod initiator;

@@ -1,5 +1,5 @@
-//! Carries iSCSI over TCP: one task a connection, which answers what it can on the thread that received
-//! it; the rest runs on tokio's blocking threads, a bounded number for each connection.
+//! Carries iSCSI over TCP: one task a connection, which answers what it can on the thread that
+//! received it; the rest runs on tokio's blocking threads, a bounded number for each connection.
 
 use std::future::{poll_fn, Future};
 use std::io::{self, IoSlice};

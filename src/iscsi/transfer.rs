@@ -1,8 +1,10 @@
-//! SCSI commands and their data-out (RFC 7143 §11.3, §11.7, §11.8): immediate data, unsolicited bursts, R2T.
+//! SCSI commands and their data-out (RFC 7143 §11.3, §11.7, §11.8): immediate data, unsolicited
+//! bursts, R2T.
 //!
-//! Invariants: data of a sequence comes in order (DataPDUInOrder, DataSequenceInOrder), so a command needs
-//! one offset; at most one R2T of a command is open; a write has room for what it may be sent before
-//! it may be sent. A command whose expected length is shorter than its CDB needs is not carried out.
+//! Invariants: data of a sequence comes in order (DataPDUInOrder, DataSequenceInOrder), so a
+//! command needs one offset; at most one R2T of a command is open; a write has room for what it may
+//! be sent before it may be sent. A command whose expected length is shorter than its CDB needs is
+//! not carried out.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -120,8 +122,8 @@ impl Connection {
         }
     }
 
-    /// A SCSI command. `data` is its immediate data, `None` where that is long and still comes: then
-    /// the result says where it goes.
+    /// A SCSI command. `data` is its immediate data, `None` where that is long and still comes:
+    /// then the result says where it goes.
     pub(super) fn scsi_command(&mut self, header: &Header, data: Option<&[u8]>) -> Destination {
         self.look_for_aborts();
         if !self.admit(header) {

@@ -1,5 +1,6 @@
-//! EXTENDED COPY (LID1) and RECEIVE COPY RESULTS (SPC-4 §6.4, §6.24): copies within the logical unit, as
-//! hypervisors ask for them. Other copy targets are out of reach, and initiators then copy themselves.
+//! EXTENDED COPY (LID1) and RECEIVE COPY RESULTS (SPC-4 §6.4, §6.24): copies within the logical
+//! unit, as hypervisors ask for them. Other copy targets are out of reach, and initiators then copy
+//! themselves.
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;

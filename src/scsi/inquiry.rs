@@ -57,7 +57,8 @@ pub(super) fn absent_unit() -> Vec<u8> {
     data
 }
 
-/// `text` as ASCII of exactly `length` bytes, padded with blanks; what is not graphic becomes a blank.
+/// `text` as ASCII of exactly `length` bytes, padded with blanks; what is not graphic becomes a
+/// blank.
 fn ascii(text: &str, length: usize) -> Vec<u8> {
     let graphic = |byte: u8| {
         if (0x20..0x7F).contains(&byte) {

@@ -7,7 +7,8 @@ use super::nexus::{Nexus, Plan};
 use super::{copy, mode, provision, Answer, Sense};
 use crate::lun::{BlockError, Geometry};
 
-/// Longest transfer of one command, told in VPD B0h: bounds what one command can make a session hold.
+/// Longest transfer of one command, told in VPD B0h: bounds what one command can make a session
+/// hold.
 pub const MAX_TRANSFER_BYTES: u64 = 32 << 20;
 /// Most blocks of COMPARE AND WRITE: locks and records are one to a few blocks.
 pub(super) const MAX_COMPARE_BLOCKS: u8 = 128;
@@ -31,6 +32,7 @@ pub(super) enum Kind {
     LbaStatus { lba: u64, allocation_bytes: usize },
     ModeSelect { ten: bool },
     ExtendedCopy,
+    Reserve6,
     ReserveOut { action: u8, scope_type: u8 },
     WriteHead { offset: u64, fua: bool },
 }
@@ -61,7 +63,8 @@ impl Task {
         self.data_out_bytes > 0 || self.moves_media()
     }
 
-    /// Is it one of those that write `data_out_bytes` of media data? Zero blocks are then nothing to do.
+    /// Is it one of those that write `data_out_bytes` of media data? Zero blocks are then nothing
+    /// to do.
     fn moves_media(&self) -> bool {
         matches!(
             self.kind,
@@ -235,9 +238,6 @@ impl Nexus {
                     Err(sense) => self.check(sense),
                 });
             }
-            Kind::ReserveOut { action, scope_type } => {
-                return Some(self.reserve_out(action, scope_type, out));
-            }
             _ => return None,
         };
         Some(self.answer(result, true))
@@ -282,6 +282,10 @@ impl Nexus {
                     Ok(data) => Answer::with_data(data, allocation_bytes),
                     Err(sense) => self.check(sense),
                 };
+            }
+            Kind::Reserve6 => return self.reserve6(),
+            Kind::ReserveOut { action, scope_type } => {
+                return self.reserve_out(action, scope_type, out);
             }
             Kind::ModeSelect { ten } => mode::select(self, ten, out),
             _ => Err(Sense::ABORTED),

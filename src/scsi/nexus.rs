@@ -1,7 +1,7 @@
 //! One initiator's relation to a logical unit: where a command begins.
 //!
-//! Order of the checks (SAM-5 §5.3, SPC-4 §5.5): the unit number, a pending unit attention, the CDB,
-//! the medium's presence, then the range.
+//! Order of the checks (SAM-5 §5.3, SPC-4 §5.5): the unit number, a pending unit attention, the
+//! CDB, the medium's presence, then the range.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -83,8 +83,8 @@ impl Nexus {
         self.disk.leaving();
     }
 
-    /// Rises whenever the tasks of this nexus are aborted from outside: a task that began at a lower
-    /// count is not answered.
+    /// Rises whenever the tasks of this nexus are aborted from outside: a task that began at a
+    /// lower count is not answered.
     pub fn aborts(&self) -> u64 {
         self.state.aborts()
     }
@@ -137,6 +137,10 @@ impl Nexus {
         let generation = self.disk.generation();
         if generation == self.seen_generation.load(Ordering::Relaxed) {
             return;
+        }
+        let media_changes = self.disk.media_changes();
+        if self.seen_media_changes.swap(media_changes, Ordering::Relaxed) != media_changes {
+            self.state.raise(Attention::MediumChanged);
         }
         let now = self.disk.geometry();
         let mut geometry = self.geometry.lock();
@@ -220,7 +224,7 @@ impl Nexus {
             Command::ReceiveCopyResults { action, list_id, allocation_bytes } => {
                 (copy::results(self, action, list_id)?, allocation_bytes)
             }
-            Command::Reserve6 => return Ok(self.reserved(self.unit.reserve6(&self.state))),
+            Command::Reserve6 => return Ok(Plan::Run(Task::new(Kind::Reserve6))),
             Command::Release6 => return Ok(self.reserved(self.unit.release6(&self.state))),
             Command::PersistentIn { action, allocation_bytes } => {
                 (self.unit.report_reservations(action, &self.ports)?, allocation_bytes)
@@ -250,10 +254,30 @@ impl Nexus {
         }
     }
 
+    /// RESERVE(6). The disk is claimed first: a reservation keeps the file door out.
+    pub(super) fn reserve6(&self) -> Answer {
+        match self.claim() {
+            Ok(()) => self.reserve_answer(self.unit.reserve6(&self.state)),
+            Err(sense) => self.check(sense),
+        }
+    }
+
     /// PERSISTENT RESERVE OUT with its parameter list.
     pub(super) fn reserve_out(&self, action: u8, scope_type: u8, list: &[u8]) -> Answer {
-        let order = Order::parse(action, scope_type, list).map_err(Denied::Check);
-        self.reserve_answer(order.and_then(|order| self.unit.reserve_out(&self.state, &order)))
+        let order = match Order::parse(action, scope_type, list) {
+            Ok(order) => order,
+            Err(sense) => return self.check(sense),
+        };
+        if order.reserves() {
+            if let Err(sense) = self.claim() {
+                return self.check(sense);
+            }
+        }
+        self.reserve_answer(self.unit.reserve_out(&self.state, &order))
+    }
+
+    fn claim(&self) -> Result<(), Sense> {
+        self.disk.claim().map_err(|error| self.sense_of(&error, true))
     }
 
     /// REQUEST SENSE (SPC-4 §6.39): reports and clears a pending attention.

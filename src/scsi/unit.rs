@@ -1,8 +1,8 @@
 //! One logical unit, shared by all its nexuses: mode settings, the state of the medium, resets, and
 //! reservations, and the table through which a unit attention reaches every nexus.
 //!
-//! Invariants: a nexus is in the table from its creation to its drop; `flags` is what the command path
-//! reads and changes only under the table's lock.
+//! Invariants: a nexus is in the table from its creation to its drop; `flags` is what the command
+//! path reads and changes only under the table's lock.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;

@@ -31,6 +31,9 @@ struct Args {
     /// The medium can be ejected.
     #[arg(long)]
     removable: bool,
+    /// What discovery names instead of the address that was dialled.
+    #[arg(long)]
+    advertise: Option<String>,
     /// Writes are refused.
     #[arg(long)]
     read_only: bool,
@@ -67,7 +70,8 @@ async fn main() -> std::io::Result<()> {
         geometry.removable = args.removable;
         geometry.read_only = args.read_only;
     });
-    let service = Service::new(Arc::new(One(disk)), Options::default());
+    let options = Options { advertise: args.advertise, ..Options::default() };
+    let service = Service::new(Arc::new(One(disk)), options);
     let stop = CancellationToken::new();
     let mut portals = Vec::new();
     for address in args.addresses {

@@ -284,3 +284,27 @@ fn a_pool_grows_without_and_with_a_server() {
     lab.stop();
     lab.good("pool check pool");
 }
+
+#[test]
+fn commands_take_turns_where_nobody_serves() {
+    let lab = Lab::with_pool();
+    std::thread::scope(|scope| {
+        for n in 0..6 {
+            let lab = &lab;
+            scope.spawn(move || lab.good(&format!("lun create vm{n} --size 1M")));
+        }
+    });
+    assert_eq!(lab.json("lun list").as_array().unwrap().len(), 6);
+}
+
+#[test]
+fn an_interrupted_import_leaves_no_lun() {
+    let mut lab = Lab::with_pool();
+    lab.interrupted_import("vm1");
+    assert_eq!(lab.json("lun list"), Value::Array(vec![]));
+    lab.serve("--nbd 127.0.0.1:0");
+    lab.interrupted_import("vm1");
+    lab.until_no_luns();
+    lab.stop();
+    lab.good("pool check pool");
+}

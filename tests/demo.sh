@@ -14,7 +14,9 @@ mount=$work/mnt image=$work/disk.img
 want_mib=300
 server=
 
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+bold= plain=
+[ ! -t 1 ] || bold=$'\033[1m' plain=$'\033[0m'
+say() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 note() { printf '   %s\n' "$*"; }
 fail() { printf '\nThe demo failed: %s\n' "$*" >&2; exit 1; }
 
@@ -101,8 +103,9 @@ say "4. The same bytes as a disk"
 iscsi=iscsi://127.0.0.1:$iscsi_port/iqn.2026-11.local.lunfs:vm1/0
 nbd=nbd://127.0.0.1:$nbd_port/vm1
 qemu=$("$here/interop/get-qemu-iscsi.sh")
-note "iSCSI: $(iscsi-inq "$iscsi" | grep -im1 'product\|vendor' | tr -s ' ')," \
-  "$(iscsi-readcapacity16 "$iscsi" | grep -im1 'total size' | tr -s ' ')"
+product=$(iscsi-inq "$iscsi" | sed -n 's/^Product: *\(.*[^ ]\) *$/\1/p')
+capacity=$(iscsi-readcapacity16 "$iscsi" | sed -n 's/^Total size: *//p')
+note "iSCSI: libiscsi finds a $product of $capacity bytes"
 "$qemu/qemu-img" convert -f raw -O raw "$iscsi" "$work/by-iscsi.img"
 cmp "$image" "$work/by-iscsi.img"
 note "iSCSI: QEMU read all of it: identical"

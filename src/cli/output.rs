@@ -29,6 +29,9 @@ pub fn ready(ready: &Ready, as_json: bool) {
     if as_json {
         return line(&ready.to_json().to_string());
     }
+    for warning in &ready.warnings {
+        error_line(&format!("warning: {warning}"));
+    }
     for (lun, lines) in &ready.luns {
         for text in lines {
             line(&format!("{lun}: {text}"));
@@ -140,6 +143,6 @@ mod tests {
         assert_eq!(value_text("count", &json!(4096)), "4096");
         assert_eq!(value_text("x", &json!("a\u{1b}[31m")), "a [31m");
         assert_eq!(value_text("x", &json!([])), "-");
-        assert_eq!(value_text("x", &json!({ "state": "idle", "ok": true })), "ok yes state idle");
+        assert_eq!(value_text("x", &json!({ "state": "idle", "ok": true })), "state idle ok yes");
     }
 }

@@ -12,6 +12,7 @@ use crate::control::{Message, Result};
 use serde_json::{json, Value};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Carries a verb out.
 pub fn run(verb: &Pool, common: &Common) -> Result<ExitCode> {
@@ -83,12 +84,16 @@ fn sum(sizes: &[u64]) -> u64 {
     sizes.iter().fold(0, |sum, size| sum.saturating_add(*size))
 }
 
+/// How long a server may take to say how its pool is.
+const LIST_WAIT: Duration = Duration::from_secs(5);
 const COLUMNS: &[&str] = &["id", "state", "size_bytes", "used_bytes", "free_bytes", "paths"];
 
 /// The served pools; one that does not answer is listed with the reason.
 fn list(common: &Common) -> Result<()> {
     let mut pools = Vec::new();
     for (id, stream) in RunDirs::of_process().connect_all()? {
+        // One that hangs must not keep the others from being listed.
+        let _ = stream.set_read_timeout(Some(LIST_WAIT));
         let shown = Client::Server(stream).call(Command::PoolShow, false, None, &mut |_| {});
         pools.push(shown.unwrap_or_else(|e| json!({ "id": id, "state": e.message().what })));
     }

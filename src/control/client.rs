@@ -3,7 +3,8 @@
 use super::doors::Doors;
 use super::engine::{converse, Engine};
 use super::error::{Error, Message, Result};
-use super::pool::{find_devices, LockedPool, OpenPool};
+use super::label::read_label;
+use super::pool::{LockedPool, OpenPool};
 use super::protocol::{Command, Reply, Request, PROTOCOL_VERSION};
 use super::run_dir::{id_text, RunDirs};
 use super::wire;
@@ -11,11 +12,15 @@ use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::process::{pidfd_open, PidfdFlags};
 use serde_json::Value;
 use std::io::BufReader;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{signal, SignalKind};
 
 /// Cache of a command that opens a pool for a moment: imports are sequential and need no more.
 const MOMENT_CACHE_BYTES: u64 = 128 << 20;
@@ -47,10 +52,10 @@ impl Selection {
     /// The server of the pool.
     pub fn server(&self) -> Result<UnixStream> {
         let Some(path) = &self.pool else { return self.only_server() };
-        let (label, _) = find_devices(std::slice::from_ref(path))?;
-        self.dirs().connect(&label.pool_id)?.ok_or_else(|| {
+        let pool_id = read_label(path)?.pool_id;
+        self.dirs().connect(&pool_id)?.ok_or_else(|| {
             Message::new(format!("the pool at {} is not served", path.display()))
-                .why(format!("no server answers for the pool {}", id_text(&label.pool_id)))
+                .why(format!("no server answers for the pool {}", id_text(&pool_id)))
                 .todo(format!("`lunfs serve {}`", path.display()))
                 .into()
         })
@@ -59,12 +64,21 @@ impl Selection {
     /// The server of the pool, or the pool itself where it has none.
     pub fn client(&self) -> Result<Client> {
         let Some(path) = &self.pool else { return self.only_server().map(Client::Server) };
-        let (label, _) = find_devices(std::slice::from_ref(path))?;
-        if let Some(stream) = self.dirs().connect(&label.pool_id)? {
+        let (pool_id, dirs) = (read_label(path)?.pool_id, self.dirs());
+        if let Some(stream) = dirs.connect(&pool_id)? {
             return Ok(Client::Server(stream));
         }
-        let pool = LockedPool::lock(std::slice::from_ref(path))?.open(MOMENT_CACHE_BYTES)?;
-        Ok(Client::Here(Box::new(pool)))
+        let mut server = None;
+        let locked = LockedPool::lock_patiently(std::slice::from_ref(path), || {
+            server = dirs.connect(&pool_id).ok().flatten();
+            server.is_some()
+        });
+        match (locked, server) {
+            (Ok(locked), _) => Ok(Client::Here(Box::new(locked.open(MOMENT_CACHE_BYTES)?))),
+            // A server has begun meanwhile.
+            (Err(Error::InUse(_)), Some(stream)) => Ok(Client::Server(stream)),
+            (Err(e), _) => Err(e),
+        }
     }
 
     /// Of all served pools the only one.
@@ -98,16 +112,53 @@ impl Client {
             Client::Server(stream) => ask(&stream, &request, file, hear),
             Client::Here(pool) => {
                 let (near, far) = UnixStream::pair().map_err(|e| Error::io("no socket", &e))?;
+                let interrupted = heed_interrupts(&near)?;
                 let working = work_here(*pool, far);
                 let answer = ask(&near, &request, file, hear);
                 drop(near);
                 let closed = working.join();
                 let broken = || Error::Connection("the command broke down".into());
                 let closed = closed.map_err(|_| broken())?;
-                answer.and_then(|value| closed.map(|()| value))
+                match answer {
+                    Err(_) if interrupted.load(Ordering::Acquire) => {
+                        let what = "the command was interrupted";
+                        Err(Message::new(what).why("what it had begun was undone").into())
+                    }
+                    answer => answer.and_then(|value| closed.map(|()| value)),
+                }
             }
         }
     }
+}
+
+/// SIGINT, SIGTERM and SIGHUP hang up on the engine, which then undoes what is half done (a LUN
+/// that is being imported) and closes the pool.
+fn heed_interrupts(near: &UnixStream) -> Result<Arc<AtomicBool>> {
+    let failed = |e| Error::io("signals cannot be heard", &e);
+    let near = near.try_clone().map_err(failed)?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let told = interrupted.clone();
+    let runtime = Builder::new_current_thread().enable_io().build().map_err(failed)?;
+    std::thread::spawn(move || {
+        // Without signals a command is ended at once, as any other program.
+        if runtime.block_on(any_signal()).is_ok() {
+            told.store(true, Ordering::Release);
+            let _ = near.shutdown(Shutdown::Both);
+        }
+    });
+    Ok(interrupted)
+}
+
+async fn any_signal() -> std::io::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    Ok(())
 }
 
 fn work_here(pool: OpenPool, far: UnixStream) -> JoinHandle<Result<()>> {

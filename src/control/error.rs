@@ -67,6 +67,9 @@ pub enum Error {
     /// Refused or failed, said in full.
     #[error("{0}")]
     Refused(Message),
+    /// Another process has the pool open.
+    #[error("{0}")]
+    InUse(Message),
     /// The words of the command make no sense (exit code 2).
     #[error("{0}")]
     Usage(Message),
@@ -82,7 +85,9 @@ impl Error {
     /// What the user is shown.
     pub fn message(&self) -> Message {
         match self {
-            Error::Refused(message) | Error::Usage(message) => message.clone(),
+            Error::Refused(message) | Error::InUse(message) | Error::Usage(message) => {
+                message.clone()
+            }
             Error::Connection(why) => Message::new("the control connection failed")
                 .why(why)
                 .todo("see what the server printed, then `lunfs status`"),
@@ -93,7 +98,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Usage(_) => 2,
-            Error::Refused(_) | Error::Connection(_) => 1,
+            Error::Refused(_) | Error::InUse(_) | Error::Connection(_) => 1,
         }
     }
 

@@ -13,9 +13,14 @@ use fs_layout::{DeviceEntry, Label};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Entries of a directory that are looked at to find a device that was moved.
 const MAX_SEARCHED: usize = 4096;
+/// How long a command or server waits for a command that has the pool for a moment.
+const MOMENT_WAIT: Duration = Duration::from_secs(5);
+/// How often it looks.
+const MOMENT_PAUSE: Duration = Duration::from_millis(20);
 /// Smallest device of a pool.
 pub const MIN_DEVICE_BYTES: u64 = 64 << 20;
 
@@ -41,6 +46,23 @@ impl LockedPool {
         let (_, paths) = find_devices(paths)?;
         let devices = lock_devices(&paths, OpenMode::default())?;
         Ok(LockedPool { paths, devices })
+    }
+
+    /// As [`LockedPool::lock`]; a command that has the pool for a moment is waited for. `served`
+    /// ends the waiting: a server keeps it.
+    pub fn lock_patiently(
+        paths: &[PathBuf],
+        mut served: impl FnMut() -> bool,
+    ) -> Result<LockedPool> {
+        let deadline = Instant::now() + MOMENT_WAIT;
+        loop {
+            match LockedPool::lock(paths) {
+                Err(Error::InUse(_)) if Instant::now() < deadline && !served() => {
+                    std::thread::sleep(MOMENT_PAUSE);
+                }
+                other => return other,
+            }
+        }
     }
 
     /// Opens and recovers it.
@@ -139,9 +161,13 @@ pub fn lock_devices(paths: &[PathBuf], mode: OpenMode) -> Result<Vec<Arc<FileDev
 /// What a user is told where a device cannot be opened or made.
 pub fn device_error(error: OpenError) -> Error {
     let message = match &error {
-        OpenError::InUse(path) => Message::new(format!("the pool at {} is in use", path.display()))
-            .why("another lunfs process, or another program, has it open")
-            .todo("`lunfs stop` ends a server; `lunfs pool list` shows the served pools"),
+        OpenError::InUse(path) => {
+            return Error::InUse(
+                Message::new(format!("the pool at {} is in use", path.display()))
+                    .why("another lunfs process, or another program, has it open")
+                    .todo("`lunfs stop` ends a server; `lunfs pool list` shows the served pools"),
+            );
+        }
         OpenError::Exists(path) => Message::new(format!("{} exists already", path.display()))
             .why("it may hold data, so it is left as it is")
             .todo("choose another path, or remove the file first"),

@@ -73,7 +73,7 @@ impl Core {
             m.gid = c.gid.unwrap_or(m.gid);
             m.atime = c.atime.map_or(m.atime, |t| t.0);
             m.mtime = c.mtime.map_or(m.mtime, |t| t.0);
-            m.ctime = time;
+            m.ctime = if c.keep_ctime { m.ctime } else { time };
         });
         txn.keep_alive(&inode);
         txn.commit()?;

@@ -35,6 +35,8 @@ pub(crate) const MIN_DEVICE_BLOCKS: u64 = 16_384;
 /// A quarter of the cache may hold accepted, unwritten data; it also bounds a group's payload.
 const DIRTY_SHARE: u64 = 4;
 const DIRTY_BLOCKS_MAX: u64 = 8192;
+/// Epochs that can have begun after the newest root's next one and left no trace.
+const LOST_EPOCHS: u64 = 2;
 /// A dirty node takes 6 KiB and more; an eighth of the cache may be such nodes.
 const NODE_SHARE_BYTES: u64 = 8 * 8192;
 
@@ -447,7 +449,9 @@ impl Core {
         self.cp.lock().reclaim = list;
         let groups = self.read_log()?;
         let last_epoch = groups.iter().map(|g| g.head.epoch).max().unwrap_or(0);
-        let recovery_epoch = last_epoch.max(self.now() - 1) + 1;
+        // Beyond every epoch that can have begun before the crash, its log lost or not: the epoch is
+        // the generation of what is made in it, and a handle of something lost must not come to life.
+        let recovery_epoch = last_epoch.max(self.now()) + LOST_EPOCHS;
         for g in &groups {
             self.mark_group(g, recovery_epoch)?;
         }

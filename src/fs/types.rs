@@ -98,6 +98,8 @@ pub struct Attr {
 /// What `setattr` changes. `None` leaves as it is. ctime is set by the filesystem.
 #[derive(Debug, Clone, Default)]
 pub struct SetAttr {
+    /// An access is noted, nobody's wish: ctime stays.
+    pub keep_ctime: bool,
     /// Permission bits (07777).
     pub mode: Option<u32>,
     /// Owner.

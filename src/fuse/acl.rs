@@ -1,9 +1,9 @@
-//! POSIX access control lists as extended attributes: with `FUSE_POSIX_ACL` the kernel enforces them,
-//! the filesystem keeps mode bits and lists in step and hands default lists down (posix_acl.c of
-//! Linux, POSIX 1003.1e draft 17).
+//! POSIX access control lists as extended attributes: with `FUSE_POSIX_ACL` the kernel enforces
+//! them, the filesystem keeps mode bits and lists in step and hands default lists down (posix_acl.c
+//! of Linux, POSIX 1003.1e draft 17).
 //!
-//! The attribute's bytes: version 2 as u32, then for each entry tag u16, permissions u16, id u32, all
-//! little-endian (linux/posix_acl_xattr.h).
+//! The attribute's bytes: version 2 as u32, then for each entry tag u16, permissions u16, id u32,
+//! all little-endian (linux/posix_acl_xattr.h).
 
 use super::errno::Result;
 use fuser::Errno;
@@ -91,7 +91,8 @@ impl Acl {
         !self.0.iter().any(|e| matches!(e.tag, USER | GROUP | MASK))
     }
 
-    /// The permission bits (0777) that stand for this list: the group's are the mask's, if it has one.
+    /// The permission bits (0777) that stand for this list: the group's are the mask's, if it has
+    /// one.
     pub fn mode(&self) -> u32 {
         let perm = |tag| self.find(tag).map_or(0, |e| u32::from(e.perm));
         let group = if self.find(MASK).is_some() { MASK } else { GROUP_OBJ };

@@ -94,12 +94,23 @@ pub fn requested_time(time: TimeOrNow, now: Timestamp) -> Timestamp {
 /// Nanoseconds of a second.
 const NANOS: i128 = 1_000_000_000;
 
-/// What of a file's privileges goes when somebody without the right to keep them writes it, or when
-/// its owner changes: set-user-id, and set-group-id where the group may execute (chown(2), write(2)).
-pub fn without_privileges(mode: u32) -> u32 {
-    let group = if mode & S_IXGRP != 0 { S_ISGID } else { 0 };
+/// The mode of a regular file that somebody without the right to keep privileges writes, or that
+/// changes hands: without set-user-id, and without set-group-id where the group may execute or the
+/// caller is not of it (setattr_should_drop_sgid of Linux).
+pub fn without_privileges(mode: u32, caller_is_in_group: bool) -> u32 {
+    let group = if mode & S_IXGRP != 0 || !caller_is_in_group { S_ISGID } else { 0 };
     mode & !(S_ISUID | group)
 }
+
+/// Whether an access at `now` is worth noting: the last one noted is not younger than the last
+/// change, or is a day old (`relatime` of mount(8)).
+pub fn is_access_due(attr: &Attr, now: Timestamp) -> bool {
+    let age = now.0.saturating_sub(attr.atime.0);
+    attr.atime <= attr.mtime || attr.atime <= attr.ctime || age >= ACCESS_AGE_NS
+}
+
+/// How old a noted access may become: a day, in nanoseconds.
+const ACCESS_AGE_NS: i64 = 24 * 3600 * 1_000_000_000;
 
 /// Whether a change says anything at all.
 pub fn is_change(change: &SetAttr) -> bool {
@@ -136,9 +147,10 @@ mod tests {
     }
 
     #[test]
-    fn privileges_go_but_mandatory_locking_stays() {
-        assert_eq!(without_privileges(0o6755), 0o755);
-        assert_eq!(without_privileges(0o2644), 0o2644);
-        assert_eq!(without_privileges(0o4644), 0o644);
+    fn privileges_go_but_a_group_keeps_its_locking_bit() {
+        assert_eq!(without_privileges(0o6755, true), 0o755);
+        assert_eq!(without_privileges(0o2644, true), 0o2644);
+        assert_eq!(without_privileges(0o2644, false), 0o644);
+        assert_eq!(without_privileges(0o4644, true), 0o644);
     }
 }

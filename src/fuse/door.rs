@@ -1,14 +1,15 @@
 //! The file door's state, and who is asking.
 
 use super::errno::{OrErrno, Result};
-use super::handles::Handles;
+use super::handles::{Handle, Handles};
 use super::ids::Node;
 use super::names::Maker;
+use super::notify::Invalidations;
 use super::tree::{Entry, Place, Tree};
 use crate::device::BLOCK_BYTES;
-use crate::fs::{Clock, File, NewNode, NodeKind};
+use crate::fs::{Clock, File, NewNode, NodeKind, VolumeId};
 use dashmap::DashMap;
-use fuser::{Errno, INodeNo, RenameFlags, Request};
+use fuser::{Errno, FileHandle, INodeNo, RenameFlags, Request};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -22,14 +23,16 @@ pub struct Door {
     /// Directories that were removed while the kernel knows them, perhaps as somebody's working
     /// directory: kept until it forgets them. (Files are not: whoever uses one has it open.)
     pub removed: DashMap<INodeNo, File>,
+    /// What the kernel is to be told.
+    pub notices: Arc<Invalidations>,
     /// For UTIME_NOW.
     pub clock: Arc<dyn Clock>,
 }
 
 impl Door {
     /// A door to this tree; nothing is open.
-    pub fn new(tree: Arc<Tree>, clock: Arc<dyn Clock>) -> Door {
-        Door { tree, handles: Handles::new(), removed: DashMap::new(), clock }
+    pub fn new(tree: Arc<Tree>, notices: Arc<Invalidations>, clock: Arc<dyn Clock>) -> Door {
+        Door { tree, handles: Handles::new(), removed: DashMap::new(), notices, clock }
     }
 }
 
@@ -56,10 +59,15 @@ impl Caller {
         Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
     }
 
-    /// Whether a write by this caller leaves set-user-id and set-group-id alone. The kernel would ask
-    /// for CAP_FSETID, which a request does not carry: the superuser has it.
+    /// Whether a write by this caller leaves set-user-id and set-group-id alone. The kernel would
+    /// ask for CAP_FSETID, which a request does not carry: the superuser has it.
     pub fn may_keep_privileges(&self) -> bool {
         self.uid == 0
+    }
+
+    /// The caller, if it may not.
+    pub fn unprivileged(self) -> Option<Caller> {
+        (!self.may_keep_privileges()).then_some(self)
     }
 
     /// Whether the caller belongs to a group. Requests carry no supplementary groups: the process
@@ -155,6 +163,18 @@ impl Door {
         match self.tree.place(number)? {
             Place::Tree(id) => self.tree.fs().readlink(id).or_errno(),
             _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// A directory of the tree is listed from its beginning.
+    pub fn note_listing(&self, handle: FileHandle, offset: u64) {
+        if offset != 0 || handle.0 == 0 {
+            return;
+        }
+        if let Ok(Handle::Directory(open)) = self.handles.get(handle).as_deref() {
+            if open.id().volume == VolumeId::TREE {
+                self.note_access(open);
+            }
         }
     }
 }

@@ -61,10 +61,10 @@ impl OpenData {
 
 /// Who has written through a handle and not closed it since.
 ///
-/// A FLUSH comes for every descriptor of a handle that is closed, also for those that a fork(2) made
-/// in another process and its execve(2) closes at once. Only the table of descriptors that it belonged to
-/// (the lock owner) tells that from the writer's own close(2). Whoever has not written is not known,
-/// and not missed: the lease is taken again by a write.
+/// A FLUSH comes for every descriptor of a handle that is closed, also for those that a fork(2)
+/// made in another process and its execve(2) closes at once. Only the table of descriptors that it
+/// belonged to (the lock owner) tells that from the writer's own close(2). Whoever has not written
+/// is not known, and not missed: the lease is taken again by a write.
 #[derive(Debug, Default)]
 pub struct Writers(Mutex<Vec<u64>>);
 

@@ -1,8 +1,9 @@
 //! Node numbers of the mount: `volume << 40 | ino`, with 1 for the root of the ordinary tree.
 //!
 //! Invariants: a number names the same object for ever (volumes and inodes are never numbered
-//! again), so handles that an NFS or Samba server keeps survive a restart of the server; the numbers
-//! 1 and `volume << 40 | 1` belong to no inode ([`crate::fs::ROOT_INO`] is 2 and volumes begin at 16).
+//! again), so handles that an NFS or Samba server keeps survive a restart of the server; the
+//! numbers 1 and `volume << 40 | 1` belong to no inode ([`crate::fs::ROOT_INO`] is 2 and volumes
+//! begin at 16).
 
 use crate::fs::{NodeId, VolumeId};
 use fuser::INodeNo;

@@ -1,14 +1,15 @@
 //! Opening, reading, writing and everything else that has to do with a file's bytes.
 //!
-//! Ordinary files go through the kernel's page cache, written through; no other door changes them, so
-//! what is cached stays valid over close and open. Files of a LUN bypass it: every read(2) sees what
-//! block clients wrote. Mapped pages of `data` are kept fresh by [`super::notify`].
+//! Ordinary files go through the kernel's page cache, written through; no other door changes them,
+//! so what is cached stays valid over close and open. Files of a LUN bypass it: every read(2) sees
+//! what block clients wrote. Mapped pages of `data` are kept fresh by [`super::notify`].
 
+use super::attr;
 use super::door::{Caller, Door};
 use super::errno::{OrErrno, Result};
 use super::handles::{Handle, OpenAttributes, OpenData, OpenFile};
 use super::tree::{Part, Place};
-use crate::fs::{File, NodeId};
+use crate::fs::{File, NodeId, SetAttr};
 use crate::lun::{DataFile, Lun, OpenIntent};
 use fuser::{
     Errno, FileHandle, FopenFlags, INodeNo, LockOwner, OpenAccMode, OpenFlags, WriteFlags,
@@ -32,7 +33,7 @@ impl Door {
     ) -> Result<(FileHandle, FopenFlags)> {
         let direct = FopenFlags::FOPEN_DIRECT_IO;
         let (handle, how) = match self.tree.place(number)? {
-            Place::Tree(id) => (self.open_ordinary(caller, id, flags)?, ORDINARY),
+            Place::Tree(id) => self.open_ordinary(caller, id, flags)?,
             Place::LunFile(lun, Part::Data, _) => {
                 let data = lun.open_file(intent(flags)).or_errno()?;
                 (
@@ -51,15 +52,34 @@ impl Door {
         Ok((self.handles.insert(handle), how))
     }
 
-    fn open_ordinary(&self, caller: Caller, id: NodeId, flags: OpenFlags) -> Result<Handle> {
+    fn open_ordinary(
+        &self,
+        caller: Caller,
+        id: NodeId,
+        flags: OpenFlags,
+    ) -> Result<(Handle, FopenFlags)> {
         let file = self.tree.fs().open_file(id).or_errno()?;
         if flags.0 & libc::O_TRUNC != 0 {
             file.set_size(0).or_errno()?;
             if self.is_privileged(id)? {
-                self.drop_privileges(id, !caller.may_keep_privileges())?;
+                self.drop_privileges(id, caller.unprivileged())?;
             }
         }
-        Ok(ordinary(file, false))
+        // Reads must come here once to be noted.
+        let noted = flags.acc_mode() == OpenAccMode::O_WRONLY
+            || flags.0 & libc::O_NOATIME != 0
+            || !attr::is_access_due(&file.attr().or_errno()?, self.clock.now());
+        let how = if noted { ORDINARY } else { ORDINARY - FopenFlags::FOPEN_KEEP_CACHE };
+        Ok((ordinary(file, false), how))
+    }
+
+    /// Notes an access of a file of the tree. No error: what was asked for is the data.
+    pub fn note_access(&self, file: &File) {
+        let now = self.clock.now();
+        if file.attr().is_ok_and(|known| attr::is_access_due(&known, now)) {
+            let change = SetAttr { atime: Some(now), keep_ctime: true, ..SetAttr::default() };
+            let _ = self.tree.fs().setattr(file.id(), &change);
+        }
     }
 
     /// `log` may be read, and appended to by whom its mode lets write.
@@ -99,9 +119,20 @@ impl Door {
     }
 
     /// Fills `out` from `offset`; how many bytes there were.
-    pub fn read(&self, handle: FileHandle, offset: u64, out: &mut [u8]) -> Result<usize> {
+    pub fn read(
+        &self,
+        handle: FileHandle,
+        offset: u64,
+        out: &mut [u8],
+        flags: OpenFlags,
+    ) -> Result<usize> {
         match &*self.handles.get(handle)? {
-            Handle::File(open) => open.file.read_at(offset, out).or_errno(),
+            Handle::File(open) => {
+                if !open.read_only && flags.0 & libc::O_NOATIME == 0 {
+                    self.note_access(&open.file);
+                }
+                open.file.read_at(offset, out).or_errno()
+            }
             Handle::Data(data) => data.file.read_at(offset, out).or_errno(),
             Handle::Attributes(open) => open.read(offset, out),
             Handle::Log(file, _) => file.read_at(offset, out).or_errno(),
@@ -111,11 +142,16 @@ impl Door {
 
     /// Writes all of `data`.
     pub fn write(&self, handle: FileHandle, offset: u64, data: &[u8], how: Writing) -> Result<()> {
+        let around = how.flags.0 & libc::O_DIRECT != 0 && !how.mapped();
         let appends = how.flags.0 & libc::O_APPEND != 0 && !how.mapped();
         match &*self.handles.get(handle)? {
             Handle::File(open) if !open.read_only => {
-                self.prepare_write(open, how.how)?;
-                open.file.write_at(offset, data).or_errno()
+                self.prepare_write(open, how.kills().then_some(how.caller))?;
+                open.file.write_at(offset, data).or_errno()?;
+                if around {
+                    self.notices.note_direct_write(how.number, offset, data.len() as u64);
+                }
+                Ok(())
             }
             Handle::Data(open) => {
                 open.writers.wrote(how.owner);
@@ -137,14 +173,13 @@ impl Door {
 
     /// Takes away the privileges that a write ends. An unprivileged file is looked at once, not at
     /// each write, until some file gains privileges.
-    fn prepare_write(&self, open: &OpenFile, how: WriteFlags) -> Result<()> {
+    fn prepare_write(&self, open: &OpenFile, by: Option<Caller>) -> Result<()> {
         let now = self.handles.privileges();
         if open.unprivileged_at.load(Ordering::Acquire) == now {
             return Ok(());
         }
         if self.is_privileged(open.file.id())? {
-            let mode_too = how.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-            self.drop_privileges(open.file.id(), mode_too)?;
+            self.drop_privileges(open.file.id(), by)?;
             return Ok(());
         }
         open.unprivileged_at.store(now, Ordering::Release);
@@ -179,8 +214,8 @@ impl Door {
     }
 
     /// fallocate(2). Nothing is ever written in place, so no space can be set aside for a range:
-    /// allocating checks that there is enough now and sets the size, as other copy-on-write filesystems
-    /// do. Zeroing makes a hole.
+    /// allocating checks that there is enough now and sets the size, as other copy-on-write
+    /// filesystems do. Zeroing makes a hole.
     pub fn fallocate(&self, handle: FileHandle, offset: u64, len: u64, mode: i32) -> Result<()> {
         let handle = self.handles.get(handle)?;
         let bytes = Bytes::of(&handle)?;
@@ -206,7 +241,8 @@ impl Door {
         Ok(())
     }
 
-    /// lseek(2) with SEEK_DATA and SEEK_HOLE (the kernel does the others). ENXIO at the end and beyond.
+    /// lseek(2) with SEEK_DATA and SEEK_HOLE (the kernel does the others). ENXIO at the end and
+    /// beyond.
     pub fn lseek(&self, handle: FileHandle, offset: i64, whence: i32) -> Result<i64> {
         let handle = self.handles.get(handle)?;
         let from = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
@@ -228,9 +264,7 @@ impl Door {
         let (source, target) = (self.handles.get(from.0)?, self.handles.get(to.0)?);
         let (source, target) = (Bytes::of(&source)?, Bytes::of(&target)?);
         if let Handle::File(open) = &*self.handles.get(to.0)? {
-            let keeps = caller.may_keep_privileges();
-            let kill = WriteFlags::FUSE_WRITE_KILL_SUIDGID;
-            self.prepare_write(open, if keeps { WriteFlags::empty() } else { kill })?;
+            self.prepare_write(open, caller.unprivileged())?;
         }
         let rest = source.size()?.saturating_sub(from.1);
         let len = len.min(rest).min(MAX_COPY_BYTES);
@@ -253,6 +287,10 @@ impl Door {
 /// How a write comes.
 #[derive(Debug, Clone, Copy)]
 pub struct Writing {
+    /// Who writes.
+    pub caller: Caller,
+    /// The node that is written.
+    pub number: INodeNo,
     /// The kernel's word on it.
     pub how: WriteFlags,
     /// Flags of the open file.
@@ -262,6 +300,11 @@ pub struct Writing {
 }
 
 impl Writing {
+    /// Whether it is by somebody who may not keep the file's privileges.
+    fn kills(&self) -> bool {
+        self.how.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
+    }
+
     /// Whether it is a mapped page that the kernel writes back.
     fn mapped(&self) -> bool {
         self.how.contains(WriteFlags::FUSE_WRITE_CACHE)

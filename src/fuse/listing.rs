@@ -1,8 +1,9 @@
-//! Reading directories. A listing goes on after the cookie of the last entry seen, without any state
-//! between calls, so that it survives removals beside it, other openings and a restart (NFS).
+//! Reading directories. A listing goes on after the cookie of the last entry seen, without any
+//! state between calls, so that it survives removals beside it, other openings and a restart (NFS).
 //!
-//! Cookies: 1 and 2 are `.` and `..`, 3 is `.snapshots`; ordinary entries have the filesystem's (above
-//! 15, in ascending order). In the root the LUNs stand among those, at [`LUN_COOKIES`] plus their volume.
+//! Cookies: 1 and 2 are `.` and `..`, 3 is `.snapshots`; ordinary entries have the filesystem's
+//! (above 15, in ascending order). In the root the LUNs stand among those, at [`LUN_COOKIES`] plus
+//! their volume.
 
 use super::attr;
 use super::errno::{OrErrno, Result};
@@ -84,7 +85,8 @@ impl Tree {
             Ok(())
         };
         add(dir.clone(), b".", DOT)?;
-        // The parent of a directory that was removed is gone; the name `..` stays until it is closed.
+        // The parent of a directory that was removed is gone; the name `..` stays until it is
+        // closed.
         add(self.parent(dir).unwrap_or_else(|_| dir.clone()), b"..", DOT_DOT)?;
         if let Place::LunDirectory(lun) = dir {
             add(Place::Snapshots(lun.clone()), SNAPSHOTS, DOT_SNAPSHOTS)?;

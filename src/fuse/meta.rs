@@ -79,9 +79,9 @@ impl Door {
         }
     }
 
-    /// A change of owner takes set-user-id, set-group-id and capabilities from a regular file; so does
-    /// a change of size by somebody without the right to keep them (FUSE_HANDLE_KILLPRIV_V2 leaves
-    /// both to the filesystem). chown(2) without an owner arrives as a change of nothing.
+    /// A change of owner takes set-user-id, set-group-id and capabilities from a regular file; so
+    /// does a change of size by somebody without the right to keep them (FUSE_HANDLE_KILLPRIV_V2
+    /// leaves both to the filesystem). chown(2) without an owner arrives as a change of nothing.
     fn drop_privileges_with(&self, caller: Caller, id: NodeId, change: &mut SetAttr) -> Result<()> {
         let owner = change.uid.is_some() || change.gid.is_some() || !attr::is_change(change);
         if change.mode.is_some() && !owner {
@@ -98,7 +98,7 @@ impl Door {
         self.remove_capability(id)?;
         if owner || !caller.may_keep_privileges() {
             let mode = change.mode.unwrap_or(known.mode);
-            let kept = without_privileges(mode);
+            let kept = without_privileges(mode, caller.is_in_group(known.gid));
             if kept != mode {
                 change.mode = Some(kept);
             }
@@ -106,12 +106,14 @@ impl Door {
         Ok(())
     }
 
-    /// Takes privileges from a file that is written. `mode_too`: set-user-id and set-group-id as well.
-    pub fn drop_privileges(&self, id: NodeId, mode_too: bool) -> Result<()> {
+    /// Takes privileges from a file that is written: capabilities always, set-user-id and
+    /// set-group-id if `by` is given: a caller who may not keep them.
+    pub fn drop_privileges(&self, id: NodeId, by: Option<Caller>) -> Result<()> {
         self.remove_capability(id)?;
+        let Some(caller) = by else { return Ok(()) };
         let known = self.tree.fs().getattr(id).or_errno()?;
-        let kept = without_privileges(known.mode);
-        if mode_too && kept != known.mode {
+        let kept = without_privileges(known.mode, caller.is_in_group(known.gid));
+        if kept != known.mode {
             let change = SetAttr { mode: Some(kept), ..SetAttr::default() };
             self.tree.fs().setattr(id, &change).or_errno()?;
         }

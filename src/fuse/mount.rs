@@ -1,12 +1,12 @@
 //! Mounting and unmounting.
 //!
-//! As root the mount is made here, with mount(2) on a descriptor of `/dev/fuse`: that gives plain error
-//! codes, and a mount that is known again by its device number, so that nothing is ever unmounted
-//! but it. Others need the helper fusermount3, which fuser calls.
+//! As root the mount is made here, with mount(2) on a descriptor of `/dev/fuse`: that gives plain
+//! error codes, and a mount that is known again by its device number, so that nothing is ever
+//! unmounted but it. Others need the helper fusermount3, which fuser calls.
 //!
-//! Invariants: when [`Mount::stop`] returned, nothing is mounted at the directory by this server; if the
-//! mount was in use, those who use it keep what they have open until they close it or the process
-//! ends.
+//! Invariants: when [`Mount::stop`] returned, nothing is mounted at the directory by this server;
+//! if the mount was in use, those who use it keep what they have open until they close it or the
+//! process ends.
 
 use super::door::Door;
 use super::mountinfo::{mounted_at, Mounted};
@@ -26,8 +26,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Type and source of the mount as mount(8) shows them.
+/// Type of the mount as mount(8) shows it.
 const KIND: &str = "fuse.lunfs";
+/// Its subtype, and its source unless one is given.
 const NAME: &str = "lunfs";
 /// Where requests come from.
 const DEVICE: &str = "/dev/fuse";
@@ -43,12 +44,15 @@ pub struct MountOptions {
     pub threads: usize,
     /// For time stamps that the mount makes itself.
     pub clock: Arc<dyn Clock>,
+    /// What mount(8) and df(1) show as the source; without commas.
+    pub source: String,
 }
 
 impl MountOptions {
-    /// Four threads: enough for requests that wait beside those that do not, on two cores.
+    /// Four threads: enough for requests that wait beside those that do not, on two cores. The
+    /// source is `lunfs`.
     pub fn new(clock: Arc<dyn Clock>) -> MountOptions {
-        MountOptions { threads: 4, clock }
+        MountOptions { threads: 4, clock, source: NAME.into() }
     }
 }
 
@@ -162,8 +166,8 @@ impl std::fmt::Debug for Standing {
 }
 
 impl Mount {
-    /// Mounts the pool's tree at `dir`. A mount that a former server left there without its server is
-    /// cleared first. When this returns, requests are served.
+    /// Mounts the pool's tree at `dir`. A mount that a former server left there without its server
+    /// is cleared first. When this returns, requests are served.
     pub fn start(
         catalog: Arc<Catalog>,
         dir: &Path,
@@ -179,8 +183,8 @@ impl Mount {
             let noted = Arc::clone(&invalidations);
             tree.catalog().subscribe(Arc::new(move |change| noted.note(change)))
         };
-        let door = Door::new(tree, Arc::clone(&options.clock));
-        let session = open_session(door, &dir, options.threads.max(1))?;
+        let door = Door::new(tree, Arc::clone(&invalidations), Arc::clone(&options.clock));
+        let session = open_session(door, &dir, options)?;
         let failed = MountError::failed(&dir);
         let session = session.spawn().map_err(&failed)?;
         let notices = {
@@ -272,7 +276,7 @@ fn is_root() -> bool {
 }
 
 fn is_ours(mounted: &Mounted) -> bool {
-    mounted.kind == KIND && mounted.source == NAME
+    mounted.kind == KIND
 }
 
 /// Checks the directory and clears what dead servers left there. Its absolute path.
@@ -325,21 +329,25 @@ fn resolve(dir: &Path) -> Result<PathBuf, MountError> {
     }
 }
 
-fn open_session(door: Door, dir: &Path, threads: usize) -> Result<Session<Door>, MountError> {
+fn open_session(
+    door: Door,
+    dir: &Path,
+    options: &MountOptions,
+) -> Result<Session<Door>, MountError> {
     let mut config = Config::default();
-    config.n_threads = Some(threads);
+    config.n_threads = Some(options.threads.max(1));
     config.clone_fd = true;
     if !is_root() {
         config.acl = SessionACL::Owner;
         config.mount_options = vec![
-            MountOption::FSName(NAME.into()),
+            MountOption::FSName(options.source.clone()),
             MountOption::CUSTOM(format!("subtype={NAME}")),
             MountOption::DefaultPermissions,
         ];
         return Session::new(door, dir, &config).map_err(|error| refused(dir, error));
     }
     config.acl = SessionACL::All;
-    let kernel = mount_as_root(dir)?;
+    let kernel = mount_as_root(dir, &options.source)?;
     Session::from_fd(door, kernel, SessionACL::All, config).map_err(|error| {
         let _ = rustix::mount::unmount(dir, UnmountFlags::DETACH);
         MountError::new(dir, Refusal::Failed(error))
@@ -347,16 +355,17 @@ fn open_session(door: Door, dir: &Path, threads: usize) -> Result<Session<Door>,
 }
 
 /// mount(2) for everybody, with devices and set-user-id programs as on a local disk.
-fn mount_as_root(dir: &Path) -> Result<OwnedFd, MountError> {
+fn mount_as_root(dir: &Path, source: &str) -> Result<OwnedFd, MountError> {
     let failed = |error| refused(dir, error);
     let kernel = OpenOptions::new().read(true).write(true).open(DEVICE).map_err(&failed)?;
     let mode = std::fs::metadata(dir).map_err(&failed)?.mode() & libc::S_IFMT;
     let data = format!(
-        "fd={},rootmode={mode:o},user_id=0,group_id=0,allow_other,default_permissions,subtype={NAME}",
+        "fd={},rootmode={mode:o},user_id=0,group_id=0,allow_other,default_permissions,\
+         subtype={NAME}",
         kernel.as_raw_fd()
     );
     let data = CString::new(data).map_err(|error| failed(error.into()))?;
-    rustix::mount::mount(NAME, dir, "fuse", MountFlags::empty(), Some(data.as_c_str()))
+    rustix::mount::mount(source, dir, "fuse", MountFlags::empty(), Some(data.as_c_str()))
         .map_err(|error| failed(error.into()))?;
     Ok(kernel.into())
 }

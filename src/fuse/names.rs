@@ -1,7 +1,8 @@
 //! Making and moving names: create, mknod, mkdir, symlink, link, rename.
 //!
-//! The kernel has checked permissions (`default_permissions`); what it leaves to the filesystem is who
-//! owns a new node, what of its mode a default ACL or the umask takes away, and set-group-id directories.
+//! The kernel has checked permissions (`default_permissions`); what it leaves to the filesystem is
+//! who owns a new node, what of its mode a default ACL or the umask takes away, and set-group-id
+//! directories.
 
 use super::acl::{self, Acl};
 use super::attr::S_ISGID;

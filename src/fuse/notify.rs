@@ -1,12 +1,13 @@
 //! Telling the kernel what other doors and the command line changed.
 //!
-//! The catalog calls [`Invalidations::note`] on the thread that made a change; a thread of its own
-//! sends the notices, because one sent by the handler of a request for the same inode can deadlock
-//! (the kernel waits for that request's locks).
+//! The catalog calls [`Invalidations::note`] on the thread that made a change, the door itself
+//! [`Invalidations::note_direct_write`]; a thread of its own sends the notices, because one sent by
+//! the handler of a request for the same inode can deadlock (the kernel waits for that request's
+//! locks).
 //!
 //! Invariants: noting never waits and takes bounded memory: what would not fit is joined into a
-//! coarser notice (a whole file, all attributes). Names need no notice to be right (the kernel may keep
-//! a LUN's name for no time at all): those that do not fit are dropped.
+//! coarser notice (a whole file, all attributes). Names need no notice to be right (the kernel may
+//! keep a LUN's name for no time at all): those that do not fit are dropped.
 
 use super::ids::Node;
 use super::tree::Tree;
@@ -22,10 +23,13 @@ use std::time::Duration;
 
 /// Ranges remembered of one file before they become the whole file.
 const MAX_RANGES: usize = 16;
+/// Files remembered: far more than requests can touch between two rounds. Beyond, notices are
+/// dropped: what is mapped or cached stays old for longer than it should.
+const MAX_FILES: usize = 4096;
 /// Names remembered before further ones are dropped.
 const MAX_NAMES: usize = 256;
-/// Between two rounds of notices. A block client that writes while `data` is open must not wake this
-/// thread for each write; mapped pages are old for no longer than this.
+/// Between two rounds of notices. A block client that writes while `data` is open must not wake
+/// this thread for each write; mapped pages are old for no longer than this.
 const PACE: Duration = Duration::from_millis(1);
 
 thread_local! {
@@ -85,11 +89,20 @@ fn join(ranges: &mut Vec<(u64, u64)>, mut first: u64, mut end: u64) {
     ranges.insert(at, (first, end));
 }
 
+/// A file of which the kernel must forget something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Target {
+    /// The `data` of a LUN.
+    Data(VolumeId),
+    /// A node of the ordinary tree.
+    Node(u64),
+}
+
 /// What is waiting to be told.
 #[derive(Debug, Default)]
 struct Pending {
-    /// Of each LUN's `data`: at most one entry for each LUN.
-    data: BTreeMap<VolumeId, Stale>,
+    /// At most one entry for each file.
+    files: BTreeMap<Target, Stale>,
     /// Names in the root.
     names: BTreeSet<String>,
     /// The root's attributes.
@@ -106,15 +119,25 @@ impl Pending {
                 self.name(from, own);
                 self.name(to, own);
             }
-            Change::Resized { volume, .. } => {
-                self.data.entry(*volume).or_insert(Stale::Attributes);
-            }
+            Change::Resized { volume, .. } => drop(self.file(Target::Data(*volume))),
             Change::Settings { .. } => {}
             Change::Written { volume, offset_bytes, length_bytes } => {
-                let end = offset_bytes.saturating_add(*length_bytes);
-                self.data.entry(*volume).or_insert(Stale::Attributes).add(*offset_bytes, end);
+                self.written(Target::Data(*volume), *offset_bytes, *length_bytes);
             }
         }
+    }
+
+    fn written(&mut self, target: Target, offset: u64, length: u64) {
+        if let Some(stale) = self.file(target) {
+            stale.add(offset, offset.saturating_add(length));
+        }
+    }
+
+    fn file(&mut self, target: Target) -> Option<&mut Stale> {
+        if self.files.len() >= MAX_FILES && !self.files.contains_key(&target) {
+            return None;
+        }
+        Some(self.files.entry(target).or_insert(Stale::Attributes))
     }
 
     fn name(&mut self, name: &str, own: bool) {
@@ -125,7 +148,7 @@ impl Pending {
     }
 
     fn is_empty(&self) -> bool {
-        self.data.is_empty() && self.names.is_empty() && !self.root
+        self.files.is_empty() && self.names.is_empty() && !self.root
     }
 }
 
@@ -156,6 +179,14 @@ impl Invalidations {
         self.arrived.notify_one();
     }
 
+    /// A file of the ordinary tree was written around the page cache (O_DIRECT). The kernel drops
+    /// cached pages before such a write, and after it only where the writer waited; a reader may
+    /// have fetched old ones in between. Never waits for the kernel.
+    pub fn note_direct_write(&self, number: INodeNo, offset: u64, length: u64) {
+        self.pending.lock().written(Target::Node(number.0), offset, length);
+        self.arrived.notify_one();
+    }
+
     /// Ends [`Invalidations::run`].
     pub fn close(&self) {
         self.pending.lock().closed = true;
@@ -166,8 +197,10 @@ impl Invalidations {
     /// and the kernel that refuses a notice has forgotten the inode or is being unmounted.
     pub fn run(&self, kernel: &Notifier) {
         while let Some(pending) = self.next() {
-            for (volume, stale) in &pending.data {
-                self.send(kernel, *volume, stale);
+            for (target, stale) in &pending.files {
+                if let Some(number) = self.number(*target) {
+                    send(kernel, number, stale);
+                }
             }
             for name in &pending.names {
                 let _ = kernel.inval_entry(INodeNo::ROOT, OsStr::new(name));
@@ -191,29 +224,31 @@ impl Invalidations {
         Some(std::mem::replace(&mut *pending, Pending { closed, ..Pending::default() }))
     }
 
-    fn send(&self, kernel: &Notifier, volume: VolumeId, stale: &Stale) {
-        let Some(lun) = self.tree.catalog().by_volume(volume) else {
-            return;
-        };
-        let Some(number) = Node::Inode(lun.data_node()).pack() else {
-            return;
-        };
-        match stale {
-            Stale::Attributes => {
-                let _ = kernel.inval_inode(number, -1, 0);
+    fn number(&self, target: Target) -> Option<INodeNo> {
+        match target {
+            Target::Data(volume) => {
+                Node::Inode(self.tree.catalog().by_volume(volume)?.data_node()).pack()
             }
-            Stale::Ranges(ranges) => {
-                for &(first, end) in ranges {
-                    let (Ok(offset), Ok(length)) = (first.try_into(), (end - first).try_into())
-                    else {
-                        continue;
-                    };
-                    let _ = kernel.inval_inode(number, offset, length);
-                }
+            Target::Node(number) => Some(INodeNo(number)),
+        }
+    }
+}
+
+fn send(kernel: &Notifier, number: INodeNo, stale: &Stale) {
+    match stale {
+        Stale::Attributes => {
+            let _ = kernel.inval_inode(number, -1, 0);
+        }
+        Stale::Ranges(ranges) => {
+            for &(first, end) in ranges {
+                let (Ok(offset), Ok(length)) = (first.try_into(), (end - first).try_into()) else {
+                    continue;
+                };
+                let _ = kernel.inval_inode(number, offset, length);
             }
-            Stale::Whole => {
-                let _ = kernel.inval_inode(number, 0, 0);
-            }
+        }
+        Stale::Whole => {
+            let _ = kernel.inval_inode(number, 0, 0);
         }
     }
 }
@@ -239,7 +274,7 @@ mod tests {
             pending.note(&written(17, offset, length), false);
         }
         let expected = Stale::Ranges(vec![(0, 12288), (1 << 20, (1 << 20) + 512)]);
-        assert_eq!(pending.data[&VolumeId(17)], expected);
+        assert_eq!(pending.files[&Target::Data(VolumeId(17))], expected);
     }
 
     #[test]
@@ -248,9 +283,20 @@ mod tests {
         for i in 0..=MAX_RANGES as u64 {
             pending.note(&written(17, i * 8192, 512), false);
         }
-        assert_eq!(pending.data[&VolumeId(17)], Stale::Whole);
+        assert_eq!(pending.files[&Target::Data(VolumeId(17))], Stale::Whole);
         pending.note(&written(17, 0, u64::MAX), false);
-        assert_eq!(pending.data.len(), 1);
+        assert_eq!(pending.files.len(), 1);
+    }
+
+    #[test]
+    fn files_are_bounded() {
+        let mut pending = Pending::default();
+        for number in 0..2 * MAX_FILES as u64 {
+            pending.written(Target::Node(number), 0, 1);
+        }
+        assert_eq!(pending.files.len(), MAX_FILES);
+        pending.written(Target::Node(0), 1, 1);
+        assert_eq!(pending.files[&Target::Node(0)], Stale::Ranges(vec![(0, 2)]));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The kernel's requests: each is taken apart, handed to [`Door`] or [`Tree`](super::tree::Tree), and
-//! answered. Nothing is decided here.
+//! The kernel's requests: each is taken apart, handed to [`Door`] or [`Tree`](super::tree::Tree),
+//! and answered. Nothing is decided here.
 
 use super::attr;
 use super::door::{Caller, Door};
@@ -27,8 +27,8 @@ const MAX_WRITE_BYTES: u32 = 1 << 20;
 /// I/O) before it waits: enough for a queue depth of 32 on two files.
 const MAX_BACKGROUND: u16 = 64;
 
-/// What is asked of the kernel, each where it has it. Never the writeback cache: it loses what block
-/// clients write into the same page.
+/// What is asked of the kernel, each where it has it. Never the writeback cache: it loses what
+/// block clients write into the same page.
 const WANTED: [InitFlags; 12] = [
     InitFlags::FUSE_ATOMIC_O_TRUNC,
     InitFlags::FUSE_EXPORT_SUPPORT,
@@ -111,6 +111,7 @@ impl Filesystem for Door {
             size_bytes: size,
             atime: atime.map(|time| attr::requested_time(time, now)),
             mtime: mtime.map(|time| attr::requested_time(time, now)),
+            ..SetAttr::default()
         };
         attributes(reply, Door::setattr(self, Caller::of(request), ino, fh, change));
     }
@@ -237,7 +238,7 @@ impl Filesystem for Door {
         fh: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
@@ -247,7 +248,7 @@ impl Filesystem for Door {
                 buffer.resize(size, 0);
             }
             let out = buffer.get_mut(..size).unwrap_or_default();
-            match Door::read(self, fh, offset, out) {
+            match Door::read(self, fh, offset, out, flags) {
                 Ok(count) => reply.data(out.get(..count).unwrap_or_default()),
                 Err(error) => reply.error(error),
             }
@@ -256,8 +257,8 @@ impl Filesystem for Door {
 
     fn write(
         &self,
-        _: &Request,
-        _: INodeNo,
+        request: &Request,
+        number: INodeNo,
         fh: FileHandle,
         offset: u64,
         data: &[u8],
@@ -266,7 +267,8 @@ impl Filesystem for Door {
         owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match Door::write(self, fh, offset, data, Writing { how, flags, owner }) {
+        let how = Writing { caller: Caller::of(request), number, how, flags, owner };
+        match Door::write(self, fh, offset, data, how) {
             Ok(()) => reply.written(data.len() as u32),
             Err(error) => reply.error(error),
         }
@@ -305,10 +307,11 @@ impl Filesystem for Door {
         &self,
         _: &Request,
         ino: INodeNo,
-        _: FileHandle,
+        fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        self.note_listing(fh, offset);
         let listed = self.tree.place(ino).and_then(|dir| {
             self.tree.list(&dir, offset, &mut |item| {
                 Ok(reply.add(item.number, item.cookie, item.kind, OsStr::from_bytes(&item.name)))
@@ -324,10 +327,11 @@ impl Filesystem for Door {
         &self,
         _: &Request,
         ino: INodeNo,
-        _: FileHandle,
+        fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        self.note_listing(fh, offset);
         let listed = self.tree.place(ino).and_then(|dir| {
             self.tree.list(&dir, offset, &mut |item| {
                 // What was removed meanwhile is left out.

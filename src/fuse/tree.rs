@@ -3,9 +3,10 @@
 //!
 //! - LUN directories live in the root only; a name there belongs to a LUN or to an ordinary entry,
 //!   never to both (compared without regard to case, by [`Catalog::check_tree_name`]).
-//! - `mv` of a LUN directory renames the LUN, `rmdir` deletes it; both answer EBUSY while it is in use.
-//! - Anything else made, linked, renamed or removed inside a LUN directory is EPERM. One exception: a
-//!   file renamed onto `attributes` is applied as if its text had been written there.
+//! - `mv` of a LUN directory renames the LUN, `rmdir` deletes it; both answer EBUSY while it is in
+//!   use.
+//! - Anything else made, linked, renamed or removed inside a LUN directory is EPERM. One exception:
+//!   a file renamed onto `attributes` is applied as if its text had been written there.
 //! - `.snapshots` is virtual.
 
 use super::attr::{self, S_ISGID, S_ISUID};
@@ -21,8 +22,8 @@ use std::time::Duration;
 
 /// Name of the virtual directory of a LUN's snapshots.
 pub const SNAPSHOTS: &[u8] = b".snapshots";
-/// How long the kernel may keep what it knows of the ordinary tree. No other door changes it, so this
-/// only bounds how long a mistake could last.
+/// How long the kernel may keep what it knows of the ordinary tree. No other door changes it, so
+/// this only bounds how long a mistake could last.
 const TREE_TTL: Duration = Duration::from_secs(60);
 /// LUN files change through other doors too: the kernel asks each time.
 const LUN_TTL: Duration = Duration::ZERO;
@@ -73,7 +74,8 @@ impl Place {
         }
     }
 
-    /// The directory in the ordinary tree in which entries may be made and removed; EPERM elsewhere.
+    /// The directory in the ordinary tree in which entries may be made and removed; EPERM
+    /// elsewhere.
     pub fn changeable(&self) -> Result<NodeId> {
         match self {
             Place::Tree(id) => Ok(*id),

@@ -1,11 +1,12 @@
 //! One connection, which is one session: bytes in, bytes and jobs out.
 //!
-//! A carrier does, again and again: [`Connection::process`], run every [`Connection::next_job`] and hand
-//! its outcome to [`Connection::completed`], send [`Connection::outgoing`], and, where
+//! A carrier does, again and again: [`Connection::process`], run every [`Connection::next_job`] and
+//! hand its outcome to [`Connection::completed`], send [`Connection::outgoing`], and, where
 //! [`Connection::willing`], receive into [`Connection::space`] and tell [`Connection::received`].
 //!
-//! Invariants: StatSN rises by one with each status; MaxCmdSN never falls; a task is in `tasks` from its
-//! command to its response and its tag is unique there; after `closing` nothing more is read.
+//! Invariants: StatSN rises by one with each status; MaxCmdSN never falls; a task is in `tasks`
+//! from its command to its response and its tag is unique there; after `closing` nothing more is
+//! read.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -487,6 +488,9 @@ impl Connection {
         let mut header = Header::reply(response::LOGOUT, pdu::FINAL, request.tag());
         header.0[2] = if recovery { NO_RECOVERY } else { 0 };
         if !recovery {
+            if let Phase::Full(session) = &self.phase {
+                session.opened.nexus.leaving();
+            }
             self.close();
             self.tasks.clear();
         }

@@ -1,5 +1,5 @@
-//! Text requests in full feature phase (RFC 7143 §11.10, appendix C): SendTargets, and what little may
-//! still be negotiated. A long answer is sent in parts that the initiator asks for one by one.
+//! Text requests in full feature phase (RFC 7143 §11.10, appendix C): SendTargets, and what little
+//! may still be negotiated. A long answer is sent in parts that the initiator asks for one by one.
 
 use super::connection::{Connection, Phase};
 use super::directory::Client;
@@ -86,8 +86,8 @@ impl Connection {
         }
     }
 
-    /// What SendTargets asks for. `All` lists every target in a discovery session; in an operational
-    /// one it may not (RFC 7143 appendix C), there it means the session's own target.
+    /// What SendTargets asks for. `All` lists every target in a discovery session; in an
+    /// operational one it may not (RFC 7143 appendix C), there it means the session's own target.
     fn send_targets(&self, offer: &str) -> Option<Targets> {
         match (&self.phase, offer) {
             (Phase::Discovery(_), "All") => Some(Targets::All),

@@ -1,5 +1,6 @@
 //! The login phase (RFC 7143 §6.3, §11.12, §11.13): security and operational negotiation, from the
-//! first Login Request to the decision that a session begins. AuthMethod is None; CHAP has its room in
+//! first Login Request to the decision that a session begins. AuthMethod is None; CHAP has its room
+//! in
 //! [`Login::security`].
 //!
 //! Invariant: the text of one negotiation step is bounded by [`text::MAX_TEXT_BYTES`] over all its

@@ -1,12 +1,14 @@
 //! The iSCSI door: RFC 7143, error recovery level 0, one connection a session.
 //!
-//! [`connection`] is the protocol: a state machine that takes bytes and yields bytes and [`job`]s, without
-//! sockets, threads or clocks. [`portal`] carries its bytes over TCP with tokio and runs its jobs on
-//! blocking threads. [`session`] is what the connections of a door share. The disks come from a
+//! [`connection`] is the protocol: a state machine that takes bytes and yields bytes and [`job`]s,
+//! without sockets, threads or clocks. [`portal`] carries its bytes over TCP with tokio and runs
+//! its jobs on blocking threads. [`session`] is what the connections of a door share. The disks
+//! come from a
 //! [`TargetDirectory`], the commands are carried out by [`crate::scsi`].
 //!
-//! What a client can make us hold is bounded for each connection: [`connection::WINDOW`] commands, their
-//! unsolicited data (FirstBurstLength each), [`transfer::MAX_SOLICITED_BYTES`] of solicited data, and
+//! What a client can make us hold is bounded for each connection: [`connection::WINDOW`] commands,
+//! their unsolicited data (FirstBurstLength each), [`transfer::MAX_SOLICITED_BYTES`] of solicited
+//! data, and
 //! [`connection::MAX_OUTGOING_BYTES`] of answers before we stop reading from it.
 
 pub mod connection;

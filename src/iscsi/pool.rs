@@ -1,4 +1,5 @@
-//! Buffers of one connection, used again so that a large transfer costs neither fresh pages nor zeros.
+//! Buffers of one connection, used again so that a large transfer costs neither fresh pages nor
+//! zeros.
 //!
 //! Invariant: a buffer's length is what was asked for; what it held before is never sent, as every
 //! byte is written by the disk or by the wire before it is read.

@@ -1,5 +1,5 @@
-//! Carries iSCSI over TCP: one task a connection, which answers what it can on the thread that received
-//! it; the rest runs on tokio's blocking threads, a bounded number for each connection.
+//! Carries iSCSI over TCP: one task a connection, which answers what it can on the thread that
+//! received it; the rest runs on tokio's blocking threads, a bounded number for each connection.
 
 use std::future::{poll_fn, Future};
 use std::io::{self, IoSlice};
@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection::Connection;
-use super::job::Done;
+use super::job::{Done, Job};
 use super::session::Service;
 
 /// Slices given to one vectored write.
@@ -29,6 +29,8 @@ const LINGER: Duration = Duration::from_secs(2);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
+/// As long for sent data that is not acknowledged, where keepalive does not ask.
+const UNACKNOWLEDGED_MS: u32 = 60_000;
 
 /// Serves one listening address until `stop`; returns when its connections have ended.
 pub async fn serve(service: Arc<Service>, listener: TcpListener, stop: CancellationToken) {
@@ -80,6 +82,7 @@ fn prepare(stream: &TcpStream) {
     let _ = sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE);
     let _ = sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL);
     let _ = sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES);
+    let _ = sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_MS);
 }
 
 async fn carry(service: Arc<Service>, stream: TcpStream, peer: SocketAddr, end: CancellationToken) {
@@ -95,10 +98,18 @@ async fn carry(service: Arc<Service>, stream: TcpStream, peer: SocketAddr, end: 
     carrier.run(end, login_timeout).await;
     carrier.core.close();
     carrier.wait_for_jobs().await;
-    let Carrier { core, stream, .. } = carrier;
-    drop(stream);
+    let Carrier { core, mut stream, .. } = carrier;
+    let _ = stream.shutdown().await;
     // letting go of a disk may wait for it
     let _ = tokio::task::spawn_blocking(move || drop(core)).await;
+    let _ = tokio::time::timeout(LINGER, drain(stream)).await;
+}
+
+/// Takes what the client still sends: closing with unread bytes would reset the connection, and the
+/// client would lose our last answer.
+async fn drain(mut stream: TcpStream) {
+    let mut bytes = [0; 4096];
+    while matches!(stream.read(&mut bytes).await, Ok(count) if count > 0) {}
 }
 
 /// What a connection's task wakes up for.
@@ -108,6 +119,25 @@ enum Event {
     Done(Done),
     End,
     TimedOut,
+}
+
+/// Reports a job's outcome when dropped, so that one whose thread panicked or was never run is not
+/// waited for.
+struct Report {
+    to: mpsc::UnboundedSender<Done>,
+    done: Done,
+}
+
+impl Report {
+    fn run(mut self, job: Job) {
+        self.done = job.run();
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        let _ = self.to.send(std::mem::replace(&mut self.done, Done::Lost));
+    }
 }
 
 struct Carrier {
@@ -188,7 +218,12 @@ impl Carrier {
         while !out.is_empty() {
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
             let count = out.slices(&mut slices);
-            match self.stream.try_write_vectored(slices.get(..count).unwrap_or_default()) {
+            // a plain write is cheaper than a vectored one of one slice
+            let sent = match slices.get(..count).unwrap_or_default() {
+                [one] => self.stream.try_write(one),
+                many => self.stream.try_write_vectored(many),
+            };
+            match sent {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(bytes) => out.advance(bytes),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -200,11 +235,8 @@ impl Carrier {
 
     fn start_jobs(&mut self) {
         while let Some(job) = self.core.next_job() {
-            let done_to = self.done_to.clone();
-            tokio::spawn(async move {
-                let done = tokio::task::spawn_blocking(move || job.run()).await;
-                let _ = done_to.send(done.unwrap_or(Done::Lost));
-            });
+            let report = Report { to: self.done_to.clone(), done: Done::Lost };
+            drop(tokio::task::spawn_blocking(move || report.run(job)));
         }
     }
 

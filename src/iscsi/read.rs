@@ -1,4 +1,5 @@
-//! Data-In and responses (RFC 7143 §11.4, §11.7): status rides on the last Data-In where it is GOOD.
+//! Data-In and responses (RFC 7143 §11.4, §11.7): status rides on the last Data-In where it is
+//! GOOD.
 
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -21,8 +22,8 @@ enum Source<'a> {
     Short(&'a [u8]),
 }
 
-/// Sets residual count and flag in a SCSI Response or the last Data-In (RFC 7143 §11.4.5): `wanted` is
-/// what the command moves, `expected` what the initiator was ready for.
+/// Sets residual count and flag in a SCSI Response or the last Data-In (RFC 7143 §11.4.5): `wanted`
+/// is what the command moves, `expected` what the initiator was ready for.
 fn set_residual(header: &mut Header, wanted: usize, expected: usize) {
     if wanted > expected {
         header.0[1] |= pdu::OVERFLOW;

@@ -1,8 +1,8 @@
 //! The sessions of a door: their listing, their end on demand, reinstatement, and the logical units
 //! they share.
 //!
-//! Invariants: an entry is in the table from before its disk is opened until its disk is dropped; two
-//! entries never have the same reinstatement key; a unit is shared by all sessions of one disk,
+//! Invariants: an entry is in the table from before its disk is opened until its disk is dropped;
+//! two entries never have the same reinstatement key; a unit is shared by all sessions of one disk,
 //! whichever address they came by.
 
 use std::collections::HashMap;
@@ -27,7 +27,8 @@ const MAX_IDLE_UNITS: usize = 1024;
 /// What the door is told at its start.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// What discovery names instead of the address that the initiator dialled: `host` or `host:port`.
+    /// What discovery names instead of the address that the initiator dialled: `host` or
+    /// `host:port`.
     pub advertise: Option<String>,
     /// Most connections at a time, of all addresses: bounds memory and threads.
     pub max_connections: usize,

@@ -1,5 +1,5 @@
-//! Task management (RFC 7143 §11.5, §11.6). A response is sent when none of the tasks it is about runs
-//! any more; tasks of other sessions are ended through [`Nexus::aborts`].
+//! Task management (RFC 7143 §11.5, §11.6). A response is sent when none of the tasks it is about
+//! runs any more; tasks of other sessions are ended through [`Nexus::aborts`].
 //!
 //! [`Nexus::aborts`]: crate::scsi::Nexus::aborts
 

@@ -1,8 +1,10 @@
-//! SCSI commands and their data-out (RFC 7143 §11.3, §11.7, §11.8): immediate data, unsolicited bursts, R2T.
+//! SCSI commands and their data-out (RFC 7143 §11.3, §11.7, §11.8): immediate data, unsolicited
+//! bursts, R2T.
 //!
-//! Invariants: data of a sequence comes in order (DataPDUInOrder, DataSequenceInOrder), so a command needs
-//! one offset; at most one R2T of a command is open; a write has room for what it may be sent before
-//! it may be sent. A command whose expected length is shorter than its CDB needs is not carried out.
+//! Invariants: data of a sequence comes in order (DataPDUInOrder, DataSequenceInOrder), so a
+//! command needs one offset; at most one R2T of a command is open; a write has room for what it may
+//! be sent before it may be sent. A command whose expected length is shorter than its CDB needs is
+//! not carried out.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -120,8 +122,8 @@ impl Connection {
         }
     }
 
-    /// A SCSI command. `data` is its immediate data, `None` where that is long and still comes: then
-    /// the result says where it goes.
+    /// A SCSI command. `data` is its immediate data, `None` where that is long and still comes:
+    /// then the result says where it goes.
     pub(super) fn scsi_command(&mut self, header: &Header, data: Option<&[u8]>) -> Destination {
         self.look_for_aborts();
         if !self.admit(header) {
@@ -145,7 +147,7 @@ impl Connection {
                 let wanted = answer.data.len();
                 self.refuse(header, request, answer, wanted)
             }
-            Plan::Run(task) if task.data_out_bytes > 0 => self.write(header, request, task, data),
+            Plan::Run(task) if task.takes_data() => self.write(header, request, task, data),
             Plan::Run(task)
                 if task.data_in_bytes > request.in_expected() && request.in_expected() == 0 =>
             {
@@ -199,8 +201,8 @@ impl Connection {
         let Some(nexus) = self.nexus() else {
             return Destination::Discard;
         };
-        if !task.fit(request.out_expected()) {
-            let answer = nexus.check(Sense::INVALID_INFORMATION_UNIT);
+        if let Err(sense) = task.fit(request.out_expected()) {
+            let answer = nexus.check(sense);
             return self.refuse(header, request, answer, task.wanted_bytes);
         }
         let needed = task.data_out_bytes;

@@ -103,7 +103,7 @@ pub struct Attachment {
     /// Epoch of the lease in which this session was last granted it; 0: never.
     grant: AtomicU64,
     gone: AtomicBool,
-    lost: AtomicBool,
+    pub(super) lost: AtomicBool,
     kick: Mutex<Option<Kick>>,
     pub(super) counters: Counters,
 }
@@ -168,8 +168,8 @@ impl Attachment {
         }
     }
 
-    /// The connection broke without a logout: when this is dropped (or logged out), its share of
-    /// the lease outlives it by the grace.
+    /// From now on its end is that of a broken connection ([`super::BlockIo::leaving`] takes it
+    /// back): its share of the lease outlives it by the grace.
     pub fn lost(&self) {
         self.lost.store(true, Ordering::Release);
     }
@@ -214,11 +214,6 @@ impl Attachment {
         if let Some(kick) = kick {
             kick();
         }
-    }
-
-    /// Takes a share of the block lease without writing (a reservation). Waits as a write does.
-    pub fn claim_lease(&self) -> std::result::Result<(), BlockError> {
-        self.enter_write().map(drop)
     }
 
     /// For a write-class command: rights, the lease (waiting for it), and the gate to write under.

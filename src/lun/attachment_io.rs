@@ -127,6 +127,10 @@ impl BlockIo for Attachment {
         self.lun.live.media_changes.load(Ordering::Acquire)
     }
 
+    fn leaving(&self) {
+        self.lost.store(false, Ordering::Release);
+    }
+
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         self.check(offset, out.len() as u64)?;
         let read = self.lun.data.read_at(offset, out);
@@ -226,6 +230,10 @@ impl BlockIo for Attachment {
             range.iter_mut().zip(data).for_each(|(to, from)| *to |= from);
             Ok(())
         })
+    }
+
+    fn claim(&self) -> Result<()> {
+        self.enter_write().map(drop)
     }
 
     fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>> {

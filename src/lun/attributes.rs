@@ -408,6 +408,35 @@ mod tests {
         assert!(attributes.wanted_by(&long).is_err());
     }
 
+    /// Whatever is written, it is accepted whole or refused in at most three lines.
+    #[test]
+    fn mutated_texts_never_panic() {
+        let attributes = shown();
+        let text = attributes.to_toml().into_bytes();
+        let mut seed = 1_u64;
+        let mut next = |below: usize| {
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) as usize % below
+        };
+        for _ in 0..20_000 {
+            let mut mutant = text.clone();
+            for _ in 0..=next(4) {
+                let at = next(mutant.len());
+                match next(3) {
+                    0 => mutant[at] = next(256) as u8,
+                    1 => drop(mutant.remove(at)),
+                    _ => mutant.insert(at, b"=\"[]#\n'9-\xff"[next(10)]),
+                }
+            }
+            let mutant = String::from_utf8_lossy(&mutant);
+            if let Err(error) = attributes.wanted_by(&mutant) {
+                assert!(error.to_string().lines().count() <= 3, "{error}");
+            }
+        }
+    }
+
     #[test]
     fn settings_survive_their_file() {
         let mut wanted = Wanted { settings: Settings::default(), size_bytes: 0 };

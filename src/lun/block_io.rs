@@ -41,7 +41,8 @@ pub enum BlockError {
     Gone,
 }
 
-/// What a door needs to know to describe a disk. Changes over its life: ask again, watch `generation`.
+/// What a door needs to know to describe a disk. Changes over its life: ask again, watch
+/// `generation`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Geometry {
     /// Capacity in bytes, a multiple of `block_bytes`.
@@ -96,9 +97,10 @@ pub struct Extent {
 /// All offsets and lengths are bytes and must be multiples of `block_bytes`, inside the capacity:
 /// implementations check it and answer [`BlockError`], never panic.
 ///
-/// Every call is synchronous. The `try_` forms never block and answer `None` where the blocking form
-/// would have to wait (for a device, space, a lease): a door tries them on the thread that received the
-/// request, and hands the request to a blocking thread only on `None`. A `None` has changed nothing.
+/// Every call is synchronous. The `try_` forms never block and answer `None` where the blocking
+/// form would have to wait (for a device, space, a lease): a door tries them on the thread that
+/// received the request, and hands the request to a blocking thread only on `None`. A `None` has
+/// changed nothing.
 pub trait BlockIo: Send + Sync + fmt::Debug {
     /// Size, block sizes and flags at this moment.
     fn geometry(&self) -> Geometry;
@@ -106,11 +108,15 @@ pub trait BlockIo: Send + Sync + fmt::Debug {
     fn generation(&self) -> u64;
     /// Names.
     fn identity(&self) -> Identity;
-    /// Rises by one, and `generation` with it, whenever the contents may have changed behind the block
-    /// clients (a file writer closed, an import): a unit attention, MEDIUM MAY HAVE CHANGED.
+    /// Rises by one, and `generation` with it, whenever the contents may have changed behind the
+    /// block clients (a file writer closed, an import): a unit attention, MEDIUM MAY HAVE CHANGED.
     fn media_changes(&self) -> u64 {
         0
     }
+
+    /// The client says that it leaves: the drop that follows is a logout. Without it the connection
+    /// was lost, and the client may come back to what it held.
+    fn leaving(&self) {}
 
     /// Fills `out` from `offset`.
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), BlockError>;
@@ -138,4 +144,10 @@ pub trait BlockIo: Send + Sync + fmt::Debug {
 
     /// Runs covering the range from `offset`, in order, at most `max`, the last may end early.
     fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>, BlockError>;
+
+    /// A reservation: keeps the file door out as a first write does, without writing. May wait as a
+    /// write does.
+    fn claim(&self) -> Result<(), BlockError> {
+        Ok(())
+    }
 }

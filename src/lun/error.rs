@@ -10,7 +10,11 @@ pub enum Error {
     #[error("there is no LUN named '{0}'\nlist them with: lunfs lun list")]
     NotFound(String),
     /// The name is taken by a LUN or by an entry of the mount's root.
-    #[error("the name '{name}' is taken by {by}\nnames are compared without regard to case\nchoose another name")]
+    #[error(
+        "the name '{name}' is taken by {by}\n\
+         names are compared without regard to case\n\
+         choose another name"
+    )]
     NameTaken {
         /// What was asked for.
         name: String,
@@ -18,7 +22,11 @@ pub enum Error {
         by: String,
     },
     /// Not a LUN name.
-    #[error("'{name}' cannot be a LUN's name\n{why}\nuse at most 64 of A-Z a-z 0-9 . _ - and no leading dot")]
+    #[error(
+        "'{name}' cannot be a LUN's name\n\
+         {why}\n\
+         use at most 64 of A-Z a-z 0-9 . _ - and no leading dot"
+    )]
     BadName {
         /// What was asked for.
         name: String,
@@ -59,7 +67,11 @@ pub enum Error {
         remedy: String,
     },
     /// `read-only` is set, or the client's rights are read-only.
-    #[error("the LUN '{0}' is read-only\nits attribute read-only is true\nchange it with: lunfs lun set {0} read-only=false")]
+    #[error(
+        "the LUN '{0}' is read-only\n\
+         its attribute read-only is true\n\
+         change it with: lunfs lun set {0} read-only=false"
+    )]
     ReadOnly(String),
     /// No session has this id.
     #[error("there is no session {0}\nlist them with: lunfs session list")]

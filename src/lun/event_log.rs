@@ -117,7 +117,11 @@ impl EventLog {
 
     fn cut(&self, state: &mut State) -> fs::Result<()> {
         let size_before = self.file.size_bytes();
-        let bytes = tail(&self.file)?;
+        // Lines that cannot be read back must not stop those to come.
+        let bytes = match tail(&self.file) {
+            Err(fs::Error::Corrupt { .. }) => Vec::new(),
+            bytes => bytes?,
+        };
         let half = bytes.len() / 2;
         let newline = bytes.iter().skip(half).position(|b| *b == b'\n');
         let (older, newer) = bytes.split_at(newline.map_or(bytes.len(), |at| half + at + 1));

@@ -25,7 +25,7 @@ use super::handshake::Terms;
 use super::inbox::{Inbox, Incoming, Payload};
 use super::outbox::{Outbox, MAX_PIECES};
 use super::session::{Session, Sessions, Tally};
-use super::shards::{Eagerness, Seat, POLL_TIME};
+use super::shards::{Eagerness, Seat, POLL_PAID_TIME, POLL_TIME};
 use super::stream::Stream;
 use super::transmission::{self, Command};
 use super::wire::Request;
@@ -181,7 +181,10 @@ impl Connection {
         match transmission::plan(&request, &self.terms) {
             Ok(Command::Read) => self.read(request),
             Ok(Command::Write { fua }) => return self.write(request, payload, fua),
-            Ok(Command::Disconnect) => self.leave(),
+            Ok(Command::Disconnect) => {
+                self.export.io.leaving();
+                self.leave();
+            }
             Ok(command) => self.hand_over(request, command, None),
             Err(error) => {
                 let tail = self.outbox.tail(transmission::MAX_STATUS_BYTES, &mut self.pool);
@@ -402,15 +405,15 @@ impl Connection {
     }
 
     /// Looks for the next request for a moment, letting others run in between: the client may need
-    /// this very processor to send it. It pays only if it was quick: where others keep the processor
-    /// for long, the host wakes a sleeper sooner than one who yielded.
+    /// this very processor to send it. It pays only if it was quick: where others keep the
+    /// processor for long, the host wakes a sleeper sooner than one who yielded.
     fn poll_briefly(&mut self) -> Result<Option<usize>, Error> {
         let since = Instant::now();
         loop {
             let found = self.stream.receive_now(self.inbox.space())?;
-            let late = since.elapsed() >= POLL_TIME;
-            if late || found.is_some() {
-                self.eagerness.learn(!late);
+            let elapsed = since.elapsed();
+            if found.is_some() || elapsed >= POLL_TIME {
+                self.eagerness.learn(found.is_some() && elapsed < POLL_PAID_TIME);
                 return Ok(found);
             }
             std::thread::yield_now();

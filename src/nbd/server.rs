@@ -10,6 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{watch, OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
 
 use super::connection;
 use super::directory::ExportDirectory;
@@ -34,6 +35,7 @@ struct Shared {
     permits: Arc<Semaphore>,
     stop: watch::Sender<bool>,
     sockets: Mutex<Vec<PathBuf>>,
+    accepting: Mutex<Vec<JoinHandle<()>>>,
     complaint: Option<Complaint>,
 }
 
@@ -54,7 +56,8 @@ impl NbdServer {
             sessions: Sessions::default(),
             permits: Arc::new(Semaphore::new(MAX_CONNECTIONS as usize)),
             stop: watch::Sender::new(false),
-            sockets: Mutex::new(Vec::new()),
+            sockets: Mutex::default(),
+            accepting: Mutex::default(),
             complaint,
         })))
     }
@@ -64,7 +67,7 @@ impl NbdServer {
     pub async fn listen_tcp(&self, address: SocketAddr) -> io::Result<SocketAddr> {
         let listener = TcpListener::bind(address).await?;
         let bound = listener.local_addr()?;
-        tokio::spawn(self.clone().accept_from(Listener::Tcp(listener)));
+        self.accept_from(Listener::Tcp(listener));
         Ok(bound)
     }
 
@@ -76,7 +79,7 @@ impl NbdServer {
         let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o600);
         std::fs::set_permissions(path, owner_only)?;
         self.0.sockets.lock().push(path.to_owned());
-        tokio::spawn(self.clone().accept_from(Listener::Unix(listener)));
+        self.accept_from(Listener::Unix(listener));
         Ok(())
     }
 
@@ -90,19 +93,30 @@ impl NbdServer {
         self.0.sessions.end(id)
     }
 
-    /// Closes the door: no new client, running requests end and are answered. Returns whether all
-    /// connections were gone within `patience`.
+    /// Closes the door: addresses and sockets are free again, no client comes in, running requests
+    /// end and are answered. Returns whether all connections were gone within `patience`.
     pub async fn shutdown(&self, patience: Duration) -> bool {
         self.0.stop.send_replace(true);
         self.0.sessions.end_all();
         for path in self.0.sockets.lock().drain(..) {
             let _ = std::fs::remove_file(path);
         }
-        let all = self.0.permits.acquire_many(MAX_CONNECTIONS);
-        tokio::time::timeout(patience, all).await.is_ok()
+        let accepting = std::mem::take(&mut *self.0.accepting.lock());
+        let closed = async {
+            for listener in accepting {
+                let _ = listener.await;
+            }
+            self.0.permits.acquire_many(MAX_CONNECTIONS).await.is_ok()
+        };
+        tokio::time::timeout(patience, closed).await.unwrap_or(false)
     }
 
-    async fn accept_from(self, listener: Listener) {
+    fn accept_from(&self, listener: Listener) {
+        let accepting = tokio::spawn(self.clone().accept(listener));
+        self.0.accepting.lock().push(accepting);
+    }
+
+    async fn accept(self, listener: Listener) {
         let mut stop = self.0.stop.subscribe();
         loop {
             let accepted = tokio::select! {

@@ -24,6 +24,10 @@ pub const POLL_TIME: Duration = Duration::from_micros(50);
 /// Chances between two tries where it never pays.
 const MAX_PENALTY: u32 = 1023;
 
+/// What a poll that finds something may have taken at most to count as paid: a client on the same
+/// processor may have worked through many replies meanwhile, a stranger's time slice is longer.
+pub const POLL_PAID_TIME: Duration = Duration::from_micros(500);
+
 /// Counts as so many connections: more than there can be.
 const WAITING: usize = 1 << 20;
 

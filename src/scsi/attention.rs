@@ -1,4 +1,5 @@
-//! Unit attentions (SAM-5 §5.14): at most one of each kind waits for a nexus, the oldest goes first.
+//! Unit attentions (SAM-5 §5.14): at most one of each kind waits for a nexus, the oldest goes
+//! first.
 
 use std::collections::VecDeque;
 
@@ -53,7 +54,8 @@ impl Attention {
 pub(super) struct Attentions(VecDeque<Attention>);
 
 impl Attentions {
-    /// Adds one, unless it waits already. A reset says it all (SAM-5 §5.14.3): it clears the others.
+    /// Adds one, unless it waits already. A reset says it all (SAM-5 §5.14.3): it clears the
+    /// others.
     pub fn raise(&mut self, attention: Attention) {
         if attention.is_reset() {
             self.0.retain(|waiting| waiting.is_reset());

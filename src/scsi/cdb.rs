@@ -81,11 +81,14 @@ pub enum Command {
     ModeSelect { ten: bool, page_format: bool, save: bool, list_bytes: usize },
     StartStop { power_condition: u8, load_eject: bool, start: bool },
     PreventAllow { prevent: bool },
+    ExtendedCopy { list_bytes: usize },
+    ReceiveCopyResults { action: u8, list_id: u8, allocation_bytes: usize },
     Reserve6,
     Release6,
     PersistentIn { action: u8, allocation_bytes: usize },
     PersistentOut { action: u8, scope_type: u8, list_bytes: usize },
     ReadCapacity10,
+    ReadDefectData { twelve: bool, list: u8, allocation_bytes: usize },
     ReadCapacity16 { allocation_bytes: usize },
     ReportLuns { select: u8, allocation_bytes: usize },
     ReportOpcodes(OpcodeQuery),
@@ -251,6 +254,11 @@ fn decode10(cdb: &[u8; 16]) -> Result<Command, Sense> {
         0x25 => Command::ReadCapacity10,
         0x28 | 0x2A | 0x2E | 0x2F => media(cdb, cdb[0] & 0x1F, range)?,
         0x34 => Command::PreFetch { range },
+        0x37 => Command::ReadDefectData {
+            twelve: false,
+            list: cdb[2] & 0x1F,
+            allocation_bytes: usize::from(be16(cdb, 7)),
+        },
         0x35 => Command::SynchronizeCache { range },
         0x41 => write_same(cdb, range, false)?,
         0x42 => Command::Unmap { anchor: cdb[1] & 1 != 0, list_bytes: usize::from(be16(cdb, 7)) },
@@ -296,6 +304,7 @@ fn decode12(cdb: &[u8; 16]) -> Result<Command, Sense> {
             allocation_bytes,
         }),
         (0xA3, _) => return Err(Sense::INVALID_FIELD),
+        (0xB7, list) => Command::ReadDefectData { twelve: true, list, allocation_bytes },
         (0xA8 | 0xAA | 0xAE | 0xAF, _) => media(cdb, cdb[0] & 0x1F, range12(cdb))?,
         _ => return Err(Sense::INVALID_OPCODE),
     })
@@ -304,6 +313,13 @@ fn decode12(cdb: &[u8; 16]) -> Result<Command, Sense> {
 fn decode16(cdb: &[u8; 16]) -> Result<Command, Sense> {
     let range = range16(cdb);
     Ok(match cdb[0] {
+        0x83 if cdb[1] & 0x1F == 0 => Command::ExtendedCopy { list_bytes: be32(cdb, 10) as usize },
+        0x83 => return Err(Sense::INVALID_FIELD),
+        0x84 => Command::ReceiveCopyResults {
+            action: cdb[1] & 0x1F,
+            list_id: cdb[2],
+            allocation_bytes: be32(cdb, 10) as usize,
+        },
         0x88 | 0x8A | 0x8E | 0x8F => media(cdb, cdb[0] & 0x1F, range)?,
         0x89 => {
             no_protection(cdb)?;

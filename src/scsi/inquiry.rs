@@ -3,13 +3,16 @@
 use super::media::{MAX_COMPARE_BLOCKS, MAX_TRANSFER_BYTES};
 use super::nexus::{Nexus, PortNames};
 use super::provision::{MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS, MAX_WRITE_SAME_BYTES};
-use super::Sense;
+use super::{copy, Sense};
 use crate::lun::{Geometry, Identity};
 
 /// Pages that exist, ascending, as page 00h lists them.
-const PAGES: [u8; 7] = [0x00, 0x80, 0x83, 0x86, 0xB0, 0xB1, 0xB2];
+const PAGES: [u8; 8] = [0x00, 0x80, 0x83, 0x86, 0x8F, 0xB0, 0xB1, 0xB2];
 /// Standards claimed: SAM-5, iSCSI, SPC-4, SBC-3 (SPC-4 §6.6.2 table 185).
 const VERSIONS: [u16; 4] = [0x00A0, 0x0960, 0x0460, 0x04C0];
+/// PRODUCT REVISION LEVEL.
+const REVISION: &str =
+    concat!(env!("CARGO_PKG_VERSION_MAJOR"), ".", env!("CARGO_PKG_VERSION_MINOR"));
 /// Standard INQUIRY data with room for all version descriptors.
 const STANDARD_BYTES: usize = 96;
 /// OPTIMAL TRANSFER LENGTH: a large, whole multiple of every physical block.
@@ -31,6 +34,7 @@ pub(super) fn answer(
         0x80 => ascii(&identity.serial, identity.serial.len()),
         0x83 => designators(&identity, nexus.ports()),
         0x86 => extended(geometry),
+        0x8F => copy::third_party_page(),
         0xB0 => block_limits(geometry),
         0xB1 => characteristics(geometry),
         0xB2 => provisioning(),
@@ -53,7 +57,8 @@ pub(super) fn absent_unit() -> Vec<u8> {
     data
 }
 
-/// `text` as ASCII of exactly `length` bytes, padded with blanks; what is not graphic becomes a blank.
+/// `text` as ASCII of exactly `length` bytes, padded with blanks; what is not graphic becomes a
+/// blank.
 fn ascii(text: &str, length: usize) -> Vec<u8> {
     let graphic = |byte: u8| {
         if (0x20..0x7F).contains(&byte) {
@@ -73,11 +78,11 @@ fn standard(geometry: &Geometry, identity: &Identity) -> Vec<u8> {
     data[2] = 0x06; // SPC-4
     data[3] = 0x12; // HISUP, response data format 2
     data[4] = (STANDARD_BYTES - 5) as u8;
-    data[5] = 0x10; // TPGS = 01b: implicit, one group, always active
+    data[5] = 0x18; // TPGS = 01b: implicit, one group, always active; 3PC
     data[7] = 0x02; // CMDQUE
     data[8..16].copy_from_slice(&ascii(&identity.vendor, 8));
     data[16..32].copy_from_slice(&ascii(&identity.product, 16));
-    data[32..36].copy_from_slice(&ascii(env!("CARGO_PKG_VERSION"), 4));
+    data[32..36].copy_from_slice(&ascii(REVISION, 4));
     for (slot, version) in data[58..].chunks_exact_mut(2).zip(VERSIONS) {
         slot.copy_from_slice(&version.to_be_bytes());
     }

@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::cdb::{ByteCheck, Command, Range};
 use super::nexus::{Nexus, Plan};
-use super::{mode, provision, Answer, Sense};
+use super::{copy, mode, provision, Answer, Sense};
 use crate::lun::{BlockError, Geometry};
 
-/// Longest transfer of one command, told in VPD B0h: bounds what one command can make a session hold.
+/// Longest transfer of one command, told in VPD B0h: bounds what one command can make a session
+/// hold.
 pub const MAX_TRANSFER_BYTES: u64 = 32 << 20;
 /// Most blocks of COMPARE AND WRITE: locks and records are one to a few blocks.
 pub(super) const MAX_COMPARE_BLOCKS: u8 = 128;
@@ -30,6 +31,8 @@ pub(super) enum Kind {
     WriteSame { offset: u64, length: u64, unmap: bool },
     LbaStatus { lba: u64, allocation_bytes: usize },
     ModeSelect { ten: bool },
+    ExtendedCopy,
+    Reserve6,
     ReserveOut { action: u8, scope_type: u8 },
     WriteHead { offset: u64, fua: bool },
 }
@@ -55,28 +58,48 @@ impl Task {
         Task { kind, data_out_bytes, data_in_bytes: 0, wanted_bytes: data_out_bytes }
     }
 
-    /// Fits the task to the length that the transport will deliver. False where it must not be run:
+    /// Does it take data-out? With zero blocks there may be none to come.
+    pub fn takes_data(&self) -> bool {
+        self.data_out_bytes > 0 || self.moves_media()
+    }
+
+    /// Is it one of those that write `data_out_bytes` of media data? Zero blocks are then nothing
+    /// to do.
+    fn moves_media(&self) -> bool {
+        matches!(
+            self.kind,
+            Kind::Write { .. }
+                | Kind::WriteAndVerify { .. }
+                | Kind::OrWrite { .. }
+                | Kind::CompareAndWrite { .. }
+        )
+    }
+
+    /// Fits the task to the length that the transport will deliver, or says why it must not be run:
     /// parameter lists may not be cut short, and the length of the other commands' data must be
     /// exactly theirs. A write goes as far as its data (FCP-4 §9.4.2 rule a, which targets follow).
-    pub fn fit(&mut self, expected_bytes: usize) -> bool {
+    pub fn fit(&mut self, expected_bytes: usize) -> Result<(), Sense> {
+        let short = expected_bytes < self.data_out_bytes;
         match self.kind {
-            _ if expected_bytes == self.data_out_bytes => true,
-            Kind::Write { offset, fua } if expected_bytes < self.data_out_bytes => {
+            _ if expected_bytes == self.data_out_bytes => Ok(()),
+            Kind::Write { offset, fua } if short => {
                 self.kind = Kind::WriteHead { offset, fua };
                 self.data_out_bytes = expected_bytes;
-                true
+                Ok(())
             }
-            Kind::WriteAndVerify { offset } if expected_bytes < self.data_out_bytes => {
+            Kind::WriteAndVerify { offset } if short => {
                 self.kind = Kind::WriteHead { offset, fua: true };
                 self.data_out_bytes = expected_bytes;
-                true
+                Ok(())
             }
+            // NUMBER OF LOGICAL BLOCKS is one byte: the data tells that it overflowed
+            Kind::CompareAndWrite { .. } => Err(Sense::INVALID_FIELD),
             Kind::WriteSame { .. }
-            | Kind::CompareAndWrite { .. }
             | Kind::OrWrite { .. }
             | Kind::VerifyEach { .. }
-            | Kind::VerifySame { .. } => false,
-            _ => expected_bytes > self.data_out_bytes,
+            | Kind::VerifySame { .. } => Err(Sense::INVALID_INFORMATION_UNIT),
+            _ if short => Err(Sense::INVALID_INFORMATION_UNIT),
+            _ => Ok(()),
         }
     }
 }
@@ -163,9 +186,6 @@ impl Nexus {
         if self.write_protected(&geometry) {
             return Err(Sense::WRITE_PROTECTED);
         }
-        if bytes == 0 {
-            return Ok(Plan::Done(Answer::good()));
-        }
         Ok(Plan::Run(Task::with_out(kind(offset), bytes * factor)))
     }
 
@@ -207,6 +227,7 @@ impl Nexus {
     /// `data_out_bytes`, `into` has room for `data_in_bytes`.
     pub fn try_run(&self, task: &Task, out: &[u8], into: &mut [u8]) -> Option<Answer> {
         let result = match task.kind {
+            _ if task.wanted_bytes == 0 && task.moves_media() => Ok(()),
             Kind::Read { offset, fua: false } => {
                 return Some(self.answer(self.disk().try_read(offset, into)?, false));
             }
@@ -216,9 +237,6 @@ impl Nexus {
                     Ok(()) => Answer::good(),
                     Err(sense) => self.check(sense),
                 });
-            }
-            Kind::ReserveOut { action, scope_type } => {
-                return Some(self.reserve_out(action, scope_type, out));
             }
             _ => return None,
         };
@@ -254,6 +272,7 @@ impl Nexus {
             Kind::VerifyEach { offset } => self.verify_each(offset, out),
             Kind::VerifyMedium { offset, length } => self.verify_medium(offset, length, cancel),
             Kind::VerifySame { offset, length } => self.verify_same(offset, length, out, cancel),
+            Kind::ExtendedCopy => copy::extended_copy(self, out, cancel),
             Kind::Unmap { max_descriptors } => provision::unmap(self, out, max_descriptors),
             Kind::WriteSame { offset, length, unmap } => {
                 provision::write_same(self, offset, length, unmap, out, cancel)
@@ -263,6 +282,10 @@ impl Nexus {
                     Ok(data) => Answer::with_data(data, allocation_bytes),
                     Err(sense) => self.check(sense),
                 };
+            }
+            Kind::Reserve6 => return self.reserve6(),
+            Kind::ReserveOut { action, scope_type } => {
+                return self.reserve_out(action, scope_type, out);
             }
             Kind::ModeSelect { ten } => mode::select(self, ten, out),
             _ => Err(Sense::ABORTED),

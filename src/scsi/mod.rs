@@ -1,8 +1,9 @@
-//! The SCSI device server: SPC-4, SBC-3 and (where named) SBC-4, over [`crate::lun::BlockIo`] alone.
+//! The SCSI device server: SPC-4, SBC-3 and (where named) SBC-4, over [`crate::lun::BlockIo`]
+//! alone.
 //!
-//! Knows no transport. A transport makes one [`Nexus`] for each session on a [`LogicalUnit`] that all
-//! sessions of a LUN share, calls [`Nexus::begin`] for each command and gets a [`Plan`]: either the
-//! answer, or a [`Task`] whose data the transport moves before (`data_out_bytes`) or after
+//! Knows no transport. A transport makes one [`Nexus`] for each session on a [`LogicalUnit`] that
+//! all sessions of a LUN share, calls [`Nexus::begin`] for each command and gets a [`Plan`]: either
+//! the answer, or a [`Task`] whose data the transport moves before (`data_out_bytes`) or after
 //! (`data_in_bytes`) it is run, inline where nothing has to wait, else on a blocking thread.
 //!
 //! Invariants: `begin` has checked every length and range against the capacity of that moment, so
@@ -11,6 +12,7 @@
 
 mod attention;
 mod cdb;
+mod copy;
 mod inquiry;
 mod media;
 mod mode;
@@ -20,6 +22,8 @@ mod provision;
 mod report;
 mod reserve;
 mod sense;
+#[cfg(test)]
+mod tests;
 mod unit;
 
 pub use attention::Attention;

@@ -1,7 +1,7 @@
 //! One initiator's relation to a logical unit: where a command begins.
 //!
-//! Order of the checks (SAM-5 §5.3, SPC-4 §5.5): the unit number, a pending unit attention, the CDB,
-//! the medium's presence, then the range.
+//! Order of the checks (SAM-5 §5.3, SPC-4 §5.5): the unit number, a pending unit attention, the
+//! CDB, the medium's presence, then the range.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -13,8 +13,11 @@ use super::cdb::{decode, Command};
 use super::media::{Kind, Task};
 use super::reserve::{Access, Denied, Order, LIST_BYTES};
 use super::unit::{LogicalUnit, NexusState, FLAG_D_SENSE, FLAG_EJECTED, FLAG_SWP, FLAG_WCE_OFF};
-use super::{inquiry, mode, provision, report, Answer, Sense, Status};
+use super::{copy, inquiry, mode, provision, report, Answer, Sense, Status};
 use crate::lun::{BlockIo, Geometry};
+
+/// LUN 0 in flat space addressing (SAM-5 §4.7.7.4).
+const FLAT_LUN_0: u64 = 0x4000 << 48;
 
 /// Names of the port that a transport serves the unit through (VPD 83h).
 #[derive(Debug, Clone)]
@@ -50,6 +53,7 @@ pub struct Nexus {
     disk: Arc<dyn BlockIo>,
     ports: PortNames,
     seen_generation: AtomicU64,
+    seen_media_changes: AtomicU64,
     geometry: Mutex<Geometry>,
 }
 
@@ -64,8 +68,9 @@ impl Nexus {
     pub fn new(unit: Arc<LogicalUnit>, disk: Arc<dyn BlockIo>, ports: PortNames) -> Nexus {
         let state = unit.attach(&ports.initiator);
         let seen_generation = AtomicU64::new(disk.generation());
+        let seen_media_changes = AtomicU64::new(disk.media_changes());
         let geometry = Mutex::new(disk.geometry());
-        Nexus { unit, state, disk, ports, seen_generation, geometry }
+        Nexus { unit, state, disk, ports, seen_generation, seen_media_changes, geometry }
     }
 
     /// The unit that all nexuses of this LUN share.
@@ -73,8 +78,13 @@ impl Nexus {
         &self.unit
     }
 
-    /// Rises whenever the tasks of this nexus are aborted from outside: a task that began at a lower
-    /// count is not answered.
+    /// The initiator logs out: what it leaves it does not come back to.
+    pub fn leaving(&self) {
+        self.disk.leaving();
+    }
+
+    /// Rises whenever the tasks of this nexus are aborted from outside: a task that began at a
+    /// lower count is not answered.
     pub fn aborts(&self) -> u64 {
         self.state.aborts()
     }
@@ -112,7 +122,7 @@ impl Nexus {
 
     /// Begins a command addressed to the 8-byte `lun`.
     pub fn begin(&self, lun: u64, cdb: &[u8; 16]) -> Plan {
-        if lun != 0 {
+        if lun != 0 && lun != FLAT_LUN_0 {
             return Plan::Done(self.no_such_unit(cdb));
         }
         self.look_for_changes();
@@ -128,6 +138,10 @@ impl Nexus {
         if generation == self.seen_generation.load(Ordering::Relaxed) {
             return;
         }
+        let media_changes = self.disk.media_changes();
+        if self.seen_media_changes.swap(media_changes, Ordering::Relaxed) != media_changes {
+            self.state.raise(Attention::MediumChanged);
+        }
         let now = self.disk.geometry();
         let mut geometry = self.geometry.lock();
         if now.size_bytes != geometry.size_bytes {
@@ -136,6 +150,11 @@ impl Nexus {
         let rest = Geometry { size_bytes: now.size_bytes, generation: now.generation, ..*geometry };
         if rest != now {
             self.state.raise(Attention::ModeChanged);
+        }
+        // A file writer closed, or an import went by: what the initiator has cached may be old.
+        let changes = self.disk.media_changes();
+        if self.seen_media_changes.swap(changes, Ordering::Relaxed) != changes {
+            self.state.raise(Attention::MediumChanged);
         }
         self.seen_generation.store(now.generation, Ordering::Relaxed);
         *geometry = now;
@@ -180,6 +199,9 @@ impl Nexus {
             Command::ReadCapacity16 { allocation_bytes } => {
                 (report::capacity16(&geometry), allocation_bytes)
             }
+            Command::ReadDefectData { twelve, list, allocation_bytes } => {
+                (report::defects(twelve, list), allocation_bytes)
+            }
             Command::ReportLuns { select, allocation_bytes } => {
                 (report::luns(select)?, allocation_bytes)
             }
@@ -193,7 +215,16 @@ impl Nexus {
             Command::StartStop { power_condition, load_eject, start } => {
                 return self.start_stop(&geometry, power_condition, load_eject, start);
             }
-            Command::Reserve6 => return Ok(self.reserved(self.unit.reserve6(&self.state))),
+            Command::ExtendedCopy { list_bytes } => {
+                if self.write_protected(&geometry) {
+                    return Err(Sense::WRITE_PROTECTED);
+                }
+                return copy::plan(list_bytes);
+            }
+            Command::ReceiveCopyResults { action, list_id, allocation_bytes } => {
+                (copy::results(self, action, list_id)?, allocation_bytes)
+            }
+            Command::Reserve6 => return Ok(Plan::Run(Task::new(Kind::Reserve6))),
             Command::Release6 => return Ok(self.reserved(self.unit.release6(&self.state))),
             Command::PersistentIn { action, allocation_bytes } => {
                 (self.unit.report_reservations(action, &self.ports)?, allocation_bytes)
@@ -223,10 +254,30 @@ impl Nexus {
         }
     }
 
+    /// RESERVE(6). The disk is claimed first: a reservation keeps the file door out.
+    pub(super) fn reserve6(&self) -> Answer {
+        match self.claim() {
+            Ok(()) => self.reserve_answer(self.unit.reserve6(&self.state)),
+            Err(sense) => self.check(sense),
+        }
+    }
+
     /// PERSISTENT RESERVE OUT with its parameter list.
     pub(super) fn reserve_out(&self, action: u8, scope_type: u8, list: &[u8]) -> Answer {
-        let order = Order::parse(action, scope_type, list).map_err(Denied::Check);
-        self.reserve_answer(order.and_then(|order| self.unit.reserve_out(&self.state, &order)))
+        let order = match Order::parse(action, scope_type, list) {
+            Ok(order) => order,
+            Err(sense) => return self.check(sense),
+        };
+        if order.reserves() {
+            if let Err(sense) = self.claim() {
+                return self.check(sense);
+            }
+        }
+        self.reserve_answer(self.unit.reserve_out(&self.state, &order))
+    }
+
+    fn claim(&self) -> Result<(), Sense> {
+        self.disk.claim().map_err(|error| self.sense_of(&error, true))
     }
 
     /// REQUEST SENSE (SPC-4 §6.39): reports and clears a pending attention.
@@ -260,7 +311,7 @@ impl Nexus {
         if !geometry.removable {
             return Err(Sense::INVALID_FIELD);
         }
-        if !start && self.unit.removal_prevented() {
+        if self.unit.removal_prevented() {
             return Err(Sense::REMOVAL_PREVENTED);
         }
         let ejected = if start { 0 } else { FLAG_EJECTED };
@@ -334,6 +385,7 @@ fn access_of(command: &Command) -> Access {
         | Command::ReadCapacity16 { .. }
         | Command::ReportOpcodes(_)
         | Command::ReportTargetPortGroups { .. }
+        | Command::ReceiveCopyResults { .. }
         | Command::PersistentIn { .. }
         | Command::PersistentOut { .. } => Access::Query,
         Command::Read { .. }

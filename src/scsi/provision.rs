@@ -105,8 +105,8 @@ pub(super) fn plan_write_same(nexus: &Nexus, same: &WriteSame) -> Result<Plan, S
     Ok(Plan::Run(Task::with_out(kind, data_out_bytes)))
 }
 
-/// With UNMAP the blocks become a hole and read as zeros whatever the data-out is, as all targets in
-/// use do it. Without, zeros are kept as blocks and other data is written out.
+/// With UNMAP the blocks become a hole and read as zeros whatever the data-out is, as all targets
+/// in use do it. Without, zeros are kept as blocks and other data is written out.
 pub(super) fn write_same(
     nexus: &Nexus,
     offset: u64,

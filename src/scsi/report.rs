@@ -26,6 +26,14 @@ fn last_lba(geometry: &Geometry) -> u64 {
     (geometry.size_bytes / u64::from(geometry.block_bytes.max(1))).saturating_sub(1)
 }
 
+/// READ DEFECT DATA (SBC-3 §5.17, §5.18): the lists asked for, both empty.
+pub(super) fn defects(twelve: bool, list: u8) -> Vec<u8> {
+    match twelve {
+        true => vec![0, list, 0, 0, 0, 0, 0, 0],
+        false => vec![0, list, 0, 0],
+    }
+}
+
 /// REPORT LUNS data (SPC-4 §6.33): LUN 0, and no well known units.
 pub(super) fn luns(select: u8) -> Result<Vec<u8>, Sense> {
     match select {

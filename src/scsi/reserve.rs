@@ -1,16 +1,18 @@
-//! Reservations: persistent ones (SPC-4 §5.13, §6.15, §6.16) and RESERVE(6)/RELEASE(6) (SPC-2 §5.5).
+//! Reservations: persistent ones (SPC-4 §5.13, §6.15, §6.16) and RESERVE(6)/RELEASE(6) (SPC-2
+//! §5.5).
 //!
-//! Registrants are known by the name of their initiator port, so a registration outlives its session.
-//! Nothing survives the end of the logical unit (PTPL_C = 0).
+//! Registrants are known by the name of their initiator port, so a registration outlives its
+//! session. Nothing survives the end of the logical unit (PTPL_C = 0).
 //!
-//! Invariants: at most [`MAX_REGISTRANTS`]; a holder is registered; RESERVE(6) and registrations never
-//! exist together.
+//! Invariants: at most [`MAX_REGISTRANTS`]; a holder is registered; RESERVE(6) and registrations
+//! never exist together.
 
 use super::attention::Attention;
 use super::nexus::PortNames;
 use super::Sense;
 
-/// Most registrants of a unit: bounds what READ FULL STATUS and a hostile initiator can make us hold.
+/// Most registrants of a unit: bounds what READ FULL STATUS and a hostile initiator can make us
+/// hold.
 const MAX_REGISTRANTS: usize = 128;
 /// Length of a PERSISTENT RESERVE OUT parameter list.
 pub(super) const LIST_BYTES: usize = 24;
@@ -110,6 +112,11 @@ pub(super) struct Order {
 }
 
 impl Order {
+    /// RESERVE, PREEMPT, PREEMPT AND ABORT: a reservation may begin.
+    pub fn reserves(&self) -> bool {
+        matches!(self.action, 1 | 4 | 5)
+    }
+
     /// PREEMPT AND ABORT.
     pub fn aborts(&self) -> bool {
         self.action == 5

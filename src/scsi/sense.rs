@@ -37,6 +37,8 @@ impl Sense {
     pub const INVALID_RELEASE: Sense = Sense::new(0x5, 0x26, 0x04);
     /// INSUFFICIENT REGISTRATION RESOURCES.
     pub const NO_REGISTRATION_RESOURCES: Sense = Sense::new(0x5, 0x55, 0x04);
+    /// COPY ABORTED, NO ADDITIONAL SENSE INFORMATION.
+    pub const COPY_ABORTED: Sense = Sense::new(0xA, 0x00, 0x00);
     /// DATA PHASE ERROR: the transport lost part of the command's data.
     pub const DATA_PHASE_ERROR: Sense = Sense::new(0xB, 0x4B, 0x00);
     /// PARAMETER LIST LENGTH ERROR.
@@ -68,7 +70,8 @@ impl Sense {
         Sense { information: Some(information), ..self }
     }
 
-    /// Current-error sense data. In the fixed format INFORMATION is valid only where it fits 32 bits.
+    /// Current-error sense data. In the fixed format INFORMATION is valid only where it fits 32
+    /// bits.
     pub fn encode(self, descriptor: bool) -> Vec<u8> {
         if descriptor {
             self.encode_descriptor()
@@ -101,15 +104,17 @@ impl Sense {
         out
     }
 
-    /// The map from a disk's errors. `block_bytes` turns the byte offset of a medium error into an LBA.
+    /// The map from a disk's errors. `block_bytes` turns the byte offset of a medium error into an
+    /// LBA.
     pub fn of_error(error: &BlockError, block_bytes: u32, writing: bool) -> Sense {
         match error {
             BlockError::OutOfRange => Sense::LBA_OUT_OF_RANGE,
             BlockError::ReadOnly => Sense::WRITE_PROTECTED,
             // SPACE ALLOCATION FAILED WRITE PROTECT (SBC-4 §4.7.3.6)
             BlockError::NoSpace => Sense::new(0x7, 0x27, 0x07),
-            // LOGICAL UNIT NOT READY, CAUSE NOT REPORTABLE: initiators retry it
-            BlockError::HeldByFile => Sense::new(0x2, 0x04, 0x00),
+            // LOGICAL UNIT NOT READY, OPERATION IN PROGRESS: Linux waits and retries this one,
+            // where CAUSE NOT REPORTABLE fails the request at once
+            BlockError::HeldByFile => Sense::new(0x2, 0x04, 0x07),
             BlockError::Medium { offset_bytes } => Sense::new(0x3, 0x11, 0x00)
                 .with_information(offset_bytes / u64::from(block_bytes.max(1))),
             BlockError::Miscompare { offset_bytes } => {

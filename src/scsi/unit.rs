@@ -1,8 +1,8 @@
 //! One logical unit, shared by all its nexuses: mode settings, the state of the medium, resets, and
 //! reservations, and the table through which a unit attention reaches every nexus.
 //!
-//! Invariants: a nexus is in the table from its creation to its drop; `flags` is what the command path
-//! reads and changes only under the table's lock.
+//! Invariants: a nexus is in the table from its creation to its drop; `flags` is what the command
+//! path reads and changes only under the table's lock.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::attention::{Attention, Attentions};
+use super::copy::Outcomes;
 use super::nexus::PortNames;
 use super::reserve::{Access, Denied, Order, Reservations};
 use super::Sense;
@@ -73,6 +74,7 @@ impl NexusState {
 pub struct LogicalUnit {
     flags: AtomicU32,
     reservations: Mutex<Reservations>,
+    copies: Outcomes,
     next_nexus: AtomicU64,
     nexuses: Mutex<Vec<Arc<NexusState>>>,
 }
@@ -105,6 +107,10 @@ impl LogicalUnit {
     /// How many nexuses there are.
     pub fn nexus_count(&self) -> usize {
         self.nexuses.lock().len()
+    }
+
+    pub(super) fn copies(&self) -> &Outcomes {
+        &self.copies
     }
 
     pub(super) fn flags(&self) -> u32 {

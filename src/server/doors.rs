@@ -168,6 +168,15 @@ impl OpenDoors {
         self.engine.doors.add(Door { kind, address, advertise: None, failure: None });
     }
 
+    /// What the administrator may not have meant.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let hiding = self.mount.iter().filter(|mount| mount.hides_entries());
+        let text = |mount: &Mount| {
+            format!("{} was not empty: the mount hides what it held", mount.dir().display())
+        };
+        hiding.map(text).collect()
+    }
+
     /// Notes the doors that close by themselves; waits for ever.
     pub(super) async fn watch(&self) {
         loop {

@@ -60,6 +60,8 @@ impl TargetDirectory for Targets {
             writable: true,
         };
         let session = lun.attach(request).map_err(|e| refusal(&e))?;
+        // Until the client says that it leaves.
+        session.lost();
         session.on_kick(self.kick(client.clone(), lower));
         Ok(session)
     }

@@ -16,6 +16,7 @@ pub use doors::check_doors;
 
 use crate::control::doors::{DoorKind, Doors};
 use crate::control::engine::Engine;
+use crate::control::label::read_label;
 use crate::control::listener::{listen, Commands};
 use crate::control::pool::LockedPool;
 use crate::control::run_dir::RunDirs;
@@ -23,6 +24,7 @@ use crate::control::stop::StopSignal;
 use crate::control::{report, Error, Result};
 use doors::OpenDoors;
 use serde_json::{json, Value};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
@@ -41,15 +43,18 @@ pub struct Ready {
     pub doors: Value,
     /// For each LUN what a client pastes to reach it.
     pub luns: Vec<(String, Vec<String>)>,
+    /// What the administrator may not have meant.
+    pub warnings: Vec<String>,
 }
 
 impl Ready {
-    fn of(engine: &Engine) -> Ready {
+    fn of(engine: &Engine, warnings: Vec<String>) -> Ready {
         let kinds = [DoorKind::Iscsi, DoorKind::Nbd, DoorKind::Mount];
         let lines = |name: &str| kinds.iter().flat_map(|k| engine.doors.lines(*k, name)).collect();
         let luns = engine.pool.catalog.list();
         let luns = luns.iter().map(|lun| (lun.name(), lines(&lun.name()))).collect();
-        Ready { pool: report::pool(&engine.pool), doors: engine.doors.to_json(), luns }
+        let (pool, doors) = (report::pool(&engine.pool), engine.doors.to_json());
+        Ready { pool, doors, luns, warnings }
     }
 
     /// The same in one object.
@@ -60,6 +65,7 @@ impl Ready {
             "pool": self.pool,
             "doors": self.doors,
             "luns": self.luns.iter().map(lun).collect::<Value>(),
+            "warnings": self.warnings,
         })
     }
 }
@@ -67,7 +73,7 @@ impl Ready {
 /// Serves a pool until a signal or `lunfs stop`.
 pub fn serve(config: ServeConfig, announce: &mut dyn FnMut(&Ready)) -> Result<()> {
     config.check_reach()?;
-    let locked = LockedPool::lock(&config.paths)?;
+    let locked = lock(&config.paths)?;
     check_doors(&config)?;
     let runtime = Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Error::io("the server has no threads", &e))?;
@@ -78,6 +84,15 @@ pub fn serve(config: ServeConfig, announce: &mut dyn FnMut(&Ready)) -> Result<()
     let outcome = run(&runtime, &config, engine, &stop, announce);
     runtime.shutdown_timeout(RUNTIME_WAIT);
     outcome
+}
+
+/// A command that has the pool for a moment is waited for, another server is not.
+fn lock(paths: &[PathBuf]) -> Result<LockedPool> {
+    let id = paths.first().and_then(|path| read_label(path).ok()).map(|label| label.pool_id);
+    let dirs = RunDirs::of_process();
+    LockedPool::lock_patiently(paths, || {
+        id.is_some_and(|id| !matches!(dirs.connect(&id), Ok(None)))
+    })
 }
 
 /// Doors and commands, then the pool: it is closed however the rest went.
@@ -124,7 +139,7 @@ async fn serve_open_doors(
 ) -> Result<Commands> {
     let (listener, path) = RunDirs::of_process().bind(&engine.pool.fs.pool_id())?;
     let commands = tokio::spawn(listen(listener, engine.clone()));
-    announce(&Ready::of(&engine));
+    announce(&Ready::of(&engine, doors.warnings()));
     tokio::select! {
         () = stop.requested() => {}
         () = doors.watch() => {}

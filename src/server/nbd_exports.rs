@@ -67,6 +67,8 @@ impl ExportDirectory for Exports {
             writable: true,
         };
         let session = lun.attach(request).map_err(|e| refusal(name, &e))?;
+        // Until the client says that it leaves.
+        session.lost();
         let export = lun.name();
         session.on_kick(self.kick(export.clone(), peer.clone()));
         Ok(Export { description: describe(&lun), name: export, io: session })

@@ -107,6 +107,29 @@ impl Lab {
         done.stdout
     }
 
+    /// Begins an import from a pipe that brings half of it, then interrupts the command.
+    pub fn interrupted_import(&self, lun: &str) {
+        let mut command = self.command(&format!("lun import {lun} - --size 64M"));
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(&vec![7; 8 << 20]).unwrap();
+        let id = child.id().to_string();
+        assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+        let done = child.wait_with_output().unwrap();
+        assert!(!done.status.success());
+        drop(stdin);
+    }
+
+    /// Waits until the server has undone what a command that went away had begun.
+    pub fn until_no_luns(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.json("lun list") != Value::Array(vec![]) {
+            assert!(Instant::now() < deadline, "a half imported LUN is left");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Serves the pool; what the server said up to the word.
     pub fn serve(&mut self, doors: &str) -> String {
         self.serve_line(&format!("serve pool {doors}"))

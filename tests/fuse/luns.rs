@@ -328,7 +328,8 @@ fn read_only_luns_are_not_opened_for_writing() {
     File::open(pool.path("vm1/data")).unwrap();
 }
 
-/// The other process of the next test: maps `data` and prints the byte at 4096 for each line it gets.
+/// The other process of the next test: maps `data` and prints the byte at 4096 for each line it
+/// gets.
 #[test]
 #[ignore = "a part of mapped_pages_follow_block_writes"]
 fn mapped_pages_child() {

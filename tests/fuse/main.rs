@@ -1,4 +1,5 @@
-//! The file door on a real mount. Needs root and `/dev/fuse`; without them each test says so and ends.
+//! The file door on a real mount. Needs root and `/dev/fuse`; without them each test says so and
+//! ends.
 
 mod luns;
 mod mounting;

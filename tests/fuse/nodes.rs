@@ -97,9 +97,9 @@ fn a_working_directory_may_be_removed() {
     for name in ["a", "b", "c"] {
         fs::create_dir(pool.path(name)).unwrap();
     }
-    let script = "cd a; rmdir ../a; test $(stat -c %h .) = 0 && ls -A >/dev/null && test -z \"$(ls -A)\" && \
-                  ! touch f 2>/dev/null && ! test -e ../a && cd ../b && mv -T ../c ../b && \
-                  test $(stat -c %h .) = 0";
+    let script = "cd a; rmdir ../a; test $(stat -c %h .) = 0 && ls -A >/dev/null && \
+                  test -z \"$(ls -A)\" && ! touch f 2>/dev/null && \
+                  ! test -e ../a && cd ../b && mv -T ../c ../b && test $(stat -c %h .) = 0";
     let mut shell = std::process::Command::new("/bin/sh");
     let done = shell.args(["-c", script]).current_dir(pool.path("")).status().unwrap();
     assert!(done.success());
@@ -182,6 +182,29 @@ fn writing_moves_mtime_and_ctime_and_chmod_only_ctime() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     let third = stamp();
     assert!(third.0 == second.0 && third.1 > second.1);
+}
+
+#[test]
+fn the_first_access_after_a_change_is_noted() {
+    let Some(pool) = Pool::new() else { return };
+    let path = pool.path("f");
+    fs::write(&path, b"x").unwrap();
+    fs::create_dir(pool.path("d")).unwrap();
+    let stamps = |name: &str| {
+        let m = fs::metadata(pool.path(name)).unwrap();
+        ((m.atime(), m.atime_nsec()), (m.ctime(), m.ctime_nsec()))
+    };
+    let (file, dir) = (stamps("f"), stamps("d"));
+    fs::read(&path).unwrap();
+    names(&pool.path("d"));
+    let (read, listed) = (stamps("f"), stamps("d"));
+    assert!(read.0 > file.0 && listed.0 > dir.0);
+    assert_eq!((read.1, listed.1), (file.1, dir.1));
+    fs::read(&path).unwrap();
+    assert_eq!(stamps("f"), read);
+    fs::write(&path, b"y").unwrap();
+    fs::read(&path).unwrap();
+    assert!(stamps("f").0 > read.0);
 }
 
 #[test]

@@ -62,7 +62,12 @@ fn a_write_by_others_ends_set_user_id() {
         assert!(as_user(&pool, command));
         assert_eq!(mode(&path), 0o777, "{command}");
     }
-    // Mandatory locking's bit is no privilege; the superuser keeps what there is.
+    // Where the group may not execute, its members keep the bit, others do not; the superuser keeps
+    // what there is.
+    chmod(&path, 0o2767);
+    assert!(as_user(&pool, "echo y >> $M/f"));
+    assert_eq!(mode(&path), 0o767);
+    chown(&path, None, Some(GROUP)).unwrap();
     chmod(&path, 0o2767);
     assert!(as_user(&pool, "echo y >> $M/f"));
     assert_eq!(mode(&path), 0o2767);

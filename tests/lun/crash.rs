@@ -26,8 +26,8 @@ fn formatted() -> SimDevice {
     device.after_crash(1)
 }
 
-/// Makes, fills, sets, resizes, renames and deletes; how many steps were acknowledged. A consistency
-/// point comes in between, which may fail unnoticed.
+/// Makes, fills, sets, resizes, renames and deletes; how many steps were acknowledged. A
+/// consistency point comes in between, which may fail unnoticed.
 fn work(catalog: &Catalog) -> usize {
     let steps: [&dyn Fn() -> bool; 5] = [
         &|| catalog.create("vm1", &sized(16 * MIB)).is_ok(),
@@ -69,8 +69,8 @@ fn check(catalog: &Catalog, acknowledged: usize, at: u64) {
     catalog.delete(&lun.name(), <_>::default()).unwrap();
 }
 
-/// Runs `work` with the power failing at each call in turn, several outcomes of each; `judge` looks at
-/// what is there afterwards and at what `work` returned.
+/// Runs `work` with the power failing at each call in turn, several outcomes of each; `judge` looks
+/// at what is there afterwards and at what `work` returned.
 fn at_every_call<R: Default>(
     base: &SimDevice,
     work: impl Fn(&Catalog) -> R,

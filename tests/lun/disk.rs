@@ -155,7 +155,7 @@ fn the_try_forms_agree_with_the_others() {
     let pool = Pool::new();
     let disk = login(&pool.lun("vm1", MIB), "a");
     assert!(disk.try_write(0, &[1; 512]).is_none(), "the lease has to be taken first");
-    disk.claim_lease().unwrap();
+    disk.claim().unwrap();
     for i in 0..100 {
         let data = noise(i, 4096);
         match disk.try_write(i * 4096, &data) {

@@ -128,7 +128,7 @@ fn a_reservation_takes_it_too() {
     let pool = Pool::new();
     let lun = pool.lun("vm1", MIB);
     let disk = login(&lun, "iqn.a");
-    disk.claim_lease().unwrap();
+    disk.claim().unwrap();
     assert!(matches!(lun.open_file(READ_WRITE), Err(Error::Busy { .. })));
 }
 
@@ -236,4 +236,17 @@ fn holders_are_alone_under_stress() {
         scope.spawn(|| turns(Box::new(block_turn)));
         scope.spawn(|| turns(Box::new(file_turn)));
     });
+}
+
+#[test]
+fn a_client_that_says_it_leaves_was_not_lost() {
+    let pool = Pool::new();
+    let lun = pool.lun("vm1", MIB);
+    let disk = login(&lun, "iqn.a");
+    disk.lost();
+    disk.write(0, &[1; 512], false).unwrap();
+    disk.leaving();
+    drop(disk);
+    drop(open(&lun, READ_WRITE));
+    assert!(logged(&lun, "logout", "iqn.a"));
 }

@@ -24,7 +24,7 @@ pub struct Pool {
 
 /// Lease times that a test need not wait long for.
 pub fn quick() -> LeaseTiming {
-    LeaseTiming { file_wait: Duration::from_millis(40), lost_grace: Duration::from_millis(200) }
+    LeaseTiming { file_wait: Duration::from_millis(40), lost_grace: Duration::from_millis(700) }
 }
 
 impl Pool {

@@ -471,8 +471,11 @@ impl Model {
         }
         let (blocks, size) = self.blocks_mut(id)?;
         // Beyond the end nothing can be seen of it.
-        let end = if keep_size { end.min(size.div_ceil(BLOCK) * BLOCK) } else { end };
-        for number in offset / BLOCK..end.div_ceil(BLOCK).max(offset / BLOCK) {
+        let end = if keep_size { end.min(*size) } else { end };
+        if end <= offset {
+            return Ok(());
+        }
+        for number in offset / BLOCK..end.div_ceil(BLOCK) {
             let (start, stop) = clip(number, offset, end);
             let mut whole = vec![0; BLOCK as usize];
             if let Some(old) = blocks.get(&number) {

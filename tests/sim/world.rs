@@ -22,6 +22,8 @@ use std::sync::{Arc, OnceLock, Weak};
 const FILL_PART: u64 = 3;
 /// Times that recovery itself may lose its power in a row.
 const CRASHES_IN_RECOVERY: u32 = 4;
+/// Calls inside one call: a write that merges begins again after each that changed its block.
+const CALLS_INSIDE: usize = 24;
 
 /// What to run.
 #[derive(Clone, Default)]
@@ -93,6 +95,8 @@ struct Inner {
     files: BTreeMap<NodeId, File>,
     /// The range of a file that a call under way changes: calls inside it keep beside that.
     beside: Option<Range>,
+    /// Length of the log when the call under way began.
+    outer_began: usize,
     operations: u64,
     crashes: u64,
     digest: blake3::Hasher,
@@ -264,12 +268,17 @@ impl World {
         if self.power_is_off() || !self.may_nest.swap(false, SeqCst) {
             return;
         }
-        let (mut rng, beside) = {
+        let (mut rng, beside, mut left) = {
             let inner = &mut *self.inner.lock();
-            (inner.nested.fork(), inner.beside)
+            let left = CALLS_INSIDE.saturating_sub(inner.log.len() - inner.outer_began);
+            (inner.nested.fork(), inner.beside, left)
         };
         let mut result = Ok(());
-        while result.is_ok() && rng.chance(1, self.character.nest_one_in) && !self.may_fail() {
+        while left > 0
+            && result.is_ok()
+            && rng.chance(1, self.character.nest_one_in)
+            && !self.may_fail()
+        {
             let op = match beside {
                 None => self.draw(&self.inner.lock().model, &mut rng, true),
                 Some(range) => match draw_beside(&mut rng, range) {
@@ -278,6 +287,7 @@ impl World {
                 },
             };
             result = self.perform(op, true);
+            left -= 1;
         }
         if let Err(why) = result {
             self.inner.lock().failure.get_or_insert(format!("inside another call: {why}"));
@@ -329,7 +339,11 @@ impl World {
     fn operate(&self, rng: &mut Rng) -> Done {
         let op = self.draw(&self.inner.lock().model, rng, false);
         let beside = range_of(&op).filter(|_| rng.chance(1, 2));
-        self.inner.lock().beside = beside;
+        {
+            let inner = &mut *self.inner.lock();
+            inner.beside = beside;
+            inner.outer_began = inner.log.len();
+        }
         self.may_nest.store(beside.is_some(), SeqCst);
         self.perform(op, false)
     }
@@ -462,7 +476,8 @@ impl World {
     fn sync(&self, rng: &mut Rng) -> Done {
         let fs = self.fs()?;
         let (before, file) = {
-            let inner = self.inner.lock();
+            let inner = &mut *self.inner.lock();
+            inner.outer_began = inner.log.len();
             let files: Vec<File> = inner.files.values().cloned().collect();
             (inner.log.len(), files.get(rng.index(files.len().max(1))).cloned())
         };
@@ -497,6 +512,10 @@ impl World {
     fn maintain(&self) -> Done {
         self.trace(|| "maintain".to_string());
         let fs = self.fs()?;
+        {
+            let inner = &mut *self.inner.lock();
+            inner.outer_began = inner.log.len();
+        }
         self.may_nest.store(true, SeqCst);
         let result = fs.maintain();
         self.may_nest.store(false, SeqCst);
@@ -706,6 +725,7 @@ impl Inner {
             floor: 0,
             files: BTreeMap::new(),
             beside: None,
+            outer_began: 0,
             operations: 0,
             crashes: 0,
             digest: blake3::Hasher::new(),

@@ -399,7 +399,7 @@ impl World {
         inner.operations += 1;
         let (made, file) = match result {
             Ok(done) => done,
-            Err(_) if self.may_fail() => {
+            Err(e) if self.may_fail() && Kind::of(&e) == Kind::Any => {
                 let entry = Entry { overlaps, uncertain: true, ..Entry::new(op) };
                 inner.log.push(entry);
                 return Ok(None);
@@ -742,6 +742,10 @@ impl Inner {
 
     /// The first `entries` of the log are durable: they become part of the base.
     fn durable(&mut self, entries: usize) {
+        self.floor = self.floor.max(entries);
+        if self.log.iter().take(entries).any(|entry| entry.uncertain) {
+            return;
+        }
         for entry in self.log.drain(..entries.min(self.log.len())) {
             entry.replay(&mut self.base);
         }

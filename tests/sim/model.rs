@@ -9,7 +9,7 @@ use lunfs::fs::{
     MAX_FILE_BYTES, ROOT_INO,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub const BLOCK: u64 = 4096;
 
@@ -22,6 +22,14 @@ pub struct Chunk {
 
 impl Chunk {
     pub fn new(bytes: &[u8]) -> Chunk {
+        static ZEROS: OnceLock<Chunk> = OnceLock::new();
+        if bytes.iter().all(|&byte| byte == 0) {
+            return ZEROS.get_or_init(|| Chunk::made(&[])).clone();
+        }
+        Chunk::made(bytes)
+    }
+
+    fn made(bytes: &[u8]) -> Chunk {
         let mut whole = bytes.to_vec();
         whole.resize(BLOCK as usize, 0);
         let mut hash = [0; 16];
@@ -463,8 +471,11 @@ impl Model {
         }
         let (blocks, size) = self.blocks_mut(id)?;
         // Beyond the end nothing can be seen of it.
-        let end = if keep_size { end.min(size.div_ceil(BLOCK) * BLOCK) } else { end };
-        for number in offset / BLOCK..end.div_ceil(BLOCK).max(offset / BLOCK) {
+        let end = if keep_size { end.min(*size) } else { end };
+        if end <= offset {
+            return Ok(());
+        }
+        for number in offset / BLOCK..end.div_ceil(BLOCK) {
             let (start, stop) = clip(number, offset, end);
             let mut whole = vec![0; BLOCK as usize];
             if let Some(old) = blocks.get(&number) {

@@ -215,7 +215,9 @@ fn operations_are_worth_doing() {
         model.volumes.clear();
         let (mut done, mut refused) = (0, 0);
         for n in 0..400 {
-            let op = Generator { rng: &mut rng, model: &model, profile, short: true }.draw();
+            let op =
+                Generator { rng: &mut rng, model: &model, profile, short: true, ballast: None }
+                    .draw();
             let id = |dir: &NodeId| NodeId { volume: dir.volume, ino: 100 + n };
             let made = match &op {
                 Op::Create { dir, .. } => Made { node: Some((id(dir), n)), volume: None },

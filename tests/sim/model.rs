@@ -9,7 +9,7 @@ use lunfs::fs::{
     MAX_FILE_BYTES, ROOT_INO,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub const BLOCK: u64 = 4096;
 
@@ -22,6 +22,14 @@ pub struct Chunk {
 
 impl Chunk {
     pub fn new(bytes: &[u8]) -> Chunk {
+        static ZEROS: OnceLock<Chunk> = OnceLock::new();
+        if bytes.iter().all(|&byte| byte == 0) {
+            return ZEROS.get_or_init(|| Chunk::made(&[])).clone();
+        }
+        Chunk::made(bytes)
+    }
+
+    fn made(bytes: &[u8]) -> Chunk {
         let mut whole = bytes.to_vec();
         whole.resize(BLOCK as usize, 0);
         let mut hash = [0; 16];

@@ -7,6 +7,7 @@ use lunfs::fs::{
     NodeId, NodeKind, Owner, RenameMode, SetAttr, VolumeId, XattrMode, ATOMIC_WRITE_BYTES,
     MAX_FILE_BYTES,
 };
+use std::collections::BTreeMap;
 
 /// Bytes that are a function of a seed: a log of operations stays small.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,7 +151,12 @@ pub struct Generator<'a> {
     pub profile: Profile,
     /// Inside another operation: only what is short.
     pub short: bool,
+    /// A file that only takes room: left alone.
+    pub ballast: Option<NodeId>,
 }
+
+/// The name of the file that only takes room.
+pub const BALLAST: &[u8] = b"ballast";
 
 impl Generator<'_> {
     /// The next operation.
@@ -178,7 +184,8 @@ impl Generator<'_> {
 
     fn pick(&mut self, wanted: impl Fn(&Model, NodeId) -> bool) -> Option<NodeId> {
         let all: Vec<NodeId> = self.model.nodes.keys().copied().collect();
-        let fit: Vec<NodeId> = all.into_iter().filter(|&id| wanted(self.model, id)).collect();
+        let free = all.into_iter().filter(|&id| Some(id) != self.ballast);
+        let fit: Vec<NodeId> = free.filter(|&id| wanted(self.model, id)).collect();
         fit.get(self.rng.index(fit.len().max(1))).copied()
     }
 
@@ -215,8 +222,10 @@ impl Generator<'_> {
     fn entry(&mut self) -> (NodeId, Vec<u8>) {
         for _ in 0..4 {
             let dir = self.dir();
-            let there: Vec<Vec<u8>> =
-                self.model.entries(dir).map(|e| e.keys().cloned().collect()).unwrap_or_default();
+            let names = |e: &BTreeMap<Vec<u8>, NodeId>| -> Vec<Vec<u8>> {
+                e.keys().filter(|name| *name != BALLAST).cloned().collect()
+            };
+            let there = self.model.entries(dir).map(names).unwrap_or_default();
             if let Some(name) = there.get(self.rng.index(there.len().max(1))) {
                 return (dir, name.clone());
             }
@@ -347,7 +356,7 @@ impl Generator<'_> {
                 };
                 Op::Punch { node, offset, len: len.min(room) }
             }
-            20 => {
+            20 if self.profile != Profile::Full => {
                 let len = (self.len().min(ATOMIC_WRITE_BYTES) as u64).min(room);
                 Op::Zeros { node, offset, len, keep_size: self.rng.chance(1, 2) }
             }

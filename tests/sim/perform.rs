@@ -1,7 +1,9 @@
 //! Carries an operation out through the filesystem's API.
 
 use super::model::Made;
-use super::ops::{Op, What};
+use super::model::BLOCK;
+use super::ops::{Data, Op, What};
+use lunfs::device::sim::Rng;
 use lunfs::fs::{self, File, Fs, NewNode, NodeId, SetAttr};
 use std::sync::Arc;
 
@@ -77,6 +79,33 @@ pub fn perform(fs: &Arc<Fs>, op: &Op, handle: Option<File>) -> Answer {
         Op::Close { .. } => {}
     }
     Ok((Made::default(), None))
+}
+
+/// A range of a file: node, first byte, end.
+pub type Range = (NodeId, u64, u64);
+
+/// The range that an atomic change of a file's bytes covers.
+pub fn range_of(op: &Op) -> Option<Range> {
+    let (node, offset, len) = match op {
+        Op::Write { node, offset, data } | Op::Update { node, offset, data, .. } => {
+            (*node, *offset, data.len as u64)
+        }
+        Op::Punch { node, offset, len } => (*node, *offset, *len),
+        _ => return None,
+    };
+    (!op.is_long() && len > 0).then_some((node, offset, offset.saturating_add(len)))
+}
+
+/// A write into a block that a range covers in part, beside the range.
+pub fn draw_beside(rng: &mut Rng, (node, start, end): Range) -> Option<Op> {
+    let head = (start / BLOCK * BLOCK, start);
+    let tail = (end, end.div_ceil(BLOCK) * BLOCK);
+    let fits = |(from, to): &(u64, u64)| from < to && *to <= fs::MAX_FILE_BYTES;
+    let sides: Vec<(u64, u64)> = [head, tail].into_iter().filter(fits).collect();
+    let &(from, to) = sides.get(rng.index(sides.len().max(1)))?;
+    let offset = from + rng.below(to - from);
+    let data = Data { len: 1 + rng.below(to - offset) as usize, seed: rng.bits() };
+    Some(Op::Write { node, offset, data })
 }
 
 fn new_node(what: &What) -> NewNode<'_> {

@@ -15,9 +15,16 @@ pub struct Entry {
     pub stamps: Vec<(NodeId, Stamps)>,
     /// It answered an error because the power failed: it may have happened or not.
     pub uncertain: bool,
+    /// So many entries before this one happened inside it: it may have come before any of them. Their
+    /// order makes no difference to what is there when all are done.
+    pub overlaps: usize,
 }
 
 impl Entry {
+    pub fn new(op: Op) -> Entry {
+        Entry { op, made: Made::default(), stamps: vec![], uncertain: false, overlaps: 0 }
+    }
+
     /// Does it to the model, which must not refuse: it was accepted before.
     pub fn replay(&self, model: &mut Model) {
         let _ = model.apply(&self.op, &self.made);
@@ -44,10 +51,12 @@ pub fn find(base: &Model, log: &[Entry], floor: usize, seen: &Model) -> Result<F
     let mut model = base.without_handles();
     let mut best: Option<Found> = None;
     let mut nearest = String::new();
+    let mut highest = None;
     for at in 0..=log.len() {
         if at >= floor {
             let plain = model.without_handles();
             if plain.same(seen) {
+                highest.get_or_insert(plain.highest.clone());
                 best = Some(Found { entries: at, model: plain });
             } else if at == floor || at == log.len() {
                 let said = differences(&plain, seen);
@@ -57,14 +66,43 @@ pub fn find(base: &Model, log: &[Entry], floor: usize, seen: &Model) -> Result<F
         let Some(entry) = log.get(at) else { break };
         if at >= floor {
             if let Some(part) = partly(&model, entry, seen) {
+                highest.get_or_insert(model.highest.clone());
                 best = Some(Found { entries: at + 1, model: part });
+            }
+            if let Some(other) = in_other_order(&model, &log[at..], seen) {
+                highest.get_or_insert(model.highest.clone());
+                best = Some(Found { entries: at + 1, model: other });
             }
         }
         entry.replay(&mut model);
     }
+    let best = best.map(|found| Found {
+        // Numbers given away after the first state that fits may never have been.
+        model: Model { highest: highest.unwrap_or_default(), ..found.model },
+        ..found
+    });
     best.ok_or_else(|| {
         format!("no prefix of {} operations from {floor} on is what is there:{nearest}", log.len())
     })
+}
+
+/// States where an operation came before some of those that happened inside it: `rest` begins with them.
+fn in_other_order(before: &Model, rest: &[Entry], seen: &Model) -> Option<Model> {
+    let outer = (1..rest.len()).find(|&i| rest[i].overlaps == i)?;
+    for first in 0..outer {
+        let mut model = before.clone();
+        rest[..first].iter().for_each(|entry| entry.replay(&mut model));
+        let touched = rest[outer].op.touches(&model);
+        rest[outer].replay(&mut model);
+        for inside in &rest[first..outer] {
+            let state = take_stamps(model.clone(), &touched, seen);
+            if state.same(seen) {
+                return Some(state);
+            }
+            inside.replay(&mut model);
+        }
+    }
+    None
 }
 
 /// What an operation may leave that was not finished, or is too long to be atomic: `None` where

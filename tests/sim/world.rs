@@ -7,8 +7,8 @@
 
 use super::model::{Kind, Made, Model};
 use super::observe::{self, ensure, observe, stamps_of};
-use super::ops::{blocks_held, Generator, Op, Profile};
-use super::perform::{node_of, perform, Answer};
+use super::ops::{blocks_held, Generator, Op, Profile, What, BALLAST};
+use super::perform::{draw_beside, node_of, perform, range_of, Answer, Range};
 use super::prefix::{self, set_stamps, Entry};
 use lunfs::device::sim::{IoEvent, Rng, SimDevice};
 use lunfs::device::BlockDevice;
@@ -16,7 +16,7 @@ use lunfs::fs::{self, Clock, File, FormatOptions, Fs, NodeId, NodeKind, OpenOpti
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 /// Share of the pool that all profiles but `Full` keep to: one of this.
 const FILL_PART: u64 = 3;
@@ -78,7 +78,7 @@ impl Character {
             cut_one_in: [15, 50, 200][rng.index(3)],
             nest_one_in: [2, 6, 1_000_000][rng.index(3)],
             sync_one_in: [4, 12, 60][rng.index(3)],
-            cache_bytes: [8 << 20, 16 << 20, 64 << 20][rng.index(3)],
+            cache_bytes: [1 << 20, 4 << 20, 16 << 20, 64 << 20][rng.index(4)],
             faults: rng.chance(1, 5),
         }
     }
@@ -91,6 +91,8 @@ struct Inner {
     log: Vec<Entry>,
     floor: usize,
     files: BTreeMap<NodeId, File>,
+    /// The range of a file that a call under way changes: calls inside it keep beside that.
+    beside: Option<Range>,
     operations: u64,
     crashes: u64,
     digest: blake3::Hasher,
@@ -104,6 +106,8 @@ pub struct World {
     clock: Arc<SimClock>,
     fs: Mutex<Option<Arc<Fs>>>,
     inner: Mutex<Inner>,
+    /// A file that takes most of a pool that is to be full.
+    ballast: OnceLock<NodeId>,
     /// Space in use by a pool just made.
     empty_bytes: AtomicU64,
     /// Calls on all devices; the power fails at number `cut_at` (0: never).
@@ -163,7 +167,7 @@ impl World {
     fn new(config: &Config) -> Done<Arc<World>> {
         let mut rng = Rng::new(config.seed ^ 0x5EED);
         let character = Character::draw(&mut rng);
-        let devices = draw_devices(&mut rng);
+        let devices = draw_devices(&mut rng, character.profile);
         let clock = Arc::new(SimClock(AtomicI64::new(1_000_000)));
         let options = FormatOptions {
             pool_id: [config.seed as u8; 16],
@@ -178,6 +182,7 @@ impl World {
             clock,
             fs: Mutex::new(None),
             inner: Mutex::new(Inner::new(rng.fork())),
+            ballast: OnceLock::new(),
             empty_bytes: AtomicU64::new(0),
             calls: AtomicU64::new(0),
             cut_at: AtomicU64::new(0),
@@ -189,8 +194,25 @@ impl World {
         world.empty_bytes.store(fs.stats().used_bytes, SeqCst);
         *world.fs.lock() = Some(fs);
         world.inner.lock().start_from(seen);
+        if world.character.profile == Profile::Full && rng.chance(3, 4) {
+            world.load_ballast(&mut rng)?;
+        }
         world.set_hook();
         Ok(world)
+    }
+
+    /// Leaves a pool only little room: what is freed is soon used again.
+    fn load_ballast(&self, rng: &mut Rng) -> Done {
+        let dir = NodeId::root(fs::VolumeId::TREE);
+        let owner = fs::Owner { mode: 0o600, uid: 0, gid: 0 };
+        self.perform(Op::Create { dir, name: BALLAST.to_vec(), what: What::File, owner }, false)?;
+        let node = self.inner.lock().model.entries(dir).ok().and_then(|e| e.get(BALLAST).copied());
+        let node = node.ok_or("no ballast")?;
+        let _ = self.ballast.set(node);
+        let len = self.fs()?.stats().free_bytes.saturating_sub((1 + rng.below(8)) << 20);
+        let op = Op::Zeros { node, offset: 0, len, keep_size: false };
+        self.perform(op, false)?;
+        self.sync(rng)
     }
 
     fn open(&self) -> fs::Result<Arc<Fs>> {
@@ -242,10 +264,20 @@ impl World {
         if self.power_is_off() || !self.may_nest.swap(false, SeqCst) {
             return;
         }
-        let mut rng = self.inner.lock().nested.fork();
+        let (mut rng, beside) = {
+            let inner = &mut *self.inner.lock();
+            (inner.nested.fork(), inner.beside)
+        };
         let mut result = Ok(());
         while result.is_ok() && rng.chance(1, self.character.nest_one_in) && !self.may_fail() {
-            result = self.operate(&mut rng, true);
+            let op = match beside {
+                None => self.draw(&self.inner.lock().model, &mut rng, true),
+                Some(range) => match draw_beside(&mut rng, range) {
+                    Some(op) => op,
+                    None => break,
+                },
+            };
+            result = self.perform(op, true);
         }
         if let Err(why) = result {
             self.inner.lock().failure.get_or_insert(format!("inside another call: {why}"));
@@ -272,7 +304,7 @@ impl World {
             4..=10 => self.look(&mut rng)?,
             11 => self.look_at_all(&mut rng)?,
             12 if rng.chance(1, 6) => self.reopen(&mut rng)?,
-            _ => self.operate(&mut rng, false)?,
+            _ => self.operate(&mut rng)?,
         }
         if let Some(why) = self.inner.lock().failure.take() {
             return Err(why);
@@ -293,27 +325,39 @@ impl World {
         }
     }
 
-    /// Draws an operation, does it, and compares what it answers with what the model says.
-    fn operate(&self, rng: &mut Rng, short: bool) -> Done {
+    /// Draws an operation and does it, perhaps with others inside it.
+    fn operate(&self, rng: &mut Rng) -> Done {
+        let op = self.draw(&self.inner.lock().model, rng, false);
+        let beside = range_of(&op).filter(|_| rng.chance(1, 2));
+        self.inner.lock().beside = beside;
+        self.may_nest.store(beside.is_some(), SeqCst);
+        self.perform(op, false)
+    }
+
+    /// Does an operation, and compares what it answers with what the model says.
+    fn perform(&self, op: Op, inside: bool) -> Done {
         let fs = self.fs()?;
-        let (op, file) = {
+        let (file, before) = {
             let inner = self.inner.lock();
-            let op = self.draw(&inner.model, rng, short);
-            let file = node_of(&op).and_then(|node| inner.files.get(&node).cloned());
-            (op, file)
+            (node_of(&op).and_then(|node| inner.files.get(&node).cloned()), inner.log.len())
         };
         self.clock.0.fetch_add(1_000_000, SeqCst);
-        self.trace(|| format!("{}{op:?}", if short { "    inside: " } else { "" }));
+        self.trace(|| format!("{}{op:?}", if inside { "    inside: " } else { "" }));
         let result = perform(&fs, &op, file);
+        if !inside {
+            self.may_nest.store(false, SeqCst);
+            self.inner.lock().beside = None;
+        }
         self.trace(|| format!("      {:?}", result.as_ref().map(|(made, _)| made)));
-        let dropped = self.record(&fs, op, result);
+        let dropped = self.record(&fs, op, result, before);
         // A handle is dropped here, where nothing is locked.
         dropped.map(drop)
     }
 
     fn draw(&self, model: &Model, rng: &mut Rng, short: bool) -> Op {
         let profile = self.character.profile;
-        let mut generator = Generator { rng, model, profile, short };
+        let mut generator =
+            Generator { rng, model, profile, short, ballast: self.ballast.get().copied() };
         let op = generator.draw();
         let full = profile != Profile::Full && blocks_held(model) as u64 > self.room_blocks();
         match (full, &op) {
@@ -335,13 +379,14 @@ impl World {
         }
     }
 
-    fn record(&self, fs: &Arc<Fs>, op: Op, result: Answer) -> Done<Option<File>> {
+    fn record(&self, fs: &Arc<Fs>, op: Op, result: Answer, before: usize) -> Done<Option<File>> {
         let inner = &mut *self.inner.lock();
+        let overlaps = inner.log.len() - before;
         inner.operations += 1;
         let (made, file) = match result {
             Ok(done) => done,
             Err(_) if self.may_fail() => {
-                let entry = Entry { op, made: Made::default(), stamps: vec![], uncertain: true };
+                let entry = Entry { overlaps, uncertain: true, ..Entry::new(op) };
                 inner.log.push(entry);
                 return Ok(None);
             }
@@ -354,14 +399,16 @@ impl World {
             return Err(format!("{op:?} was done, but should be refused: {kind:?}"));
         }
         let touched = touched.into_iter().chain(made.node.map(|(id, _)| id));
-        let told = self.stamps(fs, &inner.model, touched);
+        // What is under way around this may show already.
+        let hidden = inner.beside.map(|(node, ..)| node);
+        let told = self.stamps(fs, &inner.model, touched, hidden);
         if told.is_err() && !self.power_is_off() {
             return Err(format!("after {op:?}: {}", told.err().unwrap_or_default()));
         }
         let stamps = told.unwrap_or_default();
         set_stamps(&mut inner.model, &stamps);
         let dropped = inner.keep_handles(&op, file);
-        inner.log.push(Entry { op, made, stamps, uncertain: self.power_is_off() });
+        inner.log.push(Entry { op, made, stamps, uncertain: self.power_is_off(), overlaps });
         Ok(dropped)
     }
 
@@ -395,6 +442,7 @@ impl World {
         fs: &Arc<Fs>,
         model: &Model,
         touched: impl Iterator<Item = NodeId>,
+        hidden: Option<NodeId>,
     ) -> Done<Vec<(NodeId, super::model::Stamps)>> {
         let mut stamps = Vec::new();
         for id in touched {
@@ -403,7 +451,9 @@ impl World {
             let size = if node.kind == NodeKind::Directory { 0 } else { attr.size_bytes };
             let seen = (attr.kind, attr.mode, attr.uid, attr.gid, attr.nlink, size);
             let wanted = (node.kind, node.mode, node.uid, node.gid, node.nlink, node.size);
-            ensure(seen == wanted, || format!("{id:?}: {seen:?}, should be {wanted:?}"))?;
+            ensure(seen == wanted || hidden == Some(id), || {
+                format!("{id:?}: {seen:?}, should be {wanted:?}")
+            })?;
             stamps.push((id, stamps_of(&attr)));
         }
         Ok(stamps)
@@ -417,7 +467,7 @@ impl World {
             (inner.log.len(), files.get(rng.index(files.len().max(1))).cloned())
         };
         self.may_nest.store(true, SeqCst);
-        let result = match (rng.below(4), file) {
+        let result = match (rng.below(4), &file) {
             (0, _) => {
                 self.trace(|| "consistency_point".to_string());
                 fs.consistency_point()
@@ -432,6 +482,8 @@ impl World {
             }
         };
         self.may_nest.store(false, SeqCst);
+        // It may be the last handle of a file without a name.
+        drop(file);
         match result {
             Ok(()) => {
                 self.inner.lock().durable(before);
@@ -503,12 +555,7 @@ impl World {
         let files = std::mem::take(&mut self.inner.lock().files);
         for (node, file) in files {
             drop(file);
-            let entry = Entry {
-                op: Op::Close { node },
-                made: Made::default(),
-                stamps: vec![],
-                uncertain: false,
-            };
+            let entry = Entry::new(Op::Close { node });
             let inner = &mut *self.inner.lock();
             entry.replay(&mut inner.model);
             inner.log.push(entry);
@@ -658,6 +705,7 @@ impl Inner {
             log: Vec::new(),
             floor: 0,
             files: BTreeMap::new(),
+            beside: None,
             operations: 0,
             crashes: 0,
             digest: blake3::Hasher::new(),
@@ -694,7 +742,10 @@ impl Inner {
     }
 }
 
-fn draw_devices(rng: &mut Rng) -> Vec<Arc<SimDevice>> {
+fn draw_devices(rng: &mut Rng, profile: Profile) -> Vec<Arc<SimDevice>> {
+    if profile == Profile::Full {
+        return vec![Arc::new(SimDevice::new(64 * 256, rng.bits()))];
+    }
     let count = [1, 1, 1, 2, 3][rng.index(5)];
     let device = |n: u64| {
         let mib = [64, 65, 96, 150, 300][rng.index(5)];

@@ -130,9 +130,12 @@ impl Bell {
 
     /// Waits for any of `what` or the time; which were rung.
     pub fn wait(&self, what: u32, timeout: std::time::Duration) -> u32 {
+        let until = std::time::Instant::now() + timeout;
         let mut rung = self.rung.lock();
-        if *rung & (what | BELL_STOP) == 0 {
-            self.wake.wait_for(&mut rung, timeout);
+        while *rung & (what | BELL_STOP) == 0 {
+            if self.wake.wait_until(&mut rung, until).timed_out() {
+                break;
+            }
         }
         let found = *rung & what;
         *rung &= !found;
@@ -220,6 +223,8 @@ pub(crate) struct Core {
     /// Blocks promised for nodes and inodes in the running epoch.
     pub epoch_promised: AtomicI64,
     pub dead: Mutex<Vec<Dead>>,
+    /// Blocks superseded before they were settled: their buffers live until they are buried.
+    pub epoch_dead_data: AtomicU64,
     pub completed_epoch: AtomicU64,
     pub reclaim_pending: AtomicU64,
     /// Freed by a durable consistency point of this epoch, perhaps still being read.
@@ -227,6 +232,8 @@ pub(crate) struct Core {
     pub inodes: DashMap<NodeId, Arc<Inode>>,
     pub volumes: DashMap<VolumeId, Arc<Volume>>,
     pub bell: Bell,
+    /// One growth at a time: two would write the same place of the segment map.
+    pub growing: Mutex<()>,
     pub closed: AtomicBool,
     pub cp_count: AtomicU64,
     pub group_count: AtomicU64,
@@ -371,6 +378,10 @@ impl Core {
         let held = Held::new(&self.store);
         loop {
             let found = inode.state.read().tree.get(&held, block);
+            // Asked after the pin: what a deletion frees later is still there for us.
+            if inode.volume.deleted.load(Ordering::Acquire) {
+                return Err(Error::Stale);
+            }
             match found {
                 Ok(Slot::Data(_, d)) => return Ok(Some(d)),
                 Ok(Slot::Ptr(p)) if p.is_hole() => return Ok(None),
@@ -426,6 +437,8 @@ impl Core {
             self.space.promise_unasked(dirtied);
         }
         if !dead.is_empty() {
+            let buffers = dead.iter().filter(|d| matches!(d, Dead::Block(Slot::Data(..)))).count();
+            self.epoch_dead_data.fetch_add(buffers as u64, Ordering::Relaxed);
             self.dead.lock().append(&mut dead);
         }
         result
@@ -463,7 +476,7 @@ impl Core {
 
     /// May this inode be changed? Asked under the guard: a volume is deleted under it too.
     pub fn check_changeable(&self, inode: &Inode, state: &State) -> Result<()> {
-        if state.gone || inode.volume.deleted.load(Ordering::Relaxed) {
+        if Core::is_ended(inode, state) {
             return Err(Error::Stale);
         }
         Ok(())
@@ -473,15 +486,19 @@ impl Core {
     pub fn pace(&self) -> Result<()> {
         let dirty = self.dirty_blocks.load(Ordering::Relaxed);
         let inodes = self.group_inodes.load(Ordering::Relaxed);
-        if dirty > self.limits.dirty_blocks || inodes > 2 * GROUP_SOFT_INODES {
-            if self.limits.background || self.log.try_lock().is_some() {
-                self.seal(false)?;
-            }
+        let much = dirty > self.limits.dirty_blocks || inodes > 2 * GROUP_SOFT_INODES;
+        if much && (self.limits.background || self.log.try_lock().is_some()) {
+            self.seal(false)?;
         }
         if self.nodes_over(2) {
             self.consistency_point(false)?;
         }
         Ok(())
+    }
+
+    /// Is it so that nobody may use the inode any more?
+    pub fn is_ended(inode: &Inode, state: &State) -> bool {
+        state.gone || inode.volume.deleted.load(Ordering::Acquire)
     }
 
     /// Must a write wait before it is accepted?
@@ -493,6 +510,7 @@ impl Core {
 
     fn nodes_over(&self, times: u64) -> bool {
         self.epoch_promised.load(Ordering::Relaxed) as u64 > times * self.limits.dirty_nodes
+            || self.epoch_dead_data.load(Ordering::Relaxed) > times * self.limits.dirty_blocks
             || self.epoch_dirty_inodes.load(Ordering::Relaxed) > times * DIRTY_INODES_MAX
     }
 

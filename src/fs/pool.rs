@@ -288,6 +288,7 @@ fn check_user(id: NodeId) -> Result<()> {
 impl Core {
     /// Maps what the devices have gained behind the pool's end.
     fn grow(&self) -> Result<u64> {
+        let _one = self.growing.lock();
         let mut map = self.store.segment_map();
         let old = self.space.blocks();
         let mut end = old / SEGMENT_BLOCKS;

@@ -88,7 +88,7 @@ impl ReclaimList {
             match self.expand(store, &entry, out) {
                 Ok(()) => {}
                 // An unreadable node: what is below is lost space that check reports; go on.
-                Err(Error::Corrupt { .. }) => {}
+                Err(Error::Corrupt { .. } | Error::Io(_) | Error::Format(_)) => {}
                 Err(e) => return Err(e),
             }
             out.freed.push(entry.pointer.block);

@@ -1,13 +1,14 @@
 //! The filesystem's state, and the rules by which it changes.
 //!
-//! Locks, in the order in which they may be taken: a volume's `names` → `cp` → `log` → the guard → inodes'
-//! `state` (by [`NodeId`]) → leaf mutexes (`group_files`, `epoch_files`, `dead`, the allocator).
-//! Device calls happen under `names`, `cp` and `log` only; nobody takes those while linking.
+//! Locks, in the order in which they may be taken: a volume's `names` → `cp` → `log` → the guard →
+//! inodes' `state` (by [`NodeId`]) → leaf mutexes (`group_files`, `epoch_files`, `dead`, the
+//! allocator). Device calls happen under `names`, `cp` and `log` only; nobody takes those while
+//! linking.
 //!
 //! Invariants:
 //! - what is linked in epoch E is on disk with root E, or in groups after it;
-//! - every inode with something linked since the last cut is in `group_files`; every inode changed in
-//!   the running epoch is in `epoch_files`;
+//! - every inode with something linked since the last cut is in `group_files`; every inode changed
+//!   in the running epoch is in `epoch_files`;
 //! - what is superseded in epoch E is in `dead` when E is frozen.
 
 use super::error::{Error, Result};
@@ -444,7 +445,8 @@ impl Core {
         result
     }
 
-    /// Accepts `blocks` of space. Where it is short, runs consistency points as long as they bring some.
+    /// Accepts `blocks` of space. Where it is short, runs consistency points as long as they bring
+    /// some.
     pub fn promise(&self, blocks: u64, privileged: bool) -> Result<()> {
         for _ in 0..64 {
             if self.space.promise(blocks, privileged).is_ok() {
@@ -514,7 +516,8 @@ impl Core {
             || self.epoch_dirty_inodes.load(Ordering::Relaxed) > times * DIRTY_INODES_MAX
     }
 
-    /// After a change was accepted: what grew too large is written, in the background if there is one.
+    /// After a change was accepted: what grew too large is written, in the background if there is
+    /// one.
     pub fn after_change(&self) {
         if self.group_blocks.load(Ordering::Relaxed) >= GROUP_SOFT_BLOCKS
             || self.group_inodes.load(Ordering::Relaxed) >= GROUP_SOFT_INODES

@@ -1,9 +1,10 @@
 //! The consistency point: what was linked up to a freeze becomes what the root names.
 //!
-//! Order, each step dirtying only what later ones write: freeze (cuts the log) → what died is listed,
-//! and the walker makes a step → files' nodes → inode files → the volume table → free-space pages →
-//! flush → root, first copy → flush → root, second copy → flush. Writers go on in the next epoch all
-//! the while. Blocks freed are released when the root is durable and the readers of their epoch are gone.
+//! Order, each step dirtying only what later ones write: freeze (cuts the log) → what died is
+//! listed, and the walker makes a step → files' nodes → inode files → the volume table → free-space
+//! pages → flush → root, first copy → flush → root, second copy → flush. Writers go on in the next
+//! epoch all the while. Blocks freed are released when the root is durable and the readers of their
+//! epoch are gone.
 //!
 //! Inode files, the reclaim list and the volume table's own inode file are changed by nobody else,
 //! here, with births of the epoch that is being written.
@@ -174,7 +175,8 @@ impl Core {
         cp.root.space = space;
         cp.root.volume_table = table;
         self.write_root(cp)?;
-        // Inode files are changed while the next epoch runs: its readers may have found the old blocks.
+        // Inode files are changed while the next epoch runs: its readers may have found the old
+        // blocks.
         let releases = [(epoch, freed), (epoch + 1, meta_freed)];
         self.after_root(cp, frozen, releases, next.1)
     }
@@ -234,7 +236,8 @@ impl Core {
     fn count_down(&self, frozen: &mut Frozen, owners: Owners) -> Result<()> {
         for ((volume, ino), blocks) in owners {
             let id = NodeId { volume: VolumeId(volume), ino };
-            // Not `live`: the last consistency point of a pool that is being closed counts down too.
+            // Not `live`: the last consistency point of a pool that is being closed counts down
+            // too.
             let Ok(inode) = self.inode(id) else { continue };
             if inode.state.read().gone {
                 continue;
@@ -368,7 +371,8 @@ impl Core {
         Ok(())
     }
 
-    /// Changes a tree that only consistency points change; what it supersedes is freed with this one.
+    /// Changes a tree that only consistency points change; what it supersedes is freed with this
+    /// one.
     fn meta_change(
         &self,
         file: &Arc<Inode>,

@@ -1,7 +1,8 @@
 //! Directories: names to inodes, in buckets found by the name's hash.
 //!
-//! Changes go through a transaction under the volume's `names` lock. Look-ups take no lock: they read
-//! block by block, and one that found nothing looks again if a transaction was applied meanwhile.
+//! Changes go through a transaction under the volume's `names` lock. Look-ups take no lock: they
+//! read block by block, and one that found nothing looks again if a transaction was applied
+//! meanwhile.
 
 use super::core::{Core, Inode};
 use super::error::{Error, Result};

@@ -308,7 +308,8 @@ impl Core {
         let links = if edit.set_size.is_some() && !shrinks { &[] } else { &edit.links[..] };
         let hole = edit.hole.filter(|h| h.1 > 0 && (edit.set_size.is_none() || shrinks));
         if let Some(size) = edit.set_size.filter(|s| shrinks && links.is_empty() && s % BS != 0) {
-            // It shrinks only now, or its last block came to be: the block's tail must be zeroed too.
+            // It shrinks only now, or its last block came to be: the block's tail must be zeroed
+            // too.
             if !state.tree.get(held, size / BS)?.is_hole() {
                 return Ok(Attempt::Lost);
             }
@@ -358,8 +359,8 @@ impl Core {
         self.touch(inode, state, now);
     }
 
-    /// Runs `f` under the guard and the inode's lock; what it misses is fetched without them, and it
-    /// runs again. `f` must change nothing before its last miss.
+    /// Runs `f` under the guard and the inode's lock; what it misses is fetched without them, and
+    /// it runs again. `f` must change nothing before its last miss.
     pub fn locked<T>(
         &self,
         inode: &Arc<Inode>,
@@ -437,8 +438,8 @@ impl Core {
         })
     }
 
-    /// Sets a file's length. What lies behind it in its last block is zeroed in the same step, so that
-    /// it reads as zeros when the file grows again.
+    /// Sets a file's length. What lies behind it in its last block is zeroed in the same step, so
+    /// that it reads as zeros when the file grows again.
     pub fn truncate_file(&self, inode: &Arc<Inode>, size: u64) -> Result<()> {
         self.writable()?;
         if size > MAX_FILE_BYTES {

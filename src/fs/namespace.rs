@@ -1,8 +1,8 @@
 //! Names: look-up, create, link, unlink, rename, attributes, extended attributes.
 //!
-//! Every change holds its volume's `names` lock, reads what it needs, builds a transaction and applies
-//! it in one step. An unlinked inode that is open moves to its volume's directory of orphans, from
-//! which its last close (or the next mount) frees it.
+//! Every change holds its volume's `names` lock, reads what it needs, builds a transaction and
+//! applies it in one step. An unlinked inode that is open moves to its volume's directory of
+//! orphans, from which its last close (or the next mount) frees it.
 
 use super::core::{Core, Inode, ORPHANS_INO};
 use super::dir::{check_name, DirEdit, Found};
@@ -286,7 +286,8 @@ impl Core {
         let mut from = DirEdit::new(self, d.clone())?;
         let to = DirEdit::new(self, t.clone())?;
         let target = to.find(&Txn::new(self, false), to_name)?;
-        // It may use the reserve only where it frees something: a new name can take blocks for good.
+        // It may use the reserve only where it frees something: a new name can take blocks for
+        // good.
         let frees = mode == RenameMode::Replace && target.is_some();
         let mut txn = Txn::new(self, frees);
         let source = from.find(&txn, name)?.ok_or(Error::NotFound)?;

@@ -1,11 +1,11 @@
 //! Making, opening and recovering a pool.
 //!
-//! Recovery takes the newest root, walks the chain of groups, marks every block that they name before
-//! anything is allocated, applies whole groups in order up to the first that is not whole, and ends
-//! with a consistency point and a fresh chain before the first request is answered.
+//! Recovery takes the newest root, walks the chain of groups, marks every block that they name
+//! before anything is allocated, applies whole groups in order up to the first that is not whole,
+//! and ends with a consistency point and a fresh chain before the first request is answered.
 //!
-//! Only groups after the last durable mark can be torn; only their data is read back. A mismatch in an
-//! older group is rot: its data is linked and will be a medium error; nothing is undone for it.
+//! Only groups after the last durable mark can be torn; only their data is read back. A mismatch in
+//! an older group is rot: its data is linked and will be a medium error; nothing is undone for it.
 
 use super::core::*;
 use super::error::{Error, Result};
@@ -110,8 +110,8 @@ fn newest_root(devices: &[Arc<dyn BlockDevice>]) -> Result<(Root, [u8; 32], u64)
     let mut best: Option<(Root, [u8; 32], u64)> = None;
     for slot in 0..ROOT_SLOTS {
         let found = read_root_slot(devices, slot);
-        // A crash leaves at most one copy of a slot unreadable. Both bad on every device: the newest
-        // root may be lost, and to go on from the older one would undo what was promised.
+        // A crash leaves at most one copy of a slot unreadable. Both bad on every device: the
+        // newest root may be lost, and to go on from the older one would undo what was promised.
         let lost = |copy: &Copies| copy.valid.is_none() && copy.bad.is_some();
         if let [Copies { bad: Some(why), .. }, _] = found.each_ref() {
             if found.iter().all(lost) {
@@ -127,7 +127,8 @@ fn newest_root(devices: &[Arc<dyn BlockDevice>]) -> Result<(Root, [u8; 32], u64)
     best.ok_or_else(|| Error::Format("the pool has no root".into()))
 }
 
-/// Rewrites unreadable copies of a slot from the one that is whole: a later crash may tear that one.
+/// Rewrites unreadable copies of a slot from the one that is whole: a later crash may tear that
+/// one.
 fn mend_roots(devices: &[Arc<dyn BlockDevice>]) {
     for slot in 0..ROOT_SLOTS {
         let mut best: Option<(u64, Box<Block>)> = None;
@@ -483,8 +484,9 @@ impl Core {
         self.cp.lock().reclaim = list;
         let groups = self.read_log()?;
         let last_epoch = groups.iter().map(|g| g.head.epoch).max().unwrap_or(0);
-        // Beyond every epoch that can have begun before the crash, its log lost or not: the epoch is
-        // the generation of what is made in it, and a handle of something lost must not come to life.
+        // Beyond every epoch that can have begun before the crash, its log lost or not: the epoch
+        // is the generation of what is made in it, and a handle of something lost must not come to
+        // life.
         let recovery_epoch = last_epoch.max(self.now()) + LOST_EPOCHS;
         for g in &groups {
             self.mark_group(g, recovery_epoch)?;

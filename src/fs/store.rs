@@ -208,7 +208,8 @@ impl Store {
         Error::Latched(why)
     }
 
-    /// The device runs behind `count` blocks at `block`: (copies of (device, device block), length).
+    /// The device runs behind `count` blocks at `block`: (copies of (device, device block),
+    /// length).
     fn locate(&self, block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
         let segment = block / SEGMENT_BLOCKS;
         let map = self.map.read();
@@ -341,8 +342,8 @@ impl Store {
 
     /// Flushes every device. A failure latches.
     pub fn flush(&self) -> Result<()> {
-        // One at a time, until a failure is latched: the host tells of a failed write-back once, and
-        // the flush beside the one that is told would seem good.
+        // One at a time, until a failure is latched: the host tells of a failed write-back once,
+        // and the flush beside the one that is told would seem good.
         let _one = self.flushing.lock();
         self.check_latch()?;
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);

@@ -1,8 +1,9 @@
 //! Crashes, replayed from a seed: see `sim`.
 //!
-//! `LUNFS_SIM_SEEDS` runs so many fresh seeds, `LUNFS_SIM_SEED` one (with `LUNFS_SIM_TRACE=1` telling
-//! each operation, and `LUNFS_SIM_SKIP` naming steps to leave out), each of `LUNFS_SIM_STEPS` steps;
-//! `LUNFS_SIM_SECONDS` ends it earlier. A failure is made smaller before it is told.
+//! `LUNFS_SIM_SEEDS` runs so many fresh seeds, `LUNFS_SIM_SEED` one (with `LUNFS_SIM_TRACE=1`
+//! telling each operation, and `LUNFS_SIM_SKIP` naming steps to leave out), each of
+//! `LUNFS_SIM_STEPS` steps; `LUNFS_SIM_SECONDS` ends it earlier. A failure is made smaller before
+//! it is told.
 
 mod sim;
 

@@ -1,8 +1,9 @@
-//! Pools written by earlier versions must open for ever: `fs-layout/golden/v1` holds one as a list of
-//! its blocks that are not zeros, cut off by a power failure, so that it has a log to replay, and what
-//! must be found in it.
+//! Pools written by earlier versions must open for ever: `fs-layout/golden/v1` holds one as a list
+//! of its blocks that are not zeros, cut off by a power failure, so that it has a log to replay,
+//! and what must be found in it.
 //!
-//! `LUNFS_GOLDEN=write cargo test --test golden` writes both files anew: only before a format is released.
+//! `LUNFS_GOLDEN=write cargo test --test golden` writes both files anew: only before a format is
+//! released.
 
 use lunfs::device::sim::SimDevice;
 use lunfs::device::{Block, BlockDevice, BLOCK_BYTES};

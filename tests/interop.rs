@@ -1,6 +1,7 @@
 //! The clients of others against a real server: one test for each script of `interop/`, and the
-//! crash test by `kill -9`. The scripts say what they check; here they are only started, so that one
-//! runner sums everything up. A script's output is shown when it fails (`--nocapture` shows it always).
+//! crash test by `kill -9`. The scripts say what they check; here they are only started, so that
+//! one runner sums everything up. A script's output is shown when it fails (`--nocapture` shows it
+//! always).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,6 +1,7 @@
-//! Many threads on one pool: writers, readers, punches and flushes beside consistency points, with a
-//! cache so small that everything is evicted and paced all the time. Each thread owns a part of each
-//! file and checks it against what it wrote; afterwards the pool is closed, checked and read again.
+//! Many threads on one pool: writers, readers, punches and flushes beside consistency points, with
+//! a cache so small that everything is evicted and paced all the time. Each thread owns a part of
+//! each file and checks it against what it wrote; afterwards the pool is closed, checked and read
+//! again.
 
 use lunfs::device::sim::{Rng, SimDevice};
 use lunfs::device::BlockDevice;

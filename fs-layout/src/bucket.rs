@@ -1,13 +1,14 @@
 //! A directory's bucket: one block of the directory's sparse file.
 //!
 //! A name's hash is 55 bits; with 8 bits of collision number it is the entry's *cookie*
-//! (`hash << 8 | collision`), unique in the directory. A bucket of depth `d` at file block `i` holds
-//! the entries whose lowest `d` bits of the bit-reversed hash are `i`: the top bits of the hash, so a
-//! bucket covers one interval of cookies. A full bucket is split: entries whose next bit is set move
-//! to block `i + 2^d`. A block that is a hole was never split off: its entries are in the parent's.
+//! (`hash << 8 | collision`), unique in the directory. A bucket of depth `d` at file block `i`
+//! holds the entries whose lowest `d` bits of the bit-reversed hash are `i`: the top bits of the
+//! hash, so a bucket covers one interval of cookies. A full bucket is split: entries whose next bit
+//! is set move to block `i + 2^d`. A block that is a hole was never split off: its entries are in
+//! the parent's.
 //!
-//! Header, 16 bytes: magic `LFDB` 0..4, depth 4, entries 6..8, bytes in use 8..10. Then the entries,
-//! packed: cookie u64, inode u64, kind u8, length of the name u8, name.
+//! Header, 16 bytes: magic `LFDB` 0..4, depth 4, entries 6..8, bytes in use 8..10. Then the
+//! entries, packed: cookie u64, inode u64, kind u8, length of the name u8, name.
 
 use crate::bytes::{put_bytes, put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};
 use crate::{LayoutError, RawBlock, Result, BLOCK_BYTES};

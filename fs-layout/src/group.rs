@@ -3,9 +3,9 @@
 //!
 //! Head: magic `LUNFSGRP` 0..8, version u32 8, extents u32 12, number u64 16, epoch u64 24, durable
 //! mark u64 32 (every group up to it was durable when this one was written), next head's place u64
-//! 40, payload bytes u32 48, payload CRC-32C u32 52, chain hash 64..96, then from byte 96 the extents
-//! of the continuation blocks (block u64, count u64). A payload that fits stands at byte 96 of a head
-//! without extents; any other is wholly in the continuation blocks.
+//! 40, payload bytes u32 48, payload CRC-32C u32 52, chain hash 64..96, then from byte 96 the
+//! extents of the continuation blocks (block u64, count u64). A payload that fits stands at byte 96
+//! of a head without extents; any other is wholly in the continuation blocks.
 //! The chain hash is the BLAKE3 of the predecessor's chain hash and this block with the field zero.
 //!
 //! Payload: records until its end. Each: tag u8 (1: file), has-inode u8, reserved u16, volume u32,

@@ -3,10 +3,11 @@
 //! of the highest epoch counts.
 //!
 //! magic `LUNFSROT` 0..8, version u32 8..12, compat u64 16, ro-compat u64 24, incompat u64 32, pool
-//! id 40..56, epoch u64 56, lineage u64 64, predecessor's hash 72..104, time i64 104, blocks u64 112,
-//! next group: place u64 120, number u64 128, seed 136..168, top entry of the free-space tables
-//! 168..184, segment-map entries 8 x 8 (crc u32, place u8) 192..256, volume table's inode 512..1024.
-//! The last 32 bytes are the BLAKE3 of what stands before.
+//! id 40..56, epoch u64 56, lineage u64 64, predecessor's hash 72..104, time i64 104, blocks u64
+//! 112, next group: place u64 120, number u64 128, seed 136..168, top entry of the free-space
+//! tables
+//! 168..184, segment-map entries 8 x 8 (crc u32, place u8) 192..256, volume table's inode
+//! 512..1024. The last 32 bytes are the BLAKE3 of what stands before.
 
 use crate::bytes::{array_at, put_bytes, put_u32, put_u64, u32_at, u64_at};
 use crate::{

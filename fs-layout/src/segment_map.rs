@@ -1,9 +1,9 @@
 //! The segment map: which device segments stand behind the pool's segments.
 //!
-//! It is a list of runs, sorted by logical segment and without overlap; each run maps `count` segments
-//! to as many on each of its members. It lies in pages at fixed device blocks of every device,
-//! each with two places of which the root names the current one with its checksum. Logical segment 0
-//! is never mapped: block 0 means hole.
+//! It is a list of runs, sorted by logical segment and without overlap; each run maps `count`
+//! segments to as many on each of its members. It lies in pages at fixed device blocks of every
+//! device, each with two places of which the root names the current one with its checksum. Logical
+//! segment 0 is never mapped: block 0 means hole.
 //!
 //! Page: magic `LFSM` 0..4, runs 4..8, then from byte 64 runs of 64 bytes: logical u64, count u64,
 //! class u8, members u8, 6 reserved, device u16 x 4, device segment u64 x 4.

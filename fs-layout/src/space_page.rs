@@ -1,12 +1,12 @@
 //! Free space: bitmap pages and the tables that find them.
 //!
-//! A bitmap page is one block of bits, bit `n` of region `r` for block `r * 32768 + n`, set: in use.
-//! A table page is 256 entries. Three levels of tables above the bitmap pages reach 2^39 blocks; the
-//! entry of the top one is in the root. Every page has two places, both inside the region it (or the
-//! first region below it) belongs to; its entry says which is current, with its CRC-32C and the sum
-//! of free blocks below. A page is written into the place that is not current, and becomes so with
-//! the root. An entry that was never written stands for a page in its first state: all free but the
-//! region's reserved blocks and what lies beyond the end of the pool.
+//! A bitmap page is one block of bits, bit `n` of region `r` for block `r * 32768 + n`, set: in
+//! use. A table page is 256 entries. Three levels of tables above the bitmap pages reach 2^39
+//! blocks; the entry of the top one is in the root. Every page has two places, both inside the
+//! region it (or the first region below it) belongs to; its entry says which is current, with its
+//! CRC-32C and the sum of free blocks below. A page is written into the place that is not current,
+//! and becomes so with the root. An entry that was never written stands for a page in its first
+//! state: all free but the region's reserved blocks and what lies beyond the end of the pool.
 
 use crate::bytes::{put_u32, put_u64, u32_at, u64_at};
 use crate::{LayoutError, Result, BLOCK_BYTES, REGION_BLOCKS, SEGMENT_BLOCKS};

@@ -1,6 +1,6 @@
-//! Every decoder under random bytes, and under valid structures with bytes changed and their checksum
-//! made right again: none panics, none takes more memory than its input explains, and what is
-//! accepted means the same when it is written and read again.
+//! Every decoder under random bytes, and under valid structures with bytes changed and their
+//! checksum made right again: none panics, none takes more memory than its input explains, and what
+//! is accepted means the same when it is written and read again.
 
 use fs_layout::*;
 use std::panic::{catch_unwind, AssertUnwindSafe};

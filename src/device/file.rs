@@ -2,8 +2,8 @@
 //!
 //! Invariants: an open device holds a flock, exclusive unless it is read-only, until it is dropped;
 //! reads and writes go past the host's page cache (O_DIRECT) wherever the host takes that. Where it
-//! does not, write-out is started right after each write, and at most [`BACKLOG_BYTES`] wait for it:
-//! a flush that shares a file with an unpaced buffered write-out waits for all of that.
+//! does not, write-out is started right after each write, and at most [`BACKLOG_BYTES`] wait for
+//! it: a flush that shares a file with an unpaced buffered write-out waits for all of that.
 //! The size is read when the device is opened and by [`FileDevice::grow`] only: a file that is cut
 //! behind its back gives read errors, never zeros.
 
@@ -19,8 +19,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Buffers of one vectored call: Linux takes no more (IOV_MAX).
 const MAX_VECTORS: usize = 1024;
-/// Without O_DIRECT: written bytes that may wait in the host's cache. A few MiB keep a device busy and
-/// a flush short.
+/// Without O_DIRECT: written bytes that may wait in the host's cache. A few MiB keep a device busy
+/// and a flush short.
 const BACKLOG_BYTES: u64 = 8 << 20;
 /// Vectored calls that may in a row make no progress of a whole block before it is an error.
 const MAX_STALLS: u32 = 3;
@@ -114,9 +114,9 @@ impl FileDevice {
         FileDevice::from_file(file, path, mode, is_block_device)
     }
 
-    /// Makes a sparse file of `size_bytes` (down to a whole block), or takes an existing block device,
-    /// whose size `size_bytes` may not exceed. An existing file is refused unless `overwrite`;
-    /// it is then emptied first.
+    /// Makes a sparse file of `size_bytes` (down to a whole block), or takes an existing block
+    /// device, whose size `size_bytes` may not exceed. An existing file is refused unless
+    /// `overwrite`; it is then emptied first.
     pub fn create(
         path: &Path,
         size_bytes: Option<u64>,
@@ -168,7 +168,8 @@ impl FileDevice {
         Ok(device)
     }
 
-    /// Switches O_DIRECT on and reads a block to see that the host means it; false where it does not.
+    /// Switches O_DIRECT on and reads a block to see that the host means it; false where it does
+    /// not.
     fn try_direct(&self) -> io::Result<bool> {
         let before = rustix::fs::fcntl_getfl(&self.file)?;
         match rustix::fs::fcntl_setfl(&self.file, before | OFlags::DIRECT) {
@@ -202,8 +203,8 @@ impl FileDevice {
         self.counters.get()
     }
 
-    /// Makes a file `size_bytes` long if that is given and more than it has, and takes over the size
-    /// that the file or block device has by now; the number of blocks.
+    /// Makes a file `size_bytes` long if that is given and more than it has, and takes over the
+    /// size that the file or block device has by now; the number of blocks.
     /// `InvalidInput`: it would shrink, or a block device is smaller than that.
     pub fn grow(&self, size_bytes: Option<u64>) -> io::Result<u64> {
         let actual = size_of(&self.file)?;
@@ -319,8 +320,8 @@ impl BlockDevice for FileDevice {
     }
 }
 
-/// Calls `io(blocks done, byte offset)`, which tells how many bytes it moved, until `count` blocks are
-/// moved. Only whole blocks count: O_DIRECT cannot go on in the middle of one.
+/// Calls `io(blocks done, byte offset)`, which tells how many bytes it moved, until `count` blocks
+/// are moved. Only whole blocks count: O_DIRECT cannot go on in the middle of one.
 fn in_whole_blocks(
     first: u64,
     count: usize,

@@ -41,7 +41,8 @@ pub trait BlockDevice: Send + Sync {
     fn write(&self, first: u64, data: &[&Block]) -> io::Result<()>;
 
     /// Makes every write that returned before this call began durable. After an error nothing
-    /// written since the last good flush may be trusted to be durable, even if a later one succeeds.
+    /// written since the last good flush may be trusted to be durable, even if a later one
+    /// succeeds.
     fn flush(&self) -> io::Result<()>;
 
     /// Tells the device that these blocks hold nothing of use (a hint; may do nothing).

@@ -2,11 +2,12 @@
 //!
 //! It is as unkind as the contract of [`BlockDevice`] allows: a write that no flush covered may be
 //! lost, kept, or torn between sectors of 512 bytes, in any combination, so in any order; a flush
-//! covers only writes that returned before it *began*; a failed write leaves old, new or torn blocks;
-//! a failed flush may lose for ever what later reads still show.
+//! covers only writes that returned before it *began*; a failed write leaves old, new or torn
+//! blocks; a failed flush may lose for ever what later reads still show.
 //!
-//! Invariants: driven by one thread, everything it does is a function of its seeds and the calls made.
-//! No lock is held while the hook runs, so the hook may use the device, and what stands above it.
+//! Invariants: driven by one thread, everything it does is a function of its seeds and the calls
+//! made. No lock is held while the hook runs, so the hook may use the device, and what stands above
+//! it.
 
 mod rng;
 mod store;
@@ -124,8 +125,8 @@ impl SimDevice {
         self.blocks.fetch_max(blocks, Ordering::AcqRel);
     }
 
-    /// Power fails during call number `call` (see [`SimDevice::calls`]): that call and every later one
-    /// answers an error until [`SimDevice::crash`].
+    /// Power fails during call number `call` (see [`SimDevice::calls`]): that call and every later
+    /// one answers an error until [`SimDevice::crash`].
     pub fn power_fails_at(&self, call: Option<u64>) {
         self.state.lock().faults.power_fails_at = call;
     }
@@ -140,9 +141,9 @@ impl SimDevice {
         self.state.lock().faults.power_is_off
     }
 
-    /// Cuts the power now (if it has not failed yet), decides by `seed` what the cache's writes become,
-    /// and powers on again. Faults that wait are forgotten, rot stays. How many cached blocks
-    /// reached the medium, whole or in part.
+    /// Cuts the power now (if it has not failed yet), decides by `seed` what the cache's writes
+    /// become, and powers on again. Faults that wait are forgotten, rot stays. How many cached
+    /// blocks reached the medium, whole or in part.
     pub fn crash(&self, seed: u64) -> usize {
         let state = &mut *self.state.lock();
         let unreadable = std::mem::take(&mut state.faults.unreadable);
@@ -227,8 +228,8 @@ impl SimDevice {
         hasher.finalize()
     }
 
-    /// Counts a call and lets the hook see it. What comes back is how many writes were waiting when it
-    /// began. An error: the device was not there then.
+    /// Counts a call and lets the hook see it. What comes back is how many writes were waiting when
+    /// it began. An error: the device was not there then.
     fn begin(&self, event: &mut IoEvent) -> io::Result<usize> {
         check_range(self, event.first, event.count)?;
         let waiting = {

@@ -1,8 +1,9 @@
 //! Offline check: recounts everything from the root and compares.
 //!
-//! The pool is opened over overlays, so that the log is replayed in memory and nothing is written. Then
-//! every block that the volume table leads to is counted, with its checksum verified, and compared with
-//! the free-space image: used but free, or named twice, is an error; neither named nor free is a leak.
+//! The pool is opened over overlays, so that the log is replayed in memory and nothing is written.
+//! Then every block that the volume table leads to is counted, with its checksum verified, and
+//! compared with the free-space image: used but free, or named twice, is an error; neither named
+//! nor free is a leak.
 
 use super::core::{Core, NAMES, ORPHANS_INO, TABLE};
 use super::error::{Error, Result};

@@ -1,13 +1,14 @@
 //! The filesystem's state, and the rules by which it changes.
 //!
-//! Locks, in the order in which they may be taken: a volume's `names` → `cp` → `log` → the guard → inodes'
-//! `state` (by [`NodeId`]) → leaf mutexes (`group_files`, `epoch_files`, `dead`, the allocator).
-//! Device calls happen under `names`, `cp` and `log` only; nobody takes those while linking.
+//! Locks, in the order in which they may be taken: a volume's `names` → `cp` → `log` → the guard →
+//! inodes' `state` (by [`NodeId`]) → leaf mutexes (`group_files`, `epoch_files`, `dead`, the
+//! allocator). Device calls happen under `names`, `cp` and `log` only; nobody takes those while
+//! linking.
 //!
 //! Invariants:
 //! - what is linked in epoch E is on disk with root E, or in groups after it;
-//! - every inode with something linked since the last cut is in `group_files`; every inode changed in
-//!   the running epoch is in `epoch_files`;
+//! - every inode with something linked since the last cut is in `group_files`; every inode changed
+//!   in the running epoch is in `epoch_files`;
 //! - what is superseded in epoch E is in `dead` when E is frozen.
 
 use super::error::{Error, Result};
@@ -130,9 +131,12 @@ impl Bell {
 
     /// Waits for any of `what` or the time; which were rung.
     pub fn wait(&self, what: u32, timeout: std::time::Duration) -> u32 {
+        let until = std::time::Instant::now() + timeout;
         let mut rung = self.rung.lock();
-        if *rung & (what | BELL_STOP) == 0 {
-            self.wake.wait_for(&mut rung, timeout);
+        while *rung & (what | BELL_STOP) == 0 {
+            if self.wake.wait_until(&mut rung, until).timed_out() {
+                break;
+            }
         }
         let found = *rung & what;
         *rung &= !found;
@@ -220,6 +224,8 @@ pub(crate) struct Core {
     /// Blocks promised for nodes and inodes in the running epoch.
     pub epoch_promised: AtomicI64,
     pub dead: Mutex<Vec<Dead>>,
+    /// Blocks superseded before they were settled: their buffers live until they are buried.
+    pub epoch_dead_data: AtomicU64,
     pub completed_epoch: AtomicU64,
     pub reclaim_pending: AtomicU64,
     /// Freed by a durable consistency point of this epoch, perhaps still being read.
@@ -227,6 +233,8 @@ pub(crate) struct Core {
     pub inodes: DashMap<NodeId, Arc<Inode>>,
     pub volumes: DashMap<VolumeId, Arc<Volume>>,
     pub bell: Bell,
+    /// One growth at a time: two would write the same place of the segment map.
+    pub growing: Mutex<()>,
     pub closed: AtomicBool,
     pub cp_count: AtomicU64,
     pub group_count: AtomicU64,
@@ -371,6 +379,10 @@ impl Core {
         let held = Held::new(&self.store);
         loop {
             let found = inode.state.read().tree.get(&held, block);
+            // Asked after the pin: what a deletion frees later is still there for us.
+            if inode.volume.deleted.load(Ordering::Acquire) {
+                return Err(Error::Stale);
+            }
             match found {
                 Ok(Slot::Data(_, d)) => return Ok(Some(d)),
                 Ok(Slot::Ptr(p)) if p.is_hole() => return Ok(None),
@@ -426,12 +438,15 @@ impl Core {
             self.space.promise_unasked(dirtied);
         }
         if !dead.is_empty() {
+            let buffers = dead.iter().filter(|d| matches!(d, Dead::Block(Slot::Data(..)))).count();
+            self.epoch_dead_data.fetch_add(buffers as u64, Ordering::Relaxed);
             self.dead.lock().append(&mut dead);
         }
         result
     }
 
-    /// Accepts `blocks` of space. Where it is short, runs consistency points as long as they bring some.
+    /// Accepts `blocks` of space. Where it is short, runs consistency points as long as they bring
+    /// some.
     pub fn promise(&self, blocks: u64, privileged: bool) -> Result<()> {
         for _ in 0..64 {
             if self.space.promise(blocks, privileged).is_ok() {
@@ -463,7 +478,7 @@ impl Core {
 
     /// May this inode be changed? Asked under the guard: a volume is deleted under it too.
     pub fn check_changeable(&self, inode: &Inode, state: &State) -> Result<()> {
-        if state.gone || inode.volume.deleted.load(Ordering::Relaxed) {
+        if Core::is_ended(inode, state) {
             return Err(Error::Stale);
         }
         Ok(())
@@ -473,15 +488,19 @@ impl Core {
     pub fn pace(&self) -> Result<()> {
         let dirty = self.dirty_blocks.load(Ordering::Relaxed);
         let inodes = self.group_inodes.load(Ordering::Relaxed);
-        if dirty > self.limits.dirty_blocks || inodes > 2 * GROUP_SOFT_INODES {
-            if self.limits.background || self.log.try_lock().is_some() {
-                self.seal(false)?;
-            }
+        let much = dirty > self.limits.dirty_blocks || inodes > 2 * GROUP_SOFT_INODES;
+        if much && (self.limits.background || self.log.try_lock().is_some()) {
+            self.seal(false)?;
         }
         if self.nodes_over(2) {
             self.consistency_point(false)?;
         }
         Ok(())
+    }
+
+    /// Is it so that nobody may use the inode any more?
+    pub fn is_ended(inode: &Inode, state: &State) -> bool {
+        state.gone || inode.volume.deleted.load(Ordering::Acquire)
     }
 
     /// Must a write wait before it is accepted?
@@ -493,10 +512,12 @@ impl Core {
 
     fn nodes_over(&self, times: u64) -> bool {
         self.epoch_promised.load(Ordering::Relaxed) as u64 > times * self.limits.dirty_nodes
+            || self.epoch_dead_data.load(Ordering::Relaxed) > times * self.limits.dirty_blocks
             || self.epoch_dirty_inodes.load(Ordering::Relaxed) > times * DIRTY_INODES_MAX
     }
 
-    /// After a change was accepted: what grew too large is written, in the background if there is one.
+    /// After a change was accepted: what grew too large is written, in the background if there is
+    /// one.
     pub fn after_change(&self) {
         if self.group_blocks.load(Ordering::Relaxed) >= GROUP_SOFT_BLOCKS
             || self.group_inodes.load(Ordering::Relaxed) >= GROUP_SOFT_INODES

@@ -1,9 +1,10 @@
 //! The consistency point: what was linked up to a freeze becomes what the root names.
 //!
-//! Order, each step dirtying only what later ones write: freeze (cuts the log) → what died is listed,
-//! and the walker makes a step → files' nodes → inode files → the volume table → free-space pages →
-//! flush → root, first copy → flush → root, second copy → flush. Writers go on in the next epoch all
-//! the while. Blocks freed are released when the root is durable and the readers of their epoch are gone.
+//! Order, each step dirtying only what later ones write: freeze (cuts the log) → what died is
+//! listed, and the walker makes a step → files' nodes → inode files → the volume table → free-space
+//! pages → flush → root, first copy → flush → root, second copy → flush. Writers go on in the next
+//! epoch all the while. Blocks freed are released when the root is durable and the readers of their
+//! epoch are gone.
 //!
 //! Inode files, the reclaim list and the volume table's own inode file are changed by nobody else,
 //! here, with births of the epoch that is being written.
@@ -132,6 +133,7 @@ impl Core {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         let done = self.run_cp(&mut cp);
+        self.shrink_inodes();
         if wait_for_space && self.limits.background {
             // What was freed is released when the readers of its epoch are gone: very soon.
             std::thread::sleep(std::time::Duration::from_millis(1));
@@ -160,8 +162,10 @@ impl Core {
         cp.reclaim.walk(&self.store, &mut walked)?;
         freed.append(&mut walked.freed);
         self.count_down(&mut frozen, walked.owners)?;
-        let table = self.write_trees(&mut frozen, cp, &mut freed)?;
+        let mut meta_freed = Vec::new();
+        let table = self.write_trees(&mut frozen, cp, &mut meta_freed)?;
         self.space.apply(&self.store, epoch, &freed)?;
+        self.space.apply(&self.store, epoch, &meta_freed)?;
         let space = self.space.write_pages(&self.store)?;
         cp.root.epoch = epoch;
         cp.root.previous = cp.root_hash;
@@ -171,7 +175,10 @@ impl Core {
         cp.root.space = space;
         cp.root.volume_table = table;
         self.write_root(cp)?;
-        self.after_root(cp, frozen, freed, next.1)
+        // Inode files are changed while the next epoch runs: its readers may have found the old
+        // blocks.
+        let releases = [(epoch, freed), (epoch + 1, meta_freed)];
+        self.after_root(cp, frozen, releases, next.1)
     }
 
     /// The instant between two epochs. The caller holds the log and the guard alone.
@@ -189,6 +196,7 @@ impl Core {
         let dead = std::mem::take(&mut *self.dead.lock());
         let promised = self.epoch_promised.swap(0, Ordering::AcqRel);
         self.epoch_dirty_inodes.store(0, Ordering::Relaxed);
+        self.epoch_dead_data.store(0, Ordering::Relaxed);
         self.epoch.store(epoch + 1, Ordering::SeqCst);
         (Frozen { epoch, files, dead, promised, counted_down: BTreeMap::new() }, cut)
     }
@@ -228,7 +236,8 @@ impl Core {
     fn count_down(&self, frozen: &mut Frozen, owners: Owners) -> Result<()> {
         for ((volume, ino), blocks) in owners {
             let id = NodeId { volume: VolumeId(volume), ino };
-            // Not `live`: the last consistency point of a pool that is being closed counts down too.
+            // Not `live`: the last consistency point of a pool that is being closed counts down
+            // too.
             let Ok(inode) = self.inode(id) else { continue };
             if inode.state.read().gone {
                 continue;
@@ -362,7 +371,8 @@ impl Core {
         Ok(())
     }
 
-    /// Changes a tree that only consistency points change; what it supersedes is freed with this one.
+    /// Changes a tree that only consistency points change; what it supersedes is freed with this
+    /// one.
     fn meta_change(
         &self,
         file: &Arc<Inode>,
@@ -474,7 +484,7 @@ impl Core {
         &self,
         cp: &mut CpState,
         frozen: Frozen,
-        freed: Vec<u64>,
+        releases: [(u64, Vec<u64>); 2],
         next_group: u64,
     ) -> Result<()> {
         self.durable_group.fetch_max(next_group - 1, Ordering::AcqRel);
@@ -484,7 +494,7 @@ impl Core {
             drop(c.tree);
             c.inode.state.write().tree.trim(self.now());
         }
-        self.releases.lock().push_back((frozen.epoch, freed));
+        self.releases.lock().extend(releases);
         let mut log_blocks = Vec::new();
         {
             let mut log = self.log.lock();
@@ -498,7 +508,6 @@ impl Core {
         self.release_ready()?;
         self.note_reclaim(&cp.reclaim);
         self.cp_count.fetch_add(1, Ordering::Relaxed);
-        self.shrink_inodes();
         Ok(())
     }
 

@@ -1,7 +1,8 @@
 //! Directories: names to inodes, in buckets found by the name's hash.
 //!
-//! Changes go through a transaction under the volume's `names` lock. Look-ups take no lock: they read
-//! block by block, and one that found nothing looks again if a transaction was applied meanwhile.
+//! Changes go through a transaction under the volume's `names` lock. Look-ups take no lock: they
+//! read block by block, and one that found nothing looks again if a transaction was applied
+//! meanwhile.
 
 use super::core::{Core, Inode};
 use super::error::{Error, Result};
@@ -14,6 +15,8 @@ use std::sync::Arc;
 
 /// Bits of a name's hash.
 const HASH_BITS: u32 = 55;
+/// Splits that a listing can meet at one place, one after the other.
+const SPLIT_TRIES: u32 = 64;
 /// Cookies below are free for `.` and `..`.
 const FIRST_HASH: u64 = 1;
 
@@ -132,6 +135,7 @@ impl Core {
     pub fn dir_list(&self, dir: &Arc<Inode>, cookie: u64, max: usize) -> Result<Vec<DirEntry>> {
         let mut out = Vec::new();
         let mut next = cookie.saturating_add(1);
+        let mut tries = 0;
         while out.len() < max && next >> 8 < 1 << HASH_BITS {
             let depth = {
                 let s = dir.state.read();
@@ -140,8 +144,17 @@ impl Core {
                 }
                 s.meta.depth
             };
-            let Some((_, data)) = find_bucket(self, dir, depth, next >> 8)? else { break };
+            let Some((at, data)) = find_bucket(self, dir, depth, next >> 8)? else { break };
             let mut bucket = DirBucket::decode(&data.bytes.0).map_err(bad)?;
+            if index(next >> 8, bucket.depth) != at {
+                // It was split between the look at the depth and the look at the block.
+                tries += 1;
+                if tries > SPLIT_TRIES {
+                    return Err(Error::Format("a directory bucket in a wrong place".into()));
+                }
+                continue;
+            }
+            tries = 0;
             bucket.entries.retain(|e| e.cookie >= next);
             bucket.entries.sort_unstable_by_key(|e| e.cookie);
             for e in bucket.entries {

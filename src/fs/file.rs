@@ -81,7 +81,7 @@ impl Core {
         let n = loop {
             slots.clear();
             let state = inode.state.read();
-            if state.gone {
+            if Core::is_ended(inode, &state) {
                 return Some(Err(Error::Stale));
             }
             let n = state.meta.size.saturating_sub(offset).min(out.len() as u64) as usize;
@@ -239,6 +239,9 @@ impl Core {
         let held = Held::new(&self.store);
         let slot = loop {
             let found = inode.state.read().tree.get(&held, block);
+            if inode.volume.deleted.load(Ordering::Acquire) {
+                return Some(Err(Error::Stale));
+            }
             match found {
                 Ok(slot) => break slot,
                 Err(Miss::Node(_)) if wait == Wait::Never => return None,
@@ -259,6 +262,20 @@ impl Core {
             Slot::Node(_) => return Some(Err(Error::Invalid("a node stands where data should"))),
         };
         Some(Ok((data.bytes.clone(), slot)))
+    }
+
+    /// Does a block's slot still hold what was read before?
+    fn is_still(&self, inode: &Inode, block: u64, before: Option<&Slot>) -> Result<bool> {
+        let Some(before) = before else { return Ok(false) };
+        let _pin = self.pins.pin(&self.epoch);
+        let held = Held::new(&self.store);
+        loop {
+            let found = inode.state.read().tree.get(&held, block);
+            match found {
+                Ok(now) => return Ok(now.same(before)),
+                Err(miss) => held.fetch(miss)?,
+            }
+        }
     }
 
     /// Applies an edit in one step: under the guard and the file's lock, wholly in one group.
@@ -290,6 +307,13 @@ impl Core {
         let shrinks = edit.set_size.is_some_and(|s| s < state.meta.size);
         let links = if edit.set_size.is_some() && !shrinks { &[] } else { &edit.links[..] };
         let hole = edit.hole.filter(|h| h.1 > 0 && (edit.set_size.is_none() || shrinks));
+        if let Some(size) = edit.set_size.filter(|s| shrinks && links.is_empty() && s % BS != 0) {
+            // It shrinks only now, or its last block came to be: the block's tail must be zeroed
+            // too.
+            if !state.tree.get(held, size / BS)?.is_hole() {
+                return Ok(Attempt::Lost);
+            }
+        }
         // First everything that can miss, without changing anything.
         for (i, p) in links.iter().enumerate() {
             let new_leaf = i == 0 || i + 1 == links.len() || p.block % 256 == 0;
@@ -306,6 +330,8 @@ impl Core {
             state.tree.get(held, first + count - 1)?;
             self.change(inode, state, now, held, |tree, c| tree.punch(c, first, count))?;
             state.pending.push(Pending::Hole(first, count));
+            // Its place in the payload counts as an inode's record would.
+            self.group_inodes.fetch_add(1, Ordering::Relaxed);
         }
         self.change(inode, state, now, held, |tree, c| {
             links.iter().try_for_each(|p| tree.link(c, p.block, Slot::Data(now, p.data.clone())))
@@ -333,8 +359,8 @@ impl Core {
         self.touch(inode, state, now);
     }
 
-    /// Runs `f` under the guard and the inode's lock; what it misses is fetched without them, and it
-    /// runs again. `f` must change nothing before its last miss.
+    /// Runs `f` under the guard and the inode's lock; what it misses is fetched without them, and
+    /// it runs again. `f` must change nothing before its last miss.
     pub fn locked<T>(
         &self,
         inode: &Arc<Inode>,
@@ -368,6 +394,7 @@ impl Core {
     /// The range becomes a hole; its partial edge blocks are zeroed. The size stays.
     pub fn punch_file(&self, inode: &Arc<Inode>, offset: u64, len: u64) -> Result<()> {
         self.writable()?;
+        self.pace()?;
         let end = offset.saturating_add(len).min(MAX_FILE_BYTES);
         let (first, last) = (offset.div_ceil(BS), end / BS);
         let inner = (first < last).then(|| (first, last - first));
@@ -411,13 +438,14 @@ impl Core {
         })
     }
 
-    /// Sets a file's length. What lies behind it in its last block is zeroed in the same step, so that
-    /// it reads as zeros when the file grows again.
+    /// Sets a file's length. What lies behind it in its last block is zeroed in the same step, so
+    /// that it reads as zeros when the file grows again.
     pub fn truncate_file(&self, inode: &Arc<Inode>, size: u64) -> Result<()> {
         self.writable()?;
         if size > MAX_FILE_BYTES {
             return Err(Error::TooBig);
         }
+        self.pace()?;
         let first = size.div_ceil(BS);
         let hole = Some((first, MAX_FILE_BYTES / BS - first));
         loop {
@@ -446,14 +474,23 @@ impl Core {
         self.pace()?;
         let first = offset / BS;
         let last = last_block(offset, len);
+        let mut known: Vec<(Box<Block>, Slot)> = Vec::new();
         loop {
             let mut bytes = Vec::with_capacity(((last - first + 1) * BS) as usize);
             let mut slots = Vec::new();
-            for block in first..=last {
-                let (b, slot) =
-                    self.current_block(inode, block, Wait::May).unwrap_or(Err(Error::Busy))?;
-                bytes.extend_from_slice(&b.0);
-                slots.push(slot);
+            for (i, block) in (first..=last).enumerate() {
+                // After a loss only what changed is read again: it was just written, so it is in
+                // memory, and a large update among many small writes comes to its end.
+                if !self.is_still(inode, block, known.get(i).map(|k| &k.1))? {
+                    let found = self.current_block(inode, block, Wait::May);
+                    let found = found.unwrap_or(Err(Error::Busy))?;
+                    match known.get_mut(i) {
+                        Some(k) => *k = found,
+                        None => known.push(found),
+                    }
+                }
+                bytes.extend_from_slice(&known[i].0 .0);
+                slots.push(known[i].1.clone());
             }
             let at = (offset - first * BS) as usize;
             if let Err(e) = change(&mut bytes[at..at + len]) {
@@ -525,6 +562,9 @@ impl Core {
         let held = Held::new(&self.store);
         loop {
             let state = inode.state.read();
+            if Core::is_ended(inode, &state) {
+                return Err(Error::Stale);
+            }
             let size = state.meta.size;
             if offset >= size {
                 return Ok(None);

@@ -18,6 +18,7 @@ use super::store::Data;
 use crate::device::{Block, BLOCK_BYTES};
 use fs_layout::{
     FileRecord, GroupHead, Inode as DiskInode, InodeKind, Link, PayloadWriter, GROUP_EXTENTS_MAX,
+    GROUP_MAX_CONT,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -87,8 +88,11 @@ impl Core {
     /// Makes durable all that returned before this call.
     pub fn sync(&self) -> Result<()> {
         self.writable()?;
-        let target = self.group.load(Ordering::Acquire);
-        let empty = self.group_files.lock().is_empty();
+        // Under the guard: a cut empties the list before it counts the group.
+        let (target, empty) = {
+            let _shared = self.guard.shared();
+            (self.group.load(Ordering::Acquire), self.group_files.lock().is_empty())
+        };
         if empty && self.durable_group.load(Ordering::Acquire) + 1 >= target {
             return self.store.check_latch();
         }
@@ -131,6 +135,9 @@ impl Core {
         files.sort_by_key(|f| f.inode.id);
         self.place(&files, epoch)?;
         let payload = payload_of(&files);
+        if GroupHead::continuation_blocks(payload.len()) > GROUP_MAX_CONT {
+            return Err(Error::Invalid("a group larger than recovery reads"));
+        }
         let extents = self.allocate_all(GroupHead::continuation_blocks(payload.len()), None)?;
         if extents.len() > GROUP_EXTENTS_MAX {
             return Err(Error::NoSpace);

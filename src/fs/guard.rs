@@ -2,8 +2,9 @@
 //!
 //! [`Guard`]: writers link under a shared guard; a cut and a freeze take it alone for an instant.
 //! It is sharded, so that writers on many processors do not share a cache line.
-//! [`Pins`]: a reader pins the running epoch from resolving a pointer until the bytes are in memory;
-//! a block freed by a consistency point is reused only after every pin of its epoch is gone.
+//! [`Pins`]: a reader pins the running epoch from resolving a pointer until the bytes are in
+//! memory; a block freed by a consistency point is reused only after every pin of its epoch is
+//! gone.
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::cell::Cell;

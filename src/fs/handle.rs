@@ -72,7 +72,8 @@ impl File {
         self.inode.state.read().meta.size
     }
 
-    /// Fills `out` from `offset` up to the end of the file; how many bytes that was. Holes are zeros.
+    /// Fills `out` from `offset` up to the end of the file; how many bytes that was. Holes are
+    /// zeros.
     pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
         self.check()?;
         let mut done = 0;
@@ -99,8 +100,8 @@ impl File {
         self.core.read_file(&self.inode, offset, out, Wait::Never)
     }
 
-    /// Writes all of `data`, growing the file where needed (sparse). Sets mtime and ctime. Atomic up to
-    /// [`ATOMIC_WRITE_BYTES`].
+    /// Writes all of `data`, growing the file where needed (sparse). Sets mtime and ctime. Atomic
+    /// up to [`ATOMIC_WRITE_BYTES`].
     pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.check()?;
         let end = offset.checked_add(data.len() as u64);
@@ -137,8 +138,8 @@ impl File {
     }
 
     /// Reads the range `offset..offset+len`, hands it to `change`, and links what comes back (same
-    /// length) only if the range still holds what was read, else again. `change` returning Err ends it.
-    /// All of it one atomic step. `len` is at most [`ATOMIC_WRITE_BYTES`].
+    /// length) only if the range still holds what was read, else again. `change` returning Err ends
+    /// it. All of it one atomic step. `len` is at most [`ATOMIC_WRITE_BYTES`].
     pub fn update_at<E>(
         &self,
         offset: u64,
@@ -149,7 +150,8 @@ impl File {
         self.core.update_file(&self.inode, offset, len, change)
     }
 
-    /// Makes the range a hole (partial blocks are zeroed); does not change the size. O(tree height).
+    /// Makes the range a hole (partial blocks are zeroed); does not change the size. O(tree
+    /// height).
     pub fn punch(&self, offset: u64, len: u64) -> Result<()> {
         self.check()?;
         self.core.punch_file(&self.inode, offset, len)

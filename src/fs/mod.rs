@@ -3,8 +3,8 @@
 //!
 //! Contract for callers: every call may block on the device unless its name begins with `try_`.
 //! A call that returned is seen by every call that begins later, through any handle; it is durable
-//! only after [`Fs::sync`] (or [`File::sync`]) that began later returned Ok. After a crash the state is
-//! that of a prefix of calls, each whole (writes up to [`ATOMIC_WRITE_BYTES`]).
+//! only after [`Fs::sync`] (or [`File::sync`]) that began later returned Ok. After a crash the
+//! state is that of a prefix of calls, each whole (writes up to [`ATOMIC_WRITE_BYTES`]).
 
 mod check;
 mod core;

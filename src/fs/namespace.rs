@@ -1,8 +1,8 @@
 //! Names: look-up, create, link, unlink, rename, attributes, extended attributes.
 //!
-//! Every change holds its volume's `names` lock, reads what it needs, builds a transaction and applies
-//! it in one step. An unlinked inode that is open moves to its volume's directory of orphans, from
-//! which its last close (or the next mount) frees it.
+//! Every change holds its volume's `names` lock, reads what it needs, builds a transaction and
+//! applies it in one step. An unlinked inode that is open moves to its volume's directory of
+//! orphans, from which its last close (or the next mount) frees it.
 
 use super::core::{Core, Inode, ORPHANS_INO};
 use super::dir::{check_name, DirEdit, Found};
@@ -81,12 +81,22 @@ impl Core {
     }
 
     /// An inode that a transaction makes: free until it is applied.
-    fn unborn(&self, near: &Inode, ino: u64) -> Arc<Inode> {
+    fn unborn(&self, near: &Inode, ino: u64) -> Result<Arc<Inode>> {
         let id = NodeId { volume: near.id.volume, ino };
+        self.check_inode_block(id)?;
         let empty = DiskInode::empty(InodeKind::Free);
         let inode = Arc::new(Inode::new(id, empty, near.volume.clone()));
         self.inodes.insert(id, inode.clone());
-        inode
+        Ok(inode)
+    }
+
+    /// The block that will hold a new inode's record must be readable: the consistency point will
+    /// have to read it.
+    pub fn check_inode_block(&self, id: NodeId) -> Result<()> {
+        match self.read_inode(id) {
+            Ok(_) | Err(Error::Stale) => Ok(()),
+            Err(e) => Err(e),
+        }
     }
 
     pub fn create(&self, dir: NodeId, name: &[u8], node: NewNode, owner: Owner) -> Result<Attr> {
@@ -108,7 +118,7 @@ impl Core {
         if kind == InodeKind::Directory && d.state.read().meta.nlink >= MAX_LINKS {
             return Err(Error::TooManyLinks);
         }
-        let inode = self.unborn(&d, d.volume.take_ino());
+        let inode = self.unborn(&d, d.volume.take_ino())?;
         let mut meta = new_inode(kind, owner, self.now(), self.time());
         match node {
             NewNode::Directory => {
@@ -220,7 +230,17 @@ impl Core {
         let inode = self.live(NodeId { volume: dir.volume, ino: found.ino })?;
         edit.remove(&mut txn, name)?;
         self.drop_name(&mut txn, &inode)?;
-        txn.commit()
+        txn.commit()?;
+        self.free_if_closed(&inode);
+        Ok(())
+    }
+
+    /// A last close that came between the decision and the commit saw a name still. Under `names`.
+    fn free_if_closed(&self, inode: &Arc<Inode>) {
+        if inode.opens.load(Ordering::SeqCst) == 0 {
+            // A failure leaves an orphan, which the next mount frees.
+            let _ = self.free_orphan(inode);
+        }
     }
 
     pub fn rmdir(&self, dir: NodeId, name: &[u8]) -> Result<()> {
@@ -234,7 +254,9 @@ impl Core {
         edit.remove(&mut txn, name)?;
         txn.edit(&d, |m| m.nlink = m.nlink.saturating_sub(1));
         self.drop_name(&mut txn, &inode)?;
-        txn.commit()
+        txn.commit()?;
+        self.free_if_closed(&inode);
+        Ok(())
     }
 
     fn check_empty_directory(&self, inode: &Inode) -> Result<()> {
@@ -261,11 +283,14 @@ impl Core {
         }
         let (d, t) = (self.directory(dir)?, self.directory(to_dir)?);
         let _names = d.volume.names.lock();
-        let mut txn = Txn::new(self, true);
         let mut from = DirEdit::new(self, d.clone())?;
-        let source = from.find(&txn, name)?.ok_or(Error::NotFound)?;
         let to = DirEdit::new(self, t.clone())?;
-        let target = to.find(&txn, to_name)?;
+        let target = to.find(&Txn::new(self, false), to_name)?;
+        // It may use the reserve only where it frees something: a new name can take blocks for
+        // good.
+        let frees = mode == RenameMode::Replace && target.is_some();
+        let mut txn = Txn::new(self, frees);
+        let source = from.find(&txn, name)?.ok_or(Error::NotFound)?;
         if dir == to_dir && name == to_name {
             return if mode == RenameMode::NoReplace { Err(Error::Exists) } else { Ok(()) };
         }
@@ -298,7 +323,13 @@ impl Core {
             }
         }
         self.moved(&mut txn, &source_inode, &source, &d, &t);
-        txn.commit()
+        txn.commit()?;
+        if let Some(other) = target.filter(|_| frees) {
+            if let Ok(inode) = self.inode(NodeId { volume: dir.volume, ino: other.ino }) {
+                self.free_if_closed(&inode);
+            }
+        }
+        Ok(())
     }
 
     /// A directory cannot be moved below itself.

@@ -18,8 +18,8 @@ pub struct OpenOptions {
     pub cache_bytes: u64,
     /// Wall clock for time stamps.
     pub clock: Arc<dyn Clock>,
-    /// Run consistency points, write-out and reclaim on own threads (false: only inside calls, and by
-    /// [`Fs::maintain`]: deterministic).
+    /// Run consistency points, write-out and reclaim on own threads (false: only inside calls, and
+    /// by [`Fs::maintain`]: deterministic).
     pub background: bool,
 }
 
@@ -40,7 +40,8 @@ pub struct Fs {
 }
 
 impl Fs {
-    /// Writes an empty pool over `devices` (at least 64 MiB each). The ordinary tree exists and is empty.
+    /// Writes an empty pool over `devices` (at least 64 MiB each). The ordinary tree exists and is
+    /// empty.
     pub fn format(devices: &[Arc<dyn BlockDevice>], options: &FormatOptions) -> Result<()> {
         recovery::format(devices, options)
     }
@@ -148,7 +149,8 @@ impl Fs {
         self.core.volume_rename(from, to)
     }
 
-    /// Returns at once; space comes back in the background. Open files of it answer `Stale` afterwards.
+    /// Returns at once; space comes back in the background. Open files of it answer `Stale`
+    /// afterwards.
     pub fn volume_delete(&self, name: &str) -> Result<()> {
         self.core.volume_delete(name)
     }
@@ -255,8 +257,8 @@ impl Fs {
         self.core.xattr_remove(id, name)
     }
 
-    /// Opens a regular file (or a directory, for `sync` alone). While any `File` of an inode lives the
-    /// inode does, though its last name be unlinked.
+    /// Opens a regular file (or a directory, for `sync` alone). While any `File` of an inode lives
+    /// the inode does, though its last name be unlinked.
     pub fn open_file(self: &Arc<Self>, id: NodeId) -> Result<File> {
         check_user(id)?;
         let inode = self.core.live(id)?;
@@ -288,6 +290,7 @@ fn check_user(id: NodeId) -> Result<()> {
 impl Core {
     /// Maps what the devices have gained behind the pool's end.
     fn grow(&self) -> Result<u64> {
+        let _one = self.growing.lock();
         let mut map = self.store.segment_map();
         let old = self.space.blocks();
         let mut end = old / SEGMENT_BLOCKS;

@@ -1,8 +1,8 @@
 //! The reclaim list and its walker: what was detached as a subtree is freed here, in bounded steps.
 //!
 //! The list is a stack of entries, kept in the file [`RECLAIM`](super::core::RECLAIM) of the volume
-//! table. A step of the walker belongs to a consistency point: entries taken, entries put and blocks
-//! freed become durable together, so a crash resumes and never frees twice.
+//! table. A step of the walker belongs to a consistency point: entries taken, entries put and
+//! blocks freed become durable together, so a crash resumes and never frees twice.
 
 use super::core::{Core, Inode};
 use super::error::{Error, Result};
@@ -15,7 +15,8 @@ use fs_layout::{
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-/// Nodes that one consistency point walks: with a million blocks freed it stays well below a second.
+/// Nodes that one consistency point walks: with a million blocks freed it stays well below a
+/// second.
 pub(crate) const WALK_NODES_PER_CP: usize = 4096;
 const ENTRIES_PER_BLOCK: usize = BLOCK_BYTES / DEAD_ENTRY_BYTES;
 
@@ -88,7 +89,7 @@ impl ReclaimList {
             match self.expand(store, &entry, out) {
                 Ok(()) => {}
                 // An unreadable node: what is below is lost space that check reports; go on.
-                Err(Error::Corrupt { .. }) => {}
+                Err(Error::Corrupt { .. } | Error::Io(_) | Error::Format(_)) => {}
                 Err(e) => return Err(e),
             }
             out.freed.push(entry.pointer.block);

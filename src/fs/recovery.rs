@@ -1,11 +1,11 @@
 //! Making, opening and recovering a pool.
 //!
-//! Recovery takes the newest root, walks the chain of groups, marks every block that they name before
-//! anything is allocated, applies whole groups in order up to the first that is not whole, and ends
-//! with a consistency point and a fresh chain before the first request is answered.
+//! Recovery takes the newest root, walks the chain of groups, marks every block that they name
+//! before anything is allocated, applies whole groups in order up to the first that is not whole,
+//! and ends with a consistency point and a fresh chain before the first request is answered.
 //!
-//! Only groups after the last durable mark can be torn; only their data is read back. A mismatch in an
-//! older group is rot: its data is linked and will be a medium error; nothing is undone for it.
+//! Only groups after the last durable mark can be torn; only their data is read back. A mismatch in
+//! an older group is rot: its data is linked and will be a medium error; nothing is undone for it.
 
 use super::core::*;
 use super::error::{Error, Result};
@@ -35,6 +35,8 @@ pub(crate) const MIN_DEVICE_BLOCKS: u64 = 16_384;
 /// A quarter of the cache may hold accepted, unwritten data; it also bounds a group's payload.
 const DIRTY_SHARE: u64 = 4;
 const DIRTY_BLOCKS_MAX: u64 = 8192;
+/// What three levels of tables above the bitmap pages reach: 2 PiB.
+const MAX_BLOCKS: u64 = 1 << 39;
 /// Epochs that can have begun after the newest root's next one and left no trace.
 const LOST_EPOCHS: u64 = 2;
 /// A dirty node takes 6 KiB and more; an eighth of the cache may be such nodes.
@@ -108,8 +110,8 @@ fn newest_root(devices: &[Arc<dyn BlockDevice>]) -> Result<(Root, [u8; 32], u64)
     let mut best: Option<(Root, [u8; 32], u64)> = None;
     for slot in 0..ROOT_SLOTS {
         let found = read_root_slot(devices, slot);
-        // A crash leaves at most one copy of a slot unreadable. Both bad on every device: the newest
-        // root may be lost, and to go on from the older one would undo what was promised.
+        // A crash leaves at most one copy of a slot unreadable. Both bad on every device: the
+        // newest root may be lost, and to go on from the older one would undo what was promised.
         let lost = |copy: &Copies| copy.valid.is_none() && copy.bad.is_some();
         if let [Copies { bad: Some(why), .. }, _] = found.each_ref() {
             if found.iter().all(lost) {
@@ -123,6 +125,33 @@ fn newest_root(devices: &[Arc<dyn BlockDevice>]) -> Result<(Root, [u8; 32], u64)
         }
     }
     best.ok_or_else(|| Error::Format("the pool has no root".into()))
+}
+
+/// Rewrites unreadable copies of a slot from the one that is whole: a later crash may tear that
+/// one.
+fn mend_roots(devices: &[Arc<dyn BlockDevice>]) {
+    for slot in 0..ROOT_SLOTS {
+        let mut best: Option<(u64, Box<Block>)> = None;
+        let mut bad = Vec::new();
+        for device in devices {
+            for at in ROOT_COPIES.map(|copy| copy + slot) {
+                let read = read_one(device, at);
+                match read.and_then(|raw| Ok((Root::decode(&raw.0).map_err(layout)?.0, raw))) {
+                    Ok((root, raw)) => {
+                        if best.as_ref().is_none_or(|(epoch, _)| *epoch < root.epoch) {
+                            best = Some((root.epoch, raw));
+                        }
+                    }
+                    Err(_) => bad.push((device, at)),
+                }
+            }
+        }
+        let Some((_, raw)) = best else { continue };
+        for (device, at) in bad {
+            // A device that refuses has its other copy; the consistency point to come will tell.
+            let _ = device.write(at, &[&raw]).and_then(|()| device.flush());
+        }
+    }
 }
 
 /// One copy of a slot, on all devices: the newest that is valid, and why another is not.
@@ -301,6 +330,7 @@ fn build(
         epoch_dirty_inodes: AtomicU64::new(0),
         epoch_promised: AtomicI64::new(0),
         dead: Mutex::default(),
+        epoch_dead_data: AtomicU64::new(0),
         completed_epoch: AtomicU64::new(root.epoch),
         reclaim_pending: AtomicU64::new(0),
         releases: Mutex::default(),
@@ -308,6 +338,7 @@ fn build(
         inodes,
         volumes,
         bell: Bell::default(),
+        growing: Mutex::new(()),
         closed: AtomicBool::new(false),
         cp_count: AtomicU64::new(0),
         group_count: AtomicU64::new(0),
@@ -334,6 +365,9 @@ pub(crate) fn format(devices: &[Arc<dyn BlockDevice>], o: &FormatOptions) -> Res
     }
     let sizes: Vec<u64> = devices.iter().map(|d| d.block_count()).collect();
     let (map, blocks) = map_devices(&sizes);
+    if blocks > MAX_BLOCKS {
+        return Err(Error::Invalid("a pool holds at most 2 PiB"));
+    }
     let mut table = DiskInode::empty(InodeKind::Version);
     table.version = VersionPart { next_ino: u64::from(VolumeId::TREE.0) + 1, ..table.version };
     let root = Root {
@@ -382,11 +416,12 @@ impl Clock for FixedClock {
 pub(crate) fn open(devices: Vec<Arc<dyn BlockDevice>>, o: &OpenOptions) -> Result<Core> {
     let (devices, label) = in_order(devices)?;
     let (root, hash, slot) = newest_root(&devices)?;
+    mend_roots(&devices);
     if root.pool_id != label.pool_id {
         return Err(Error::Format("root and label name different pools".into()));
     }
     let map = read_segment_map(&devices, &root)?;
-    if root.next_group == 0 || root.blocks > 1 << 43 {
+    if root.next_group == 0 || root.blocks > MAX_BLOCKS {
         return Err(Error::Format("the root makes no sense".into()));
     }
     let core = build(devices, map, root, hash, slot, o)?;
@@ -449,8 +484,9 @@ impl Core {
         self.cp.lock().reclaim = list;
         let groups = self.read_log()?;
         let last_epoch = groups.iter().map(|g| g.head.epoch).max().unwrap_or(0);
-        // Beyond every epoch that can have begun before the crash, its log lost or not: the epoch is
-        // the generation of what is made in it, and a handle of something lost must not come to life.
+        // Beyond every epoch that can have begun before the crash, its log lost or not: the epoch
+        // is the generation of what is made in it, and a handle of something lost must not come to
+        // life.
         let recovery_epoch = last_epoch.max(self.now()) + LOST_EPOCHS;
         for g in &groups {
             self.mark_group(g, recovery_epoch)?;

@@ -3,12 +3,13 @@
 //! Two bitmaps for each region of 128 MiB, loaded when first needed:
 //! - `image`: what the next consistency point writes: the last one's image and what its own
 //!   epochs allocated and freed;
-//! - `busy`: what must not be given away now: the image, allocations of later epochs, blocks freed but
-//!   still named by the durable root or held by a reader, and the log's blocks, which are in no image.
+//! - `busy`: what must not be given away now: the image, allocations of later epochs, blocks freed
+//!   but still named by the durable root or held by a reader, and the log's blocks, which are in no
+//!   image.
 //!
-//! Accounting in blocks: `free` counts clear bits of `busy`; `promised` counts what has been accepted
-//! and will be allocated. A request is granted while `free - promised - reserve` covers it; deletes,
-//! the log and consistency points may use the reserve.
+//! Accounting in blocks: `free` counts clear bits of `busy`; `promised` counts what has been
+//! accepted and will be allocated. A request is granted while `free - promised - reserve` covers
+//! it; deletes, the log and consistency points may use the reserve.
 
 use super::error::{Error, Result};
 use super::store::Store;
@@ -476,7 +477,8 @@ impl Inner {
         Ok(Some((first, b - first)))
     }
 
-    /// Emptiest segment first: of the last region if it has a free one, else of the emptiest region.
+    /// Emptiest segment first: of the last region if it has a free one, else of the emptiest
+    /// region.
     fn next_segment(&mut self, store: &Store) -> Result<()> {
         let most = self.regions.iter().map(|r| r.free).max().unwrap_or(0);
         if most == 0 {

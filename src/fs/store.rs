@@ -150,6 +150,7 @@ pub(crate) struct Store {
     cache: Cache,
     pub counters: Counters,
     is_latched: AtomicBool,
+    flushing: Mutex<()>,
     latch: Mutex<Option<String>>,
 }
 
@@ -170,6 +171,7 @@ impl Store {
             cache: Cache { shards, limit_per_shard },
             counters: Counters::default(),
             is_latched: AtomicBool::new(false),
+            flushing: Mutex::new(()),
             latch: Mutex::new(None),
         }
     }
@@ -206,7 +208,8 @@ impl Store {
         Error::Latched(why)
     }
 
-    /// The device runs behind `count` blocks at `block`: (copies of (device, device block), length).
+    /// The device runs behind `count` blocks at `block`: (copies of (device, device block),
+    /// length).
     fn locate(&self, block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
         let segment = block / SEGMENT_BLOCKS;
         let map = self.map.read();
@@ -339,6 +342,9 @@ impl Store {
 
     /// Flushes every device. A failure latches.
     pub fn flush(&self) -> Result<()> {
+        // One at a time, until a failure is latched: the host tells of a failed write-back once,
+        // and the flush beside the one that is told would seem good.
+        let _one = self.flushing.lock();
         self.check_latch()?;
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);
         for device in &self.devices {
@@ -346,7 +352,8 @@ impl Store {
                 .flush()
                 .map_err(|e| self.set_latch(format!("flushing {} failed: {e}", device.name())))?;
         }
-        Ok(())
+        // A write beside this flush may have been the one that was told.
+        self.check_latch()
     }
 
     /// What was just written becomes the cached content of its place.

@@ -1,10 +1,10 @@
 //! A file's block tree in memory: what is on disk, overlaid with what is newer.
 //!
 //! Invariants:
-//! - a node in memory (`Slot::Node`) is newer than the disk, or was until the consistency point that
-//!   placed it; a node not in memory is a pointer, whose block is found through the cache;
-//! - a node may be changed only in the epoch of its birth; later it is frozen, and to change it is to
-//!   copy it: the copy is born now and the old object goes to the dead list;
+//! - a node in memory (`Slot::Node`) is newer than the disk, or was until the consistency point
+//!   that placed it; a node not in memory is a pointer, whose block is found through the cache;
+//! - a node may be changed only in the epoch of its birth; later it is frozen, and to change it is
+//!   to copy it: the copy is born now and the old object goes to the dead list;
 //! - `Slot::Data` is a block that was linked and is not yet known to be in its place; the pointer
 //!   made of it has the same birth wherever it is written;
 //! - nothing here does I/O: a block that is not at hand is reported as [`Miss`], and nothing
@@ -88,14 +88,15 @@ impl Node {
         Ok(Node { birth, place: OnceLock::new(), slots })
     }
 
-    /// A copy to be changed in `birth`. A child that has its place may not be written yet: it stays an
-    /// object until [`Tree::trim`].
+    /// A copy to be changed in `birth`. A child that has its place may not be written yet: it stays
+    /// an object until [`Tree::trim`].
     fn copy(&self, birth: u64) -> Node {
         Node { birth, place: OnceLock::new(), slots: self.slots.clone() }
     }
 }
 
-/// Something detached: what stands below is freed when its epoch's consistency point knows all places.
+/// Something detached: what stands below is freed when its epoch's consistency point knows all
+/// places.
 pub(crate) enum Dead {
     /// This block alone.
     Block(Slot),
@@ -257,7 +258,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Replaces a block that got its place by its pointer, where the tree may be changed. Never misses.
+    /// Replaces a block that got its place by its pointer, where the tree may be changed. Never
+    /// misses.
     pub fn settle(&mut self, now: u64, block: u64, data: &Arc<Data>) {
         let mut at = &mut self.root;
         let mut height = self.height;
@@ -282,7 +284,8 @@ impl Tree {
         }
     }
 
-    /// Drops nodes that a consistency point has written from memory, as far as the tree may be changed.
+    /// Drops nodes that a consistency point has written from memory, as far as the tree may be
+    /// changed.
     pub fn trim(&mut self, now: u64) {
         trim_slot(now, &mut self.root);
     }

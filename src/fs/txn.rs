@@ -1,7 +1,8 @@
 //! A namespace transaction: block writes to directories and edits of inodes, all in one group.
 //!
-//! It is built under the volume's `names` lock (reading what it needs from the device), then applied in
-//! one step under the guard with every inode it touches locked, in the order of their ids.
+//! It is built under the volume's `names` lock (reading what it needs from the device), then
+//! applied in one step under the guard with every inode it touches locked, in the order of their
+//! ids.
 
 use super::core::{Core, Held, Inode, Pending, State};
 use super::error::{Error, Result};

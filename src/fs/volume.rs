@@ -84,7 +84,7 @@ impl Core {
         let names = self.inode(NAMES)?;
         let _names = names.volume.names.lock();
         let mut edit = DirEdit::new(self, names.clone())?;
-        let mut txn = Txn::new(self, true);
+        let mut txn = Txn::new(self, false);
         let found = edit.find(&txn, from.as_bytes())?.ok_or(Error::NotFound)?;
         if found.ino == u64::from(VolumeId::TREE.0) {
             return Err(Error::Busy);

@@ -146,6 +146,7 @@ impl Core {
             return self.inode(NodeId { volume: inode.id.volume, ino });
         }
         let id = NodeId { volume: inode.id.volume, ino: inode.volume.take_ino() };
+        self.check_inode_block(id)?;
         let empty = DiskInode::empty(InodeKind::Free);
         let blob = Arc::new(Inode::new(id, empty, inode.volume.clone()));
         self.inodes.insert(id, blob.clone());

@@ -84,8 +84,8 @@ impl Door {
 
     /// `log` may be read, and appended to by whom its mode lets write.
     fn open_log(&self, lun: Arc<Lun>, id: NodeId, flags: OpenFlags) -> Result<Handle> {
-        let appends = flags.0 & libc::O_APPEND != 0 && flags.0 & libc::O_TRUNC == 0;
-        if writes(flags) && !appends {
+        let truncates = flags.0 & libc::O_TRUNC != 0;
+        if truncates || writes(flags) && flags.0 & libc::O_APPEND == 0 {
             return Err(Errno::EPERM);
         }
         Ok(Handle::Log(self.tree.fs().open_file(id).or_errno()?, lun))

@@ -1,5 +1,6 @@
-//! The deterministic simulator of the filesystem: one seed is one schedule of operations, crashes and
-//! interleavings, on one thread, over simulated devices, beside a plain model of what must be there.
+//! The deterministic simulator of the filesystem: one seed is one schedule of operations, crashes
+//! and interleavings, on one thread, over simulated devices, beside a plain model of what must be
+//! there.
 
 pub mod check;
 pub mod model;

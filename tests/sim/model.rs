@@ -1,7 +1,8 @@
-//! The reference: what a filesystem holds, in the plainest terms, and what each operation makes of it.
+//! The reference: what a filesystem holds, in the plainest terms, and what each operation makes of
+//! it.
 //!
-//! Invariants: `nodes` are those that a name leads to; `orphans` have none and live for as long as a
-//! handle does, so a crash drops them. Cloning is cheap: nodes and their blocks are shared.
+//! Invariants: `nodes` are those that a name leads to; `orphans` have none and live for as long as
+//! a handle does, so a crash drops them. Cloning is cheap: nodes and their blocks are shared.
 
 use super::ops::{Op, What};
 use lunfs::fs::{
@@ -61,7 +62,8 @@ pub enum Body {
     Special,
 }
 
-/// Times as the filesystem last told them: that they survive is checked, not POSIX's rules for them.
+/// Times as the filesystem last told them: that they survive is checked, not POSIX's rules for
+/// them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stamps {
     pub mtime: Timestamp,

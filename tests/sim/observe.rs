@@ -1,5 +1,6 @@
 //! Reads a whole filesystem back through its API, as a model: names, attributes, every byte.
-//! Refuses what contradicts itself: a listing and a lookup, a hole that is not zeros, a wrong count.
+//! Refuses what contradicts itself: a listing and a lookup, a hole that is not zeros, a wrong
+//! count.
 
 use super::model::{Blocks, Body, Chunk, Model, Node, Stamps, BLOCK};
 use lunfs::device::sim::Rng;

@@ -1,5 +1,5 @@
-//! Operations, and the generator that draws them: a function of its generator and the model, so that
-//! one seed is one schedule.
+//! Operations, and the generator that draws them: a function of its generator and the model, so
+//! that one seed is one schedule.
 
 use super::model::{Body, Model, BLOCK};
 use lunfs::device::sim::Rng;

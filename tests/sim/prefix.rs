@@ -15,8 +15,8 @@ pub struct Entry {
     pub stamps: Vec<(NodeId, Stamps)>,
     /// It answered an error because the power failed: it may have happened or not.
     pub uncertain: bool,
-    /// So many entries before this one happened inside it: it may have come before any of them. Their
-    /// order makes no difference to what is there when all are done.
+    /// So many entries before this one happened inside it: it may have come before any of them.
+    /// Their order makes no difference to what is there when all are done.
     pub overlaps: usize,
 }
 
@@ -86,7 +86,8 @@ pub fn find(base: &Model, log: &[Entry], floor: usize, seen: &Model) -> Result<F
     })
 }
 
-/// States where an operation came before some of those that happened inside it: `rest` begins with them.
+/// States where an operation came before some of those that happened inside it: `rest` begins with
+/// them.
 fn in_other_order(before: &Model, rest: &[Entry], seen: &Model) -> Option<Model> {
     let outer = (1..rest.len()).find(|&i| rest[i].overlaps == i)?;
     for first in 0..outer {

@@ -1,4 +1,5 @@
-//! Rot: blocks that change by themselves. What is read afterwards is right or an error, never wrong.
+//! Rot: blocks that change by themselves. What is read afterwards is right or an error, never
+//! wrong.
 
 use super::model::{Body, Model, Node};
 use super::observe::{ensure, read};

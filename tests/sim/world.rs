@@ -1,9 +1,9 @@
 //! One run: a pool over simulated devices, the model beside it, and a schedule drawn from the seed.
 //!
-//! Invariants: all of it happens on one thread; `inner` is never locked while the filesystem is called
-//! from the outermost level, so that the devices' hook may run further operations there. `log` holds
-//! what happened since `base`, in the order in which it returned; its first `floor` entries are
-//! acknowledged as durable.
+//! Invariants: all of it happens on one thread; `inner` is never locked while the filesystem is
+//! called from the outermost level, so that the devices' hook may run further operations there.
+//! `log` holds what happened since `base`, in the order in which it returned; its first `floor`
+//! entries are acknowledged as durable.
 
 use super::model::{Kind, Made, Model};
 use super::observe::{self, ensure, observe, stamps_of};

@@ -1,6 +1,6 @@
-//! Just enough reading of Rust source for the house rules: comments and literals blanked out, functions
-//! measured, test code told apart, paths that begin at the crate's root found. It is no parser: it
-//! relies on the code being formatted by rustfmt.
+//! Just enough reading of Rust source for the house rules: comments and literals blanked out,
+//! functions measured, test code told apart, paths that begin at the crate's root found. It is no
+//! parser: it relies on the code being formatted by rustfmt.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -43,8 +43,8 @@ impl Source {
             || self.name.contains("/tests/")
     }
 
-    /// The files that its `mod name;` lines stand for, in both of the places they may have, and those
-    /// that a `#[path]` names.
+    /// The files that its `mod name;` lines stand for, in both of the places they may have, and
+    /// those that a `#[path]` names.
     pub fn declared_modules(&self) -> Vec<String> {
         let here = self.name.rsplit_once('/').map_or("", |(dir, _)| dir);
         let by_path = self.text.lines().filter_map(|line| {
@@ -254,7 +254,8 @@ fn body_end(code: &str) -> Option<usize> {
     None
 }
 
-/// The lines (from 0) of blanked-out code that belong to `#[cfg(test)]` items and `#[test]` functions.
+/// The lines (from 0) of blanked-out code that belong to `#[cfg(test)]` items and `#[test]`
+/// functions.
 pub fn test_lines(code: &str) -> BTreeSet<usize> {
     let mut lines = BTreeSet::new();
     for mark in ["#[cfg(test)]", "#[test]", "#[cfg(any(test"] {

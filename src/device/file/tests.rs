@@ -1,4 +1,5 @@
-//! Round trips with and without O_DIRECT, locks, sizes, and what is said about what cannot be opened.
+//! Round trips with and without O_DIRECT, locks, sizes, and what is said about what cannot be
+//! opened.
 
 use super::*;
 

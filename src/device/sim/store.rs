@@ -2,8 +2,8 @@
 //! power cut makes of that.
 //!
 //! Invariants: `durable` never holds a write that no flush covered, but by [`Store::crash`].
-//! A block that is nowhere is zeros, and no block of zeros is stored in `durable`, so a device costs
-//! memory only for what it holds. `pending` is in the order in which the writes returned.
+//! A block that is nowhere is zeros, and no block of zeros is stored in `durable`, so a device
+//! costs memory only for what it holds. `pending` is in the order in which the writes returned.
 
 use super::super::{Block, BLOCK_BYTES};
 use super::rng::Rng;

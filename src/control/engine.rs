@@ -135,9 +135,7 @@ impl Session<'_> {
     }
 
     fn lun_list(&self) -> Result<Value> {
-        let luns = self.engine.pool.catalog.list();
-        let shown: Result<Vec<Value>> = luns.iter().map(|lun| self.show(lun)).collect();
-        Ok(shown?.into())
+        report::luns(&self.engine.pool.catalog.list(), &self.engine.doors)
     }
 
     fn lun_create(&self, name: &str, size_bytes: u64, settings: Vec<KeyValue>) -> Result<Value> {

@@ -42,6 +42,24 @@ pub fn pool(pool: &OpenPool) -> Value {
     })
 }
 
+/// All LUNs. One that is deleted while it is looked at is left out.
+pub fn luns(all: &[std::sync::Arc<Lun>], doors: &Doors) -> Result<Value> {
+    let mut shown = Vec::new();
+    for one in all {
+        match lun(one, doors) {
+            Ok(value) => shown.push(value),
+            Err(_) if is_gone(one) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(shown.into())
+}
+
+fn is_gone(lun: &Lun) -> bool {
+    use crate::{fs, lun::Error};
+    matches!(lun.attributes(), Err(Error::Gone | Error::Fs(fs::Error::Stale)))
+}
+
 /// One LUN.
 pub fn lun(lun: &Lun, doors: &Doors) -> Result<Value> {
     let attributes = lun.attributes()?;
@@ -122,12 +140,11 @@ pub fn session(session: &SessionInfo) -> Value {
 pub fn status(pool_open: &OpenPool, doors: &Doors) -> Result<Value> {
     let catalog = &pool_open.catalog;
     let luns = catalog.list();
-    let shown: Result<Vec<Value>> = luns.iter().map(|l| lun(l, doors)).collect();
     Ok(json!({
         "pool": pool(pool_open),
         "scrub": { "state": "idle" },
         "doors": doors.to_json(),
-        "luns": shown?,
+        "luns": self::luns(&luns, doors)?,
         "sessions": catalog.sessions().iter().map(session).collect::<Value>(),
         "errors": errors(pool_open, &luns, doors),
         "process_id": std::process::id(),

@@ -12,7 +12,7 @@
 use crate::bytes::{array_at, put_bytes, put_u32, put_u64, u32_at, u64_at};
 use crate::{
     Inode, LayoutError, RawBlock, Result, SpaceEntry, BLOCK_BYTES, FEATURES_INCOMPAT,
-    FORMAT_VERSION, INODE_BYTES, SEGMENT_MAP_PAGES,
+    FEATURES_RO_COMPAT, FORMAT_VERSION, INODE_BYTES, SEGMENT_MAP_PAGES,
 };
 
 /// Slots, used in turn.
@@ -94,7 +94,8 @@ impl Root {
         if u32_at(b, 8) != FORMAT_VERSION {
             return Err(LayoutError::Version { what: "root", found: u32_at(b, 8) });
         }
-        let unknown = u64_at(b, 32) & !FEATURES_INCOMPAT;
+        // This program writes to every pool it opens: what only a reader may ignore it refuses too.
+        let unknown = (u64_at(b, 32) & !FEATURES_INCOMPAT) | (u64_at(b, 24) & !FEATURES_RO_COMPAT);
         if unknown != 0 {
             return Err(LayoutError::Features(unknown));
         }

@@ -32,7 +32,6 @@ mod xattr;
 pub use check::{check, CheckOptions, Report};
 pub use dump::{dump, As as DumpAs, What as DumpWhat};
 pub use error::{Error, Result};
-pub use fs_layout::Label;
 pub use handle::File;
 pub use pool::{FormatOptions, Fs, OpenOptions};
 pub use types::*;

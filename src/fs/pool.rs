@@ -6,7 +6,7 @@ use super::handle::File;
 use super::types::*;
 use super::{inode, recovery};
 use crate::device::{BlockDevice, BLOCK_BYTES};
-use fs_layout::{Label, SegmentRun, SEGMENT_BLOCKS};
+use fs_layout::{SegmentRun, SEGMENT_BLOCKS};
 use parking_lot::Mutex;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -44,11 +44,6 @@ impl Fs {
     /// empty.
     pub fn format(devices: &[Arc<dyn BlockDevice>], options: &FormatOptions) -> Result<()> {
         recovery::format(devices, options)
-    }
-
-    /// What a device's label says. `Format` if it is no device of a pool.
-    pub fn probe(device: &Arc<dyn BlockDevice>) -> Result<Label> {
-        recovery::read_label(device)
     }
 
     /// Opens and recovers. `Format` if it is none, of another version, incomplete or damaged.

@@ -82,9 +82,7 @@ impl Node {
     }
 
     fn from_disk(birth: u64, raw: &Data) -> Result<Node, Miss> {
-        let pointer = |i| Pointer::in_node(&raw.bytes.0, i).map(Slot::Ptr);
-        let slots: Result<Vec<Slot>, _> = (0..POINTERS_PER_NODE).map(pointer).collect();
-        let slots = slots.map_err(|e| Miss::Bad(Error::Format(e.to_string())))?;
+        let slots = (0..POINTERS_PER_NODE).map(|i| slot_at(raw, i)).collect::<Result<_, _>>()?;
         Ok(Node { birth, place: OnceLock::new(), slots })
     }
 
@@ -151,13 +149,17 @@ fn reach(height: u8) -> u64 {
     FAN.saturating_pow(u32::from(height))
 }
 
+/// A slot of a node as it is on disk.
+fn slot_at(raw: &Data, index: usize) -> Result<Slot, Miss> {
+    let pointer = Pointer::in_node(&raw.bytes.0, index);
+    pointer.map(Slot::Ptr).map_err(|e| Miss::Bad(Error::Format(e.to_string())))
+}
+
 fn child(nodes: &dyn NodeSource, slot: &Slot, index: usize) -> Result<Slot, Miss> {
     match slot {
         Slot::Node(n) => Ok(n.slots[index].clone()),
         Slot::Ptr(p) if p.is_hole() => Ok(Slot::Ptr(*p)),
-        Slot::Ptr(p) => Pointer::in_node(&raw(nodes, p)?.bytes.0, index)
-            .map(Slot::Ptr)
-            .map_err(|e| Miss::Bad(Error::Format(e.to_string()))),
+        Slot::Ptr(p) => slot_at(&*raw(nodes, p)?, index),
         Slot::Data(..) => Err(Miss::Bad(Error::Invalid("a data block stands where a node should"))),
     }
 }
@@ -333,9 +335,7 @@ fn collect(
         let next = ((at / s + 1) * s).min(end);
         let index = (at / s) as usize;
         let below = match &on_disk {
-            Some(d) => Pointer::in_node(&d.bytes.0, index)
-                .map(Slot::Ptr)
-                .map_err(|e| Miss::Bad(Error::Format(e.to_string())))?,
+            Some(d) => slot_at(d, index)?,
             None => child(nodes, slot, index)?,
         };
         collect(nodes, &below, height - 1, at % s, next - at, out)?;
@@ -422,15 +422,11 @@ fn count_data(nodes: &dyn NodeSource, slot: &Slot, height: u8, budget: &mut u32)
         Slot::Node(n) => n.slots.iter().map(|s| count_data(nodes, s, height - 1, budget)).sum(),
         Slot::Ptr(p) => {
             let raw = nodes.node(p)?;
-            let below = |i| count_data(nodes, &pointer_at(&raw, i)?, height - 1, budget);
+            let below = |i| count_data(nodes, &slot_at(&raw, i).ok()?, height - 1, budget);
             (0..POINTERS_PER_NODE).map(below).sum()
         }
         Slot::Data(..) => None,
     }
-}
-
-fn pointer_at(raw: &Data, index: usize) -> Option<Slot> {
-    Pointer::in_node(&raw.bytes.0, index).ok().map(Slot::Ptr)
 }
 
 fn punch_in(c: &mut Change, slot: &mut Slot, height: u8, first: u64, end: u64) -> Result<(), Miss> {

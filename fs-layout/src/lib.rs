@@ -20,7 +20,10 @@ pub use dead_list::{DeadEntry, DeadKind, DEAD_ENTRY_BYTES};
 pub use group::{
     FileRecord, GroupHead, Link, PayloadReader, PayloadWriter, GROUP_EXTENTS_MAX, GROUP_MAX_CONT,
 };
-pub use inode::{Inode, InodeKind, VersionPart, INODES_PER_BLOCK, INODE_BYTES};
+pub use inode::{
+    Inode, InodeKind, VersionPart, INODES_PER_BLOCK, INODE_BYTES, VERSION_CONSISTENT,
+    VERSION_DELETED, VERSION_HELD,
+};
 pub use label::{DeviceEntry, Label, LABEL_PLACES, MAX_DEVICES};
 pub use pointer::{Pointer, MAX_BLOCK, POINTERS_PER_NODE, POINTER_BYTES};
 pub use root::{Root, ROOT_COPIES, ROOT_SLOTS};
@@ -37,8 +40,10 @@ pub const SEGMENT_BLOCKS: u64 = 512;
 pub const REGION_BLOCKS: u64 = (BLOCK_BYTES * 8) as u64;
 /// The format version written by this code; older and newer ones are refused.
 pub const FORMAT_VERSION: u32 = 1;
-/// Incompatible features this code understands: none yet.
-pub const FEATURES_INCOMPAT: u64 = 0;
+/// Incompatible feature: versions share blocks (snapshots, clones).
+pub const FEATURE_VERSIONS: u64 = 1 << 4;
+/// Incompatible features this code understands.
+pub const FEATURES_INCOMPAT: u64 = FEATURE_VERSIONS;
 /// Features that allow reading only by code that knows them: none yet.
 pub const FEATURES_RO_COMPAT: u64 = 0;
 

@@ -4,6 +4,7 @@ use fs_layout::{Inode, InodeKind, LayoutError, Root, SpaceEntry, BLOCK_BYTES, SE
 
 fn encoded() -> [u8; BLOCK_BYTES] {
     let root = Root {
+        features: 0,
         pool_id: [1; 16],
         epoch: 9,
         lineage: 1,

@@ -91,6 +91,7 @@ fn inode(rng: &mut Rng) -> Inode {
 
 fn root(rng: &mut Rng) -> Root {
     Root {
+        features: [0, FEATURE_VERSIONS][rng.below(2)],
         pool_id: [rng.bits() as u8; 16],
         epoch: rng.number(),
         lineage: rng.bits(),

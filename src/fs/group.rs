@@ -112,7 +112,15 @@ impl Core {
             self.cut()
         };
         self.write_group(&mut log, cut)?;
-        if flush && log.written > self.durable_group.load(Ordering::Acquire) {
+        if flush {
+            self.flush_log(&log)?;
+        }
+        Ok(())
+    }
+
+    /// Makes every group durable that is written.
+    pub fn flush_log(&self, log: &Log) -> Result<()> {
+        if log.written > self.durable_group.load(Ordering::Acquire) {
             self.store.flush()?;
             self.durable_group.store(log.written, Ordering::Release);
         }

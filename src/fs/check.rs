@@ -333,7 +333,7 @@ impl<'a> Count<'a> {
         self.tree(&inode.root, inode.height, self.options.data, &mut |c, _, p| {
             blocks += 1;
             if is_dir {
-                entries += c.bucket(id, p)?;
+                entries += c.bucket(id, p, whole)?;
             }
             Ok(())
         })?;
@@ -363,7 +363,7 @@ impl<'a> Count<'a> {
         found
     }
 
-    fn bucket(&mut self, dir: NodeId, p: &Pointer) -> Result<u64> {
+    fn bucket(&mut self, dir: NodeId, p: &Pointer, whole: bool) -> Result<u64> {
         let data = match self.core.store.read(p) {
             Ok(data) => data,
             Err(e) => {
@@ -382,7 +382,7 @@ impl<'a> Count<'a> {
             if self.core.name_hash(&e.name) != e.cookie >> 8 {
                 self.error(format!("directory {}/{}: a wrong hash", dir.volume.0, dir.ino));
             }
-            if dir.ino != ORPHANS_INO {
+            if whole && dir.ino != ORPHANS_INO {
                 let id = NodeId { volume: dir.volume, ino: e.ino };
                 *self.links.entry(id).or_default() += 1;
             }

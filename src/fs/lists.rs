@@ -330,7 +330,7 @@ impl Work<'_> {
                 };
                 let mut record = super::version::with_links_of(&base, &links);
                 if let Some(v) = self.core.volumes.get(&VolumeId(ino as u32)) {
-                    record.version.next_ino = v.peek_ino();
+                    record.version.next_ino = record.version.next_ino.max(v.peek_ino());
                 }
                 record
             } else {

@@ -291,7 +291,7 @@ impl<'a> Work<'a> {
         let (id, snapshot) = (u64::from(of.0), core.inode_file(new)?);
         let live = core.inode_file(of)?.state.read().meta;
         let part = live.version;
-        let next_ino = core.volumes.get(&of).map_or(part.next_ino, |v| v.peek_ino());
+        let next_ino = core.volumes.get(&of).map_or(0, |v| v.peek_ino()).max(part.next_ino);
         {
             let mut s = snapshot.state.write();
             s.tree = Tree { root: Slot::Ptr(live.root), height: live.height };

@@ -329,7 +329,7 @@ fn push_run(map: &mut Vec<SegmentRun>, run: SegmentRun) {
     if let (Some(last), [(device, segment)]) = (map.last_mut(), &run.members[..]) {
         if last.class == run.class
             && last.logical + last.count == run.logical
-            && last.members == [(*device, segment - last.count)]
+            && last.members.iter().map(|(d, s)| (*d, s + last.count)).eq([(*device, *segment)])
         {
             last.count += run.count;
             return;

@@ -429,6 +429,10 @@ pub(crate) fn open(devices: Vec<Arc<dyn BlockDevice>>, o: &OpenOptions) -> Resul
     Ok(core)
 }
 
+fn is_payload_of(head: &GroupHead, payload: &[u8]) -> bool {
+    payload.len() == head.payload_bytes as usize && crc32c::crc32c(payload) == head.payload_crc
+}
+
 /// A group found in the log.
 struct LoggedGroup {
     head: GroupHead,
@@ -532,11 +536,12 @@ impl Core {
         let mut mark = number - 1;
         let blocks = self.space.blocks();
         while block > 0 && block < blocks {
-            let Some(raw) = self.store.read_raw(block, 1)?.pop() else { break };
-            let Ok((head, next_seed)) = GroupHead::decode(&raw.0, &seed) else { break };
-            if head.number != number {
-                break;
-            }
+            let next = |mut raw: Vec<Box<Block>>| {
+                let raw = raw.pop()?;
+                let (head, seed) = GroupHead::decode(&raw.0, &seed).ok()?;
+                (head.number == number).then_some((head, seed, raw))
+            };
+            let Some((head, next_seed, raw)) = self.store.read_raw(block, 1, next)? else { break };
             mark = mark.max(head.durable_mark);
             let group = self.read_group(block, head, &raw)?;
             (block, number, seed) = (group.head.next_block, number + 1, next_seed);
@@ -565,22 +570,13 @@ impl Core {
         blocks.extend(&head.extents);
         let limit = self.space.blocks();
         let inside = head.extents.iter().all(|(b, n)| b.saturating_add(*n) <= limit);
-        let mut payload = Vec::new();
-        match head.inline_payload(&raw.0) {
-            Some(inline) => payload.extend_from_slice(inline),
-            None if inside => {
-                for (first, count) in &head.extents {
-                    for b in self.store.read_raw(*first, *count as usize)? {
-                        payload.extend_from_slice(&b.0);
-                    }
-                }
-                payload.truncate(head.payload_bytes as usize);
-            }
-            None => {}
-        }
-        let mut whole = inside
-            && payload.len() == head.payload_bytes as usize
-            && crc32c::crc32c(&payload) == head.payload_crc;
+        let payload = match head.inline_payload(&raw.0) {
+            Some(inline) => Some(inline.to_vec()).filter(|p| is_payload_of(&head, p)),
+            None if inside => self.read_payload(&head)?,
+            None => None,
+        };
+        let mut whole = inside && payload.is_some();
+        let payload = payload.unwrap_or_default();
         let mut records = Vec::new();
         let mut reader = PayloadReader::new(&payload);
         while whole {
@@ -591,6 +587,15 @@ impl Core {
             }
         }
         Ok(LoggedGroup { head, records, blocks, whole })
+    }
+
+    /// A payload in continuation blocks: the first copy that is whole.
+    fn read_payload(&self, head: &GroupHead) -> Result<Option<Vec<u8>>> {
+        self.store.read_raw_runs(&head.extents, |raw| {
+            let mut payload: Vec<u8> = raw.iter().flat_map(|b| b.0).collect();
+            payload.truncate(head.payload_bytes as usize);
+            is_payload_of(head, &payload).then_some(payload)
+        })
     }
 
     fn data_is_whole(&self, g: &LoggedGroup) -> Result<bool> {

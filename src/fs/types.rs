@@ -34,6 +34,11 @@ impl NodeId {
     pub const fn root(volume: VolumeId) -> NodeId {
         NodeId { volume, ino: ROOT_INO }
     }
+
+    /// Both as one number, which a mount shows: inode numbers are below 2^40.
+    pub const fn number(self) -> u64 {
+        (self.volume.0 as u64) << 40 | self.ino
+    }
 }
 
 /// Inode number of every volume's root directory.

@@ -174,6 +174,7 @@ impl Core {
         (cp.root.next_group_block, cp.root.next_group, cp.root.group_seed) = next;
         cp.root.space = space;
         cp.root.volume_table = table;
+        cp.root.scrub = self.scrub.record();
         self.write_root(cp)?;
         // Inode files are changed while the next epoch runs: its readers may have found the old
         // blocks.

@@ -296,6 +296,7 @@ fn build(
         blocks: Default::default(),
     };
     let (inodes, volumes) = (DashMap::new(), DashMap::new());
+    let scrub = super::scrub::Scrub::load(root.scrub);
     let next = root.volume_table.version.next_ino.max(FIRST_INO);
     let table = Arc::new(Volume::new(next));
     let file = Inode::new(TABLE_FILE, root.volume_table, table.clone());
@@ -326,6 +327,7 @@ fn build(
         cp: Mutex::new(CpState { root, root_hash, root_slot, reclaim: ReclaimList::default() }),
         inodes,
         volumes,
+        scrub,
         bell: Bell::default(),
         growing: Mutex::new(()),
         closed: AtomicBool::new(false),
@@ -374,6 +376,7 @@ pub(crate) fn format(devices: &[Arc<dyn BlockDevice>], o: &FormatOptions) -> Res
         group_seed: *blake3::hash(&o.pool_id).as_bytes(),
         space: SpaceEntry::default(),
         segment_map: [(0, 255); SEGMENT_MAP_PAGES],
+        scrub: Default::default(),
         volume_table: table,
     };
     let options = OpenOptions {

@@ -145,7 +145,7 @@ fn span(height: u8) -> u64 {
 }
 
 /// Blocks that a tree of this height can hold.
-fn reach(height: u8) -> u64 {
+pub(crate) fn reach(height: u8) -> u64 {
     FAN.saturating_pow(u32::from(height))
 }
 

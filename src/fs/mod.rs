@@ -18,6 +18,10 @@ mod guard;
 mod handle;
 mod inode;
 mod namespace;
+#[cfg(feature = "planted")]
+pub mod planted;
+#[cfg(not(feature = "planted"))]
+mod planted;
 mod pool;
 mod reclaim;
 mod recovery;

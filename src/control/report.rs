@@ -21,7 +21,7 @@ pub fn pool(pool: &OpenPool) -> Value {
     json!({
         "id": id_text(&pool.fs.pool_id()),
         "state": if stats.latched.is_some() { "read-only" } else { "online" },
-        "redundancy": "none",
+        "redundancy": pool.fs.redundancy().to_string(),
         "size_bytes": stats.size_bytes,
         "free_bytes": stats.free_bytes,
         "used_bytes": stats.used_bytes,

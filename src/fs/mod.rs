@@ -25,6 +25,7 @@ mod planted;
 mod pool;
 mod reclaim;
 mod recovery;
+mod segments;
 mod space;
 mod store;
 mod tree;

@@ -14,6 +14,7 @@ use super::guard::{Guard, Pins};
 use super::inode::new_inode;
 use super::planted::{planted, Mutation};
 use super::reclaim::ReclaimList;
+use super::segments;
 use super::space::{Run, Space};
 use super::store::Store;
 use super::tree::{Dead, Miss, Slot, Tree};
@@ -25,7 +26,7 @@ use dashmap::DashMap;
 use fs_layout::{
     DeviceEntry, FileRecord, GroupHead, Inode as DiskInode, InodeKind, Label, PayloadReader,
     Pointer, Root, SegmentMapPage, SegmentRun, SpaceEntry, VersionPart, LABEL_PLACES, MAX_DEVICES,
-    ROOT_COPIES, ROOT_SLOTS, RUNS_PER_PAGE, SEGMENT_BLOCKS, SEGMENT_MAP_BASE, SEGMENT_MAP_PAGES,
+    ROOT_COPIES, ROOT_SLOTS, RUNS_PER_PAGE, SEGMENT_MAP_BASE, SEGMENT_MAP_PAGES,
 };
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -244,18 +245,6 @@ pub(crate) fn write_segment_map(
     Ok(())
 }
 
-/// Maps devices one behind the other; the first segment of each is its own.
-pub(crate) fn map_devices(sizes: &[u64]) -> (Vec<SegmentRun>, u64) {
-    let mut logical = 1;
-    let mut runs = Vec::new();
-    for (i, blocks) in sizes.iter().enumerate() {
-        let count = blocks / SEGMENT_BLOCKS - 1;
-        runs.push(SegmentRun { logical, count, class: 0, members: vec![(i as u16, 1)] });
-        logical += count;
-    }
-    (runs, logical * SEGMENT_BLOCKS)
-}
-
 pub(crate) fn write_labels(
     devices: &[Arc<dyn BlockDevice>],
     pool_id: [u8; 16],
@@ -365,7 +354,10 @@ pub(crate) fn format(devices: &[Arc<dyn BlockDevice>], o: &FormatOptions) -> Res
         d.flush()?;
     }
     let sizes: Vec<u64> = devices.iter().map(|d| d.block_count()).collect();
-    let (map, blocks) = map_devices(&sizes);
+    if o.redundancy == Redundancy::Mirror && devices.len() < 2 {
+        return Err(Error::Invalid("a mirror needs at least two devices"));
+    }
+    let (map, blocks) = segments::lay_out(o.redundancy, &sizes);
     if blocks > MAX_BLOCKS {
         return Err(Error::Invalid("a pool holds at most 2 PiB"));
     }
@@ -428,6 +420,10 @@ pub(crate) fn open(devices: Vec<Arc<dyn BlockDevice>>, o: &OpenOptions) -> Resul
     let core = build(devices, map, root, hash, slot, o)?;
     core.recover()?;
     Ok(core)
+}
+
+fn is_payload_of(head: &GroupHead, payload: &[u8]) -> bool {
+    payload.len() == head.payload_bytes as usize && crc32c::crc32c(payload) == head.payload_crc
 }
 
 /// A group found in the log.
@@ -541,11 +537,12 @@ impl Core {
         let mut mark = number - 1;
         let blocks = self.space.blocks();
         while block > 0 && block < blocks {
-            let Some(raw) = self.store.read_raw(block, 1)?.pop() else { break };
-            let Ok((head, next_seed)) = GroupHead::decode(&raw.0, &seed) else { break };
-            if head.number != number {
-                break;
-            }
+            let next = |mut raw: Vec<Box<Block>>| {
+                let raw = raw.pop()?;
+                let (head, seed) = GroupHead::decode(&raw.0, &seed).ok()?;
+                (head.number == number).then_some((head, seed, raw))
+            };
+            let Some((head, next_seed, raw)) = self.store.read_raw(block, 1, next)? else { break };
             mark = mark.max(head.durable_mark);
             let group = self.read_group(block, head, &raw)?;
             (block, number) = (group.head.next_block, number + 1);
@@ -581,22 +578,13 @@ impl Core {
         blocks.extend(&head.extents);
         let limit = self.space.blocks();
         let inside = head.extents.iter().all(|(b, n)| b.saturating_add(*n) <= limit);
-        let mut payload = Vec::new();
-        match head.inline_payload(&raw.0) {
-            Some(inline) => payload.extend_from_slice(inline),
-            None if inside => {
-                for (first, count) in &head.extents {
-                    for b in self.store.read_raw(*first, *count as usize)? {
-                        payload.extend_from_slice(&b.0);
-                    }
-                }
-                payload.truncate(head.payload_bytes as usize);
-            }
-            None => {}
-        }
-        let mut whole = inside
-            && payload.len() == head.payload_bytes as usize
-            && crc32c::crc32c(&payload) == head.payload_crc;
+        let payload = match head.inline_payload(&raw.0) {
+            Some(inline) => Some(inline.to_vec()).filter(|p| is_payload_of(&head, p)),
+            None if inside => self.read_payload(&head)?,
+            None => None,
+        };
+        let mut whole = inside && payload.is_some();
+        let payload = payload.unwrap_or_default();
         let mut records = Vec::new();
         let mut reader = PayloadReader::new(&payload);
         while whole {
@@ -607,6 +595,15 @@ impl Core {
             }
         }
         Ok(LoggedGroup { head, records, blocks, whole })
+    }
+
+    /// A payload in continuation blocks: the first copy that is whole.
+    fn read_payload(&self, head: &GroupHead) -> Result<Option<Vec<u8>>> {
+        self.store.read_raw_runs(&head.extents, |raw| {
+            let mut payload: Vec<u8> = raw.iter().flat_map(|b| b.0).collect();
+            payload.truncate(head.payload_bytes as usize);
+            is_payload_of(head, &payload).then_some(payload)
+        })
     }
 
     fn data_is_whole(&self, g: &LoggedGroup) -> Result<bool> {

@@ -385,9 +385,8 @@ fn read_table(
 
 fn read_page(store: &Store, level: u8, index: u64, entry: &SpaceEntry) -> Result<Box<Block>> {
     let block = page_places(level, index)[usize::from(entry.second)];
-    let raw = store.read_raw(block, 1)?.pop();
-    let page = raw.filter(|p| crc32c::crc32c(&p.0) == entry.crc);
-    page.ok_or(Error::Corrupt { block, file_offset_bytes: None })
+    let whole = |mut raw: Vec<Box<Block>>| raw.pop().filter(|p| crc32c::crc32c(&p.0) == entry.crc);
+    store.read_raw(block, 1, whole)?.ok_or(Error::Corrupt { block, file_offset_bytes: None })
 }
 
 impl Inner {

@@ -223,7 +223,10 @@ impl Store {
         let run = run.ok_or(Error::Corrupt { block, file_offset_bytes: None })?;
         let into = block - run.logical * SEGMENT_BLOCKS;
         let left = run.count * SEGMENT_BLOCKS - into;
-        let members = run.members.iter().map(|(d, s)| (*d, s * SEGMENT_BLOCKS + into)).collect();
+        let at = |(device, first): &(u16, u64)| (*device, first * SEGMENT_BLOCKS + into);
+        let mut members: Vec<(u16, u64)> = run.members.iter().map(at).collect();
+        // The first copy is read, if it is good: another device's for the next segment.
+        members.rotate_left(segment as usize % run.members.len().max(1));
         Ok((members, left.min(count)))
     }
 
@@ -247,11 +250,42 @@ impl Store {
         Ok(())
     }
 
-    /// Reads blocks that name themselves (heads, pages), unchecked.
-    pub fn read_raw(&self, block: u64, count: usize) -> Result<Vec<Box<Block>>> {
-        let mut out: Vec<_> = (0..count).map(|_| Block::zeroed()).collect();
-        self.read_copy(0, block, &mut out)?;
-        Ok(out)
+    /// Reads blocks that no pointer names (heads, pages): the first copy that `accept` takes.
+    /// `None`: it took none. An error: no copy could be read.
+    pub fn read_raw<T>(
+        &self,
+        block: u64,
+        count: usize,
+        mut accept: impl FnMut(Vec<Box<Block>>) -> Option<T>,
+    ) -> Result<Option<T>> {
+        self.read_raw_runs(&[(block, count as u64)], &mut accept)
+    }
+
+    /// As `read_raw`, for what stands in several runs of (block, count) and is judged as one.
+    pub fn read_raw_runs<T>(
+        &self,
+        runs: &[(u64, u64)],
+        mut accept: impl FnMut(Vec<Box<Block>>) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let mut copies = 1;
+        for (block, _) in runs {
+            copies = copies.max(self.locate(*block, 1)?.0.len());
+        }
+        let (mut failure, mut read_one) = (None, false);
+        for copy in 0..copies {
+            let mut out = Vec::new();
+            let read = runs.iter().try_for_each(|(block, count)| {
+                let from = out.len();
+                out.extend((0..*count).map(|_| Block::zeroed()));
+                self.read_copy(copy, *block, &mut out[from..])
+            });
+            match read.map(|()| accept(out)) {
+                Ok(Some(taken)) => return Ok(Some(taken)),
+                Ok(None) => read_one = true,
+                Err(e) => failure = Some(e),
+            }
+        }
+        failure.filter(|_| !read_one).map_or(Ok(None), Err)
     }
 
     /// From the cache alone.

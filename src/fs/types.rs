@@ -160,6 +160,25 @@ pub enum XattrMode {
     Replace,
 }
 
+/// What a pool survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Redundancy {
+    /// One copy of each block: the pool needs all its devices.
+    #[default]
+    None,
+    /// Two copies, on different devices: any one device may be lost.
+    Mirror,
+}
+
+impl std::fmt::Display for Redundancy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Redundancy::None => "none",
+            Redundancy::Mirror => "mirror",
+        })
+    }
+}
+
 /// A directory entry as `readdir` gives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirEntry {

@@ -19,8 +19,12 @@ fn open(device: Arc<dyn BlockDevice>) -> Option<Arc<Catalog>> {
 
 fn formatted() -> SimDevice {
     let device: Arc<SimDevice> = Arc::new(SimDevice::new(BLOCKS, 1));
-    let options =
-        FormatOptions { pool_id: [9; 16], created: Timestamp(1), paths: vec!["sim".into()] };
+    let options = FormatOptions {
+        pool_id: [9; 16],
+        created: Timestamp(1),
+        paths: vec!["sim".into()],
+        redundancy: Default::default(),
+    };
     let devices: [Arc<dyn BlockDevice>; 1] = [device.clone()];
     Fs::format(&devices, &options).unwrap();
     device.after_crash(1)

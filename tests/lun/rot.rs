@@ -17,8 +17,12 @@ fn open_sim(device: Arc<dyn BlockDevice>) -> Arc<Catalog> {
 fn rotten() -> Arc<SimDevice> {
     let device = Arc::new(SimDevice::new(32_768, 1));
     let devices: [Arc<dyn BlockDevice>; 1] = [device.clone()];
-    let options =
-        FormatOptions { pool_id: [9; 16], created: Timestamp(1), paths: vec!["sim".into()] };
+    let options = FormatOptions {
+        pool_id: [9; 16],
+        created: Timestamp(1),
+        paths: vec!["sim".into()],
+        redundancy: Default::default(),
+    };
     Fs::format(&devices, &options).unwrap();
     let catalog = open_sim(device.clone());
     let lun = catalog.create("vm1", &sized(16 * MIB)).unwrap();

@@ -19,6 +19,10 @@ mod handle;
 mod heal;
 mod inode;
 mod namespace;
+#[cfg(feature = "planted")]
+pub mod planted;
+#[cfg(not(feature = "planted"))]
+mod planted;
 mod pool;
 mod reclaim;
 mod recovery;

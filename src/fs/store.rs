@@ -221,8 +221,8 @@ impl Store {
         let run = run.ok_or(Error::Corrupt { block, file_offset_bytes: None })?;
         let into = block - run.logical * SEGMENT_BLOCKS;
         let left = run.count * SEGMENT_BLOCKS - into;
-        let members = run.members.iter().map(|(d, s)| (*d, s * SEGMENT_BLOCKS + into)).collect();
-        Ok((members, left.min(count)))
+        let at = |(device, first): &(u16, u64)| (*device, first * SEGMENT_BLOCKS + into);
+        Ok((run.members.iter().map(at).collect(), left.min(count)))
     }
 
     /// All copies that are kept up: those that are read, and those being brought up to date.

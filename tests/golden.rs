@@ -32,7 +32,12 @@ fn golden(name: &str) -> PathBuf {
 }
 
 fn open(device: &Arc<SimDevice>) -> Result<Arc<Fs>> {
-    let options = OpenOptions { cache_bytes: 16 << 20, clock: Arc::new(Fixed), background: false };
+    let options = OpenOptions {
+        cache_bytes: 16 << 20,
+        clock: Arc::new(Fixed),
+        background: false,
+        ..OpenOptions::default()
+    };
     Fs::open(vec![device.clone()], options)
 }
 
@@ -47,6 +52,7 @@ fn make() -> Result<Arc<SimDevice>> {
         pool_id: *b"golden image v1.",
         created: Fixed.now(),
         paths: vec!["golden.pool".into()],
+        redundancy: Default::default(),
     };
     Fs::format(&[device.clone() as Arc<dyn BlockDevice>], &options)?;
     let fs = open(&device)?;

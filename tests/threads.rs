@@ -19,7 +19,12 @@ const STEPS: u64 = 4000;
 const BLOCK: u64 = 4096;
 
 fn options() -> OpenOptions {
-    OpenOptions { cache_bytes: 8 << 20, clock: Arc::new(SystemClock), background: true }
+    OpenOptions {
+        cache_bytes: 8 << 20,
+        clock: Arc::new(SystemClock),
+        background: true,
+        ..OpenOptions::default()
+    }
 }
 
 /// What a thread believes of its part: the stamp of each block, 0 for a hole.
@@ -77,8 +82,12 @@ fn work(fs: &Fs, files: &[File], thread: u64, believed: &mut Believed) {
 #[test]
 fn many_threads_keep_their_bytes() {
     let device: Arc<dyn BlockDevice> = Arc::new(SimDevice::new(65_536 * 4, 1));
-    let format =
-        FormatOptions { pool_id: [7; 16], created: Timestamp(1), paths: vec!["sim".into()] };
+    let format = FormatOptions {
+        pool_id: [7; 16],
+        created: Timestamp(1),
+        paths: vec!["sim".into()],
+        redundancy: Default::default(),
+    };
     Fs::format(std::slice::from_ref(&device), &format).expect("format");
     let fs = Fs::open(vec![device.clone()], options()).expect("open");
     let owner = Owner { mode: 0o644, uid: 0, gid: 0 };

@@ -6,8 +6,8 @@
 use lunfs::device::sim::{Rng, SimDevice};
 use lunfs::device::{BlockDevice, BLOCK_BYTES};
 use lunfs::fs::{
-    self, CheckOptions, Clock, File, FormatOptions, Fs, NewNode, NodeId, OpenOptions, Owner, Report,
-    Timestamp, VolumeId,
+    self, CheckOptions, Clock, File, FormatOptions, Fs, NewNode, NodeId, OpenOptions, Owner,
+    Redundancy, Report, Timestamp, VolumeId,
 };
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -258,8 +258,12 @@ impl World {
     fn new(seed: u64) -> World {
         let device = Arc::new(SimDevice::new(DEVICE_BLOCKS, seed));
         let dyn_device: Arc<dyn BlockDevice> = device.clone();
-        let format =
-            FormatOptions { pool_id: [7; 16], created: Timestamp(1), paths: vec!["a".into()] };
+        let format = FormatOptions {
+            pool_id: [7; 16],
+            created: Timestamp(1),
+            paths: vec!["a".into()],
+            redundancy: Redundancy::None,
+        };
         Fs::format(&[dyn_device], &format).unwrap();
         let model = Model::from([("/".to_string(), Volume::default())]);
         let trace = env::<u32>("LUNFS_VERSIONS_TRACE").is_some();
@@ -270,8 +274,8 @@ impl World {
 
     fn mount(&mut self) -> Outcome {
         let cache_bytes = [2 << 20, 16 << 20][self.rng.index(2)];
-        let options =
-            OpenOptions { cache_bytes, clock: Arc::new(TickClock), background: false };
+        let clock = Arc::new(TickClock);
+        let options = OpenOptions { cache_bytes, clock, ..OpenOptions::default() };
         let device: Arc<dyn BlockDevice> = self.device.clone();
         self.fs = Some(Fs::open(vec![device], options).map_err(|e| format!("open: {e}"))?);
         Ok(())

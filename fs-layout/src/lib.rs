@@ -10,8 +10,10 @@ mod dead_list;
 mod group;
 mod inode;
 mod label;
+mod member;
 mod pointer;
 mod root;
+mod scrub;
 mod segment_map;
 mod space_page;
 
@@ -24,9 +26,11 @@ pub use inode::{
     Inode, InodeKind, VersionPart, INODES_PER_BLOCK, INODE_BYTES, VERSION_CONSISTENT,
     VERSION_DELETED, VERSION_HELD,
 };
-pub use label::{DeviceEntry, Label, LABEL_PLACES, MAX_DEVICES};
+pub use label::{DeviceEntry, Label, ANCESTORS, LABEL_PLACES, MAX_DEVICES};
+pub use member::{MemberRecord, MemberState, MEMBER_BYTES};
 pub use pointer::{Pointer, MAX_BLOCK, POINTERS_PER_NODE, POINTER_BYTES};
 pub use root::{Root, ROOT_COPIES, ROOT_SLOTS};
+pub use scrub::{ScrubRecord, ScrubResult, SCRUB_RECORD_BYTES};
 pub use segment_map::{
     SegmentMapPage, SegmentRun, MAX_MEMBERS, RUNS_PER_PAGE, SEGMENT_MAP_BASE, SEGMENT_MAP_PAGES,
 };
@@ -40,10 +44,12 @@ pub const SEGMENT_BLOCKS: u64 = 512;
 pub const REGION_BLOCKS: u64 = (BLOCK_BYTES * 8) as u64;
 /// The format version written by this code; older and newer ones are refused.
 pub const FORMAT_VERSION: u32 = 1;
-/// Incompatible feature: versions share blocks (snapshots, clones).
+/// Incompatible feature: the label says which devices may be read (§3).
+pub const FEATURE_MEMBERS: u64 = 1;
+/// Incompatible feature: versions share blocks (§8).
 pub const FEATURE_VERSIONS: u64 = 1 << 4;
 /// Incompatible features this code understands.
-pub const FEATURES_INCOMPAT: u64 = FEATURE_VERSIONS;
+pub const FEATURES_INCOMPAT: u64 = FEATURE_MEMBERS | FEATURE_VERSIONS;
 /// Features that allow reading only by code that knows them: none yet.
 pub const FEATURES_RO_COMPAT: u64 = 0;
 

@@ -22,8 +22,8 @@ use dashmap::DashMap;
 use fs_layout::{
     Inode as DiskInode, InodeKind, Pointer, INODES_PER_BLOCK, INODE_BYTES, VERSION_DELETED,
 };
-use std::collections::BTreeSet;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
 
@@ -176,7 +176,7 @@ const CP_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
 /// Pause between two consistency points that walk the reclaim list.
 const RECLAIM_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
-/// The write-out thread and the consistency-point thread.
+/// The write-out thread, the consistency-point thread and the scrub's.
 pub(crate) fn spawn_background(core: &Arc<Core>) -> Vec<std::thread::JoinHandle<()>> {
     let spawn = |name: &str, run: fn(&Core)| {
         let core = core.clone();
@@ -199,12 +199,20 @@ pub(crate) fn spawn_background(core: &Arc<Core>) -> Vec<std::thread::JoinHandle<
             }
         }
     });
-    [write_out, points].into_iter().flatten().collect()
+    let scrub = spawn("lunfs-scrub", |core| {
+        while !core.bell.is_stopped() {
+            if !core.scrub.is_running() || !core.scrub_paced() {
+                core.bell.wait(BELL_SCRUB, CP_INTERVAL);
+            }
+        }
+    });
+    [write_out, points, scrub].into_iter().flatten().collect()
 }
 
 pub(crate) const BELL_SEAL: u32 = 1;
 pub(crate) const BELL_CP: u32 = 2;
 pub(crate) const BELL_STOP: u32 = 4;
+pub(crate) const BELL_SCRUB: u32 = 8;
 
 /// What a consistency point keeps between two of them.
 pub(crate) struct CpState {
@@ -257,6 +265,7 @@ pub(crate) struct Core {
     pub releases: Mutex<std::collections::VecDeque<(u64, Vec<u64>)>>,
     pub inodes: DashMap<NodeId, Arc<Inode>>,
     pub volumes: DashMap<VolumeId, Arc<Volume>>,
+    pub scrub: super::scrub::Scrub,
     pub bell: Bell,
     /// One growth at a time: two would write the same place of the segment map.
     pub growing: Mutex<()>,
@@ -448,14 +457,8 @@ impl Core {
         f: impl FnOnce(&mut Tree, &mut Change) -> std::result::Result<R, Miss>,
     ) -> std::result::Result<R, Miss> {
         let mut dead = Vec::new();
-        let mut c = Change {
-            now,
-            nodes,
-            dead: &mut dead,
-            dirtied: 0,
-            blocks: 0,
-            ino: inode.id.ino,
-        };
+        let mut c =
+            Change { now, nodes, dead: &mut dead, dirtied: 0, blocks: 0, ino: inode.id.ino };
         let result = f(&mut state.tree, &mut c);
         let (dirtied, blocks) = (c.dirtied, c.blocks);
         state.meta.blocks = state.meta.blocks.saturating_add_signed(blocks);

@@ -14,13 +14,12 @@
 
 use super::core::*;
 use super::error::Result;
+use super::planted::{planted, Mutation};
 use super::tree::{Dead, Tree};
 use super::types::*;
 use super::work::Work;
 use crate::device::Block;
-use fs_layout::{
-    Inode as DiskInode, InodeKind, FEATURE_VERSIONS, ROOT_COPIES, VERSION_DELETED,
-};
+use fs_layout::{Inode as DiskInode, InodeKind, FEATURE_VERSIONS, ROOT_COPIES, VERSION_DELETED};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -87,7 +86,7 @@ impl Core {
         let epoch = frozen.last().map_or(0, |f| f.epoch);
         let mut work = Work::new(self, epoch);
         if frozen.iter().any(|f| !f.ops.is_empty()) {
-            cp.root.features |= FEATURE_VERSIONS;
+            cp.root.incompatible |= FEATURE_VERSIONS;
         }
         for f in frozen {
             work.take_up(cp, f)?;
@@ -98,14 +97,23 @@ impl Core {
         let table = self.write_trees(&mut work, cp)?;
         self.space.apply(&self.store, epoch, &work.freed)?;
         self.space.apply(&self.store, epoch, &work.meta_freed)?;
+        if planted(Mutation::ReuseBeforeRoot) {
+            self.space.release(&self.store, &std::mem::take(&mut work.freed), true)?;
+        }
         let space = self.space.write_pages(&self.store)?;
         cp.root.epoch = epoch;
+        let set = self.store.members.now();
+        cp.root.lineage = set.label.lineage;
+        if set.label.redundancy != 0 || set.label.generation != 0 {
+            cp.root.incompatible |= fs_layout::FEATURE_MEMBERS;
+        }
         cp.root.previous = cp.root_hash;
         cp.root.time = self.time();
         cp.root.blocks = self.space.blocks();
         (cp.root.next_group_block, cp.root.next_group, cp.root.group_seed) = next;
         cp.root.space = space;
         cp.root.volume_table = table;
+        cp.root.scrub = self.scrub.record();
         self.write_root(cp)?;
         self.after_root(cp, work, promised, next.1)
     }
@@ -193,17 +201,20 @@ impl Core {
 
     /// Everything before is flushed; then the root, one copy after the other.
     fn write_root(&self, cp: &mut CpState) -> Result<()> {
-        self.store.flush()?;
+        if !planted(Mutation::NoFlushBeforeRoot) {
+            self.store.flush()?;
+        }
         let slot = 1 - cp.root_slot;
         let mut raw = Block::zeroed();
         cp.root_hash = cp.root.encode(&mut raw.0);
         for copy in ROOT_COPIES {
-            for device in 0..self.store.devices.len() {
-                self.store.write_device(device as u16, copy + slot, &[&raw])?;
+            self.store.write_everywhere(copy + slot, &[&raw])?;
+            if !planted(Mutation::NoFlushBetweenRootCopies) || copy != ROOT_COPIES[0] {
+                self.store.flush()?;
             }
-            self.store.flush()?;
         }
         cp.root_slot = slot;
+        self.store.members.note_root(cp.root.epoch);
         Ok(())
     }
 

@@ -13,6 +13,7 @@
 
 use super::core::*;
 use super::error::{Error, Result};
+use super::planted::{planted, Mutation};
 use super::reclaim::{block_of, read_entries, Scope, ENTRIES_PER_BLOCK};
 use super::store::Data;
 use super::tree::{Slot, Tree};
@@ -232,12 +233,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn entries_of_block(
-        &self,
-        file: &Inode,
-        block: usize,
-        count: usize,
-    ) -> Result<Vec<DeadEntry>> {
+    fn entries_of_block(&self, file: &Inode, block: usize, count: usize) -> Result<Vec<DeadEntry>> {
         let data = self.core.read_block(file, block as u64)?;
         let data = data.ok_or(Error::Format("a dead list has a hole".into()))?;
         let decode = |raw: &[u8]| {
@@ -289,6 +285,11 @@ impl Work<'_> {
     pub fn write_reclaim(&mut self, cp: &mut CpState) -> Result<()> {
         let file = self.core.inode(RECLAIM)?;
         let epoch = self.epoch;
+        let shrank = ((cp.reclaim.len() * DEAD_ENTRY_BYTES) as u64) < file.state.read().meta.size;
+        if planted(Mutation::WalkNotCommitted) && shrank {
+            self.changed.insert(RECLAIM.ino);
+            return Ok(());
+        }
         for (block, raw) in cp.reclaim.changed_blocks() {
             let data = Data::new(raw);
             self.meta_change(&file, TABLE, epoch, |tree, c| {

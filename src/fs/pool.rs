@@ -3,8 +3,10 @@
 use super::core::{Core, Inode, TABLE};
 use super::error::{Error, Result};
 use super::handle::File;
+use super::scrub::ScrubStatus;
+use super::segments::push_run;
 use super::types::*;
-use super::{inode, recovery};
+use super::{inode, recovery, segments};
 use crate::device::{BlockDevice, BLOCK_BYTES};
 use fs_layout::{SegmentRun, SEGMENT_BLOCKS};
 use parking_lot::Mutex;
@@ -21,6 +23,18 @@ pub struct OpenOptions {
     /// Run consistency points, write-out and reclaim on own threads (false: only inside calls, and
     /// by [`Fs::maintain`]: deterministic).
     pub background: bool,
+    /// Go on although devices are missing that no other has recorded as missing, where redundancy
+    /// allows it.
+    pub degraded: bool,
+    /// Random: new lineages are made from it.
+    pub seed: u64,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        let (clock, background) = (Arc::new(SystemClock), false);
+        OpenOptions { cache_bytes: 64 << 20, clock, background, degraded: false, seed: 0 }
+    }
 }
 
 /// How to make a pool.
@@ -31,6 +45,8 @@ pub struct FormatOptions {
     pub created: Timestamp,
     /// Where each device is found, for its label.
     pub paths: Vec<String>,
+    /// What survives the loss of a device.
+    pub redundancy: Redundancy,
 }
 
 /// An open pool.
@@ -44,6 +60,15 @@ impl Fs {
     /// empty.
     pub fn format(devices: &[Arc<dyn BlockDevice>], options: &FormatOptions) -> Result<()> {
         recovery::format(devices, options)
+    }
+
+    /// How large a pool over devices of these sizes would be, in bytes. What it keeps for itself
+    /// (about a thousandth) is not taken off.
+    pub fn capacity_bytes(redundancy: Redundancy, device_bytes: &[u64]) -> u64 {
+        let usable = |bytes: &u64| segments::usable_segments(bytes / BLOCK_BYTES as u64);
+        let usable: Vec<u64> = device_bytes.iter().map(usable).collect();
+        let segments = segments::capacity(redundancy, &usable);
+        segments.saturating_mul(SEGMENT_BLOCKS * BLOCK_BYTES as u64)
     }
 
     /// Opens and recovers. `Format` if it is none, of another version, incomplete or damaged.
@@ -63,6 +88,9 @@ impl Fs {
         for thread in self.threads.lock().drain(..) {
             let _ = thread.join();
         }
+        if self.core.scrub.is_unsaved() {
+            return self.core.consistency_point_forced();
+        }
         self.core.consistency_point(false)
     }
 
@@ -73,6 +101,11 @@ impl Fs {
     /// The pool's identity.
     pub fn pool_id(&self) -> [u8; 16] {
         self.core.pool_id
+    }
+
+    /// What the pool survives.
+    pub fn redundancy(&self) -> Redundancy {
+        segments::redundancy_of(&self.core.store.segment_map())
     }
 
     /// Figures of this moment.
@@ -116,6 +149,27 @@ impl Fs {
         self.core.writable()?;
         self.core.consistency_point(false)?;
         Ok(self.core.reclaim_pending.load(Ordering::Relaxed) > 0)
+    }
+
+    /// Begins to verify, and heal, every copy of every block; false: that is going on already.
+    pub fn scrub_start(&self) -> Result<bool> {
+        self.core.scrub_start()
+    }
+
+    /// Ends a scrub before it is done; false: there is none.
+    pub fn scrub_cancel(&self) -> Result<bool> {
+        self.core.scrub_cancel()
+    }
+
+    /// How far the scrub is, or what the last one found.
+    pub fn scrub_status(&self) -> ScrubStatus {
+        self.core.scrub.status()
+    }
+
+    /// Examines about so many blocks on this thread; true while there is more to do. A pool with
+    /// background threads does this by itself, paced.
+    pub fn scrub_step(&self, budget_blocks: u64) -> Result<bool> {
+        self.core.scrub_step(budget_blocks)
     }
 
     /// Takes over space that the devices have gained; by how many bytes the pool grew.
@@ -289,7 +343,8 @@ impl Core {
         let mut map = self.store.segment_map();
         let old = self.space.blocks();
         let mut end = old / SEGMENT_BLOCKS;
-        for (i, device) in self.store.devices.iter().enumerate() {
+        for (i, device) in self.store.members.now().devices.iter().enumerate() {
+            let Some(device) = device else { continue };
             let have = device.block_count() / SEGMENT_BLOCKS;
             let used = |r: &SegmentRun| {
                 r.members.iter().filter(|m| usize::from(m.0) == i).map(|m| m.1 + r.count).max()
@@ -314,26 +369,7 @@ impl Core {
         self.consistency_point_forced()?;
         self.space.grow(&self.store, blocks)?;
         self.consistency_point_forced()?;
-        self.relabel()?;
+        self.store.relabel()?;
         Ok((blocks - old) * BLOCK_BYTES as u64)
     }
-
-    fn relabel(&self) -> Result<()> {
-        let first = self.store.devices.first().ok_or(Error::Invalid("no device"))?;
-        let label = recovery::read_label(first)?;
-        recovery::write_labels(&self.store.devices, self.pool_id, label.created, &label.devices)
-    }
-}
-
-fn push_run(map: &mut Vec<SegmentRun>, run: SegmentRun) {
-    if let (Some(last), [(device, segment)]) = (map.last_mut(), &run.members[..]) {
-        if last.class == run.class
-            && last.logical + last.count == run.logical
-            && last.members == [(*device, segment - last.count)]
-        {
-            last.count += run.count;
-            return;
-        }
-    }
-    map.push(run);
 }

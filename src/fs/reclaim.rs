@@ -127,6 +127,13 @@ impl ReclaimList {
         at.map_or(Scope::default(), Scope::of)
     }
 
+    /// The scope of an entry.
+    pub fn scope_at(&self, index: usize) -> Scope {
+        let before = self.scopes.partition_point(|at| *at < index);
+        let at = before.checked_sub(1).and_then(|i| self.scopes.get(i));
+        at.and_then(|i| self.entries.get(*i)).map_or(Scope::default(), Scope::of)
+    }
+
     /// Adds an entry that is judged by `scope`.
     pub fn push(&mut self, scope: Scope, entry: DeadEntry) {
         if entry.pointer.is_hole() {
@@ -165,7 +172,7 @@ impl ReclaimList {
             if entry.depth > 0 || entry.kind == DeadKind::Inodes {
                 budget -= 1;
             }
-            let bound = work.bound_of(scope)?;
+            let bound = work.core.bound_of(scope)?;
             match self.expand(work, &entry, scope, bound) {
                 Ok(()) => {}
                 // An unreadable node: what is below is lost space that check reports; go on.

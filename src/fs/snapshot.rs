@@ -119,10 +119,10 @@ impl Core {
         self.writable()?;
         {
             let mut cp = self.lock_unless_alone(&self.cp).ok_or(Error::Busy)?;
-            if cp.root.features & FEATURE_VERSIONS != 0 {
+            if cp.root.incompatible & FEATURE_VERSIONS != 0 {
                 return Ok(());
             }
-            cp.root.features |= FEATURE_VERSIONS;
+            cp.root.incompatible |= FEATURE_VERSIONS;
         }
         self.consistency_point_forced()
     }

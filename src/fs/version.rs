@@ -16,6 +16,7 @@
 use super::core::*;
 use super::error::{Error, Result};
 use super::group::{Cut, Log};
+use super::reclaim::Scope;
 use super::tree::{Slot, Tree};
 use super::types::*;
 use fs_layout::{Inode as DiskInode, InodeKind, VersionPart};
@@ -139,6 +140,16 @@ impl Core {
             0 => Ok(0),
             parent => Ok(self.version_part(VolumeId(parent as u32))?.epoch),
         }
+    }
+
+    /// From which birth on, exclusive, a scope's entries are nobody else's.
+    pub fn bound_of(&self, scope: Scope) -> Result<u64> {
+        if scope.list == 0 {
+            return Ok(scope.bound);
+        }
+        let list = self.inode(NodeId { volume: TABLE, ino: scope.list })?;
+        let owner = list.state.read().meta.version.parent;
+        self.shared_up_to(VolumeId(owner as u32))
     }
 
     /// Is a capture waiting for a consistency point?

@@ -247,16 +247,6 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// From which birth on a scope's entries are nobody else's, exclusive.
-    pub fn bound_of(&self, scope: Scope) -> Result<u64> {
-        if scope.list == 0 {
-            return Ok(scope.bound);
-        }
-        let list = self.core.inode(NodeId { volume: TABLE, ino: scope.list })?;
-        let owner = list.state.read().meta.version.parent;
-        self.core.shared_up_to(VolumeId(owner as u32))
-    }
-
     /// Changes a version's place in the tree.
     pub fn relink(&mut self, id: u64, f: impl FnOnce(&mut VersionPart)) -> Result<()> {
         let file = self.core.inode(NodeId { volume: TABLE, ino: id })?;
@@ -387,14 +377,8 @@ impl<'a> Work<'a> {
         let mut dead = Vec::new();
         loop {
             let mut s = file.state.write();
-            let mut c = Change {
-                now: epoch,
-                nodes: &held,
-                dead: &mut dead,
-                dirtied: 0,
-                blocks: 0,
-                ino: 0,
-            };
+            let mut c =
+                Change { now: epoch, nodes: &held, dead: &mut dead, dirtied: 0, blocks: 0, ino: 0 };
             match f(&mut s.tree, &mut c) {
                 Ok(()) => break,
                 Err(miss) => {

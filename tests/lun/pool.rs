@@ -41,6 +41,7 @@ impl Pool {
             pool_id: [7; 16],
             created: Timestamp(1),
             paths: vec![path.display().to_string()],
+            redundancy: Default::default(),
         };
         Fs::format(&devices, &options).unwrap();
         Pool::open(dir, device)
@@ -87,8 +88,12 @@ pub fn sound(device: Arc<dyn BlockDevice>) {
 }
 
 fn open_fs(device: Arc<FileDevice>) -> Arc<Fs> {
-    let options =
-        OpenOptions { cache_bytes: 32 * MIB, clock: Arc::new(SystemClock), background: true };
+    let options = OpenOptions {
+        cache_bytes: 32 * MIB,
+        clock: Arc::new(SystemClock),
+        background: true,
+        ..OpenOptions::default()
+    };
     Fs::open(vec![device], options).unwrap()
 }
 

@@ -131,6 +131,8 @@ pub struct Inode {
     pub parent_ino: u64,
     /// Directory: entries.
     pub entries: u64,
+    /// Epoch in which it last lost all its data: a hole whose own birth is 0 was made then.
+    pub cleared: u64,
     /// Directory: depth of its deepest bucket.
     pub depth: u8,
     /// A version's own part.
@@ -166,6 +168,7 @@ impl Inode {
             xattr_ino: 0,
             parent_ino: 0,
             entries: 0,
+            cleared: 0,
             depth: 0,
             version: VersionPart::default(),
         }
@@ -191,6 +194,7 @@ impl Inode {
         put_u64(&mut b, 96, self.xattr_ino);
         put_u64(&mut b, 104, self.parent_ino);
         put_u64(&mut b, 112, self.entries);
+        put_u64(&mut b, 120, self.cleared);
         self.encode_version(&mut b);
         b
     }
@@ -243,6 +247,7 @@ impl Inode {
             xattr_ino: u64_at(b, 96),
             parent_ino: u64_at(b, 104),
             entries: u64_at(b, 112),
+            cleared: u64_at(b, 120),
             version: VersionPart {
                 next_ino: v(0),
                 parent: v(1),

@@ -459,9 +459,13 @@ impl Core {
         let mut dead = Vec::new();
         let mut c =
             Change { now, nodes, dead: &mut dead, dirtied: 0, blocks: 0, ino: inode.id.ino };
+        let was_empty = state.tree.root.is_hole();
         let result = f(&mut state.tree, &mut c);
         let (dirtied, blocks) = (c.dirtied, c.blocks);
         state.meta.blocks = state.meta.blocks.saturating_add_signed(blocks);
+        if state.tree.root.is_hole() && !was_empty {
+            state.meta.cleared = now;
+        }
         self.epoch_promised.fetch_add(dirtied as i64, Ordering::Relaxed);
         if dirtied > 0 {
             // Promised without asking: the caller's own promise covered the worst case.

@@ -9,6 +9,7 @@
 mod check;
 mod core;
 mod cp;
+mod diff;
 mod dir;
 mod dump;
 mod error;
@@ -43,10 +44,11 @@ mod work;
 mod xattr;
 
 pub use check::{check, CheckOptions, Report};
+pub use diff::{ChangedExtent, Diff, DiffBase};
 pub use dump::{dump, As as DumpAs, What as DumpWhat};
 pub use error::{Error, Result};
 pub use handle::File;
 pub use pool::{FormatOptions, Fs, OpenOptions};
 pub use scrub::{BadPlace, Outcome, Part, ScrubStatus, SCRUB_PLACES};
-pub use snapshot::SnapshotInfo;
+pub use snapshot::{Bookmark, SnapshotInfo};
 pub use types::*;

@@ -112,6 +112,90 @@ impl Fs {
     }
 }
 
+/// An epoch kept by name: a base for [`Fs::diff`] that holds no blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bookmark {
+    /// Its name among those of its volume's snapshots.
+    pub name: String,
+    /// The epoch.
+    pub epoch: u64,
+    /// The live version it was made of: it says nothing of one that took its place by a rollback.
+    pub of: VolumeId,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+impl Fs {
+    /// Keeps the epoch of a snapshot under a name, so that the snapshot may be deleted.
+    pub fn bookmark_create(&self, volume: VolumeId, snapshot: &str, name: &str) -> Result<()> {
+        self.core().bookmark_create(volume, snapshot, name)
+    }
+
+    /// A volume's bookmarks, sorted by name.
+    pub fn bookmark_list(&self, volume: VolumeId) -> Result<Vec<Bookmark>> {
+        self.core().bookmark_list(volume)
+    }
+
+    /// `NotFound`.
+    pub fn bookmark_delete(&self, volume: VolumeId, name: &str) -> Result<()> {
+        self.core().bookmark_delete(volume, name)
+    }
+}
+
+impl Core {
+    fn bookmark_create(&self, volume: VolumeId, snapshot: &str, name: &str) -> Result<()> {
+        check_name(name.as_bytes())?;
+        let names = self.inode(NAMES)?;
+        let _names = names.volume.names.lock();
+        let live = self.live_version(volume)?;
+        let mut edit = self.edit_snapshots(&live)?;
+        let mut txn = Txn::new(self, false);
+        let found = find_kind(&edit, &txn, snapshot, InodeKind::Version)?;
+        if edit.find(&txn, name.as_bytes())?.is_some() {
+            return Err(Error::Exists);
+        }
+        let of = self.version_record(VolumeId(found.ino as u32))?.version;
+        let inode = self.unborn(&live, live.volume.take_ino())?;
+        let mut meta = new_inode(InodeKind::Bookmark, OWNER, self.now(), self.time());
+        (meta.version.epoch, meta.version.branch) = (of.epoch, of.branch);
+        txn.make(&inode, meta);
+        let kind = InodeKind::Bookmark as u8;
+        let done = edit.insert(&mut txn, name.as_bytes(), inode.id.ino, kind);
+        let done = done.and_then(|()| txn.commit());
+        if done.is_err() {
+            self.unmake(&[inode.id]);
+        }
+        done
+    }
+
+    fn bookmark_list(&self, volume: VolumeId) -> Result<Vec<Bookmark>> {
+        let bookmark = |(name, record): (String, DiskInode), _| Bookmark {
+            name,
+            epoch: record.version.epoch,
+            of: VolumeId(record.version.branch as u32),
+            created: Timestamp(record.btime),
+        };
+        self.list_kind(volume, InodeKind::Bookmark, bookmark)
+    }
+
+    fn bookmark_delete(&self, volume: VolumeId, name: &str) -> Result<()> {
+        let names = self.inode(NAMES)?;
+        let _names = names.volume.names.lock();
+        let mut edit = self.edit_snapshots(&*self.live_version(volume)?)?;
+        let mut txn = Txn::new(self, true);
+        let found = find_kind(&edit, &txn, name, InodeKind::Bookmark)?;
+        edit.remove(&mut txn, name.as_bytes())?;
+        txn.free(&self.inode(NodeId { volume: TABLE, ino: found.ino })?);
+        txn.commit()
+    }
+}
+
+/// A name in a directory of snapshots that leads to an inode of this kind.
+fn find_kind(edit: &DirEdit, txn: &Txn, name: &str, kind: InodeKind) -> Result<Found> {
+    let found = edit.find(txn, name.as_bytes())?;
+    found.filter(|f| f.kind == kind as u8).ok_or(Error::NotFound)
+}
+
 impl Core {
     /// From here on older programs must not open the pool. Durable before the first record of a
     /// version is in the log.
@@ -261,9 +345,20 @@ impl Core {
     }
 
     fn snapshot_list(&self, volume: VolumeId) -> Result<Vec<SnapshotInfo>> {
+        let info = |(name, record): (String, DiskInode), id| info_of(name, id, &record);
+        self.list_kind(volume, InodeKind::Version, info)
+    }
+
+    /// What a volume's directory of snapshots names of one kind, sorted by name.
+    fn list_kind<T>(
+        &self,
+        volume: VolumeId,
+        kind: InodeKind,
+        item: impl Fn((String, DiskInode), VolumeId) -> T,
+    ) -> Result<Vec<T>> {
         let live = self.live_version(volume)?;
-        let mut out = Vec::new();
-        let Some(dir) = self.snapshots_of(&live)? else { return Ok(out) };
+        let Some(dir) = self.snapshots_of(&live)? else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
         let mut cookie = 0;
         loop {
             let some = self.dir_list(&dir, cookie, 256)?;
@@ -272,24 +367,25 @@ impl Core {
             for e in some {
                 let id = VolumeId(e.id.ino as u32);
                 match self.version_record(id) {
-                    Ok(r) if r.kind == InodeKind::Version => {
-                        let name = String::from_utf8_lossy(&e.name).into_owned();
-                        out.push(info_of(name, id, &r));
+                    Ok(r) if r.kind == kind => {
+                        found.push((String::from_utf8_lossy(&e.name).into_owned(), id, r));
                     }
-                    // Deleted while it is listed.
+                    // Of another kind, or deleted while it is listed.
                     Ok(_) | Err(Error::Stale) => {}
                     Err(e) => return Err(e),
                 }
             }
         }
-        out.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(out)
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(found.into_iter().map(|(name, id, record)| item((name, record), id)).collect())
     }
 
     fn snapshot_lookup(&self, volume: VolumeId, name: &str) -> Result<Option<SnapshotInfo>> {
         let live = self.live_version(volume)?;
         let Some(dir) = self.snapshots_of(&live)? else { return Ok(None) };
-        let Some(found) = self.dir_find(&dir, name.as_bytes())? else { return Ok(None) };
+        let found = self.dir_find(&dir, name.as_bytes())?;
+        let found = found.filter(|f| f.kind == InodeKind::Version as u8);
+        let Some(found) = found else { return Ok(None) };
         let id = VolumeId(found.ino as u32);
         Ok(Some(info_of(name.to_string(), id, &self.version_record(id)?)))
     }
@@ -309,7 +405,7 @@ impl Core {
         let _names = names.volume.names.lock();
         let mut edit = self.edit_snapshots(&*self.live_version(volume)?)?;
         let mut txn = Txn::new(self, true);
-        let found = edit.find(&txn, name.as_bytes())?.ok_or(Error::NotFound)?;
+        let found = find_kind(&edit, &txn, name, InodeKind::Version)?;
         let version = self.deletable(&found)?;
         edit.remove(&mut txn, name.as_bytes())?;
         txn.end_volume(&version);
@@ -341,7 +437,7 @@ impl Core {
             let live = self.live_version(volume)?;
             let mut edit = self.edit_snapshots(&live)?;
             let mut txn = Txn::new(self, false);
-            let found = edit.find(&txn, name.as_bytes())?.ok_or(Error::NotFound)?;
+            let found = find_kind(&edit, &txn, name, InodeKind::Version)?;
             let old = self.deletable(&found)?;
             let ino = self.make_snapshot(&mut txn, &live, 0, made)?;
             edit.replace(&mut txn, name.as_bytes(), ino, InodeKind::Version as u8)?;
@@ -368,7 +464,7 @@ impl Core {
         let _names = names.volume.names.lock();
         let edit = self.edit_snapshots(&*self.live_version(volume)?)?;
         let mut txn = Txn::new(self, true);
-        let found = edit.find(&txn, name.as_bytes())?.ok_or(Error::NotFound)?;
+        let found = find_kind(&edit, &txn, name, InodeKind::Version)?;
         let version = self.inode(NodeId { volume: TABLE, ino: found.ino })?;
         let until = until.map_or(0, |t| t.0);
         txn.edit(&version, move |m| {
@@ -423,7 +519,7 @@ impl Core {
             }
             let live = self.live_version(old)?;
             let mut dir = self.edit_snapshots(&live)?;
-            let to = dir.find(&txn, snapshot.as_bytes())?.ok_or(Error::NotFound)?;
+            let to = find_kind(&dir, &txn, snapshot, InodeKind::Version)?;
             if dir.find(&txn, keep.as_bytes())?.is_some() {
                 return Err(Error::Exists);
             }

@@ -19,6 +19,7 @@ mod handle;
 mod inode;
 mod namespace;
 mod pool;
+mod rebalance;
 mod reclaim;
 mod recovery;
 mod segments;

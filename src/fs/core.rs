@@ -233,8 +233,8 @@ pub(crate) struct Core {
     pub inodes: DashMap<NodeId, Arc<Inode>>,
     pub volumes: DashMap<VolumeId, Arc<Volume>>,
     pub bell: Bell,
-    /// One growth at a time: two would write the same place of the segment map.
-    pub growing: Mutex<()>,
+    /// What is left of a plan for the segment map, which nobody else changes.
+    pub rebalance: Mutex<super::moves::Work>,
     pub closed: AtomicBool,
     pub cp_count: AtomicU64,
     pub group_count: AtomicU64,

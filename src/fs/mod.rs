@@ -17,6 +17,7 @@ mod group;
 mod guard;
 mod handle;
 mod inode;
+mod moves;
 mod namespace;
 mod pool;
 mod rebalance;

@@ -3,11 +3,10 @@
 use super::core::{Core, Inode, TABLE};
 use super::error::{Error, Result};
 use super::handle::File;
-use super::segments::push_run;
 use super::types::*;
 use super::{inode, recovery, segments};
 use crate::device::{BlockDevice, BLOCK_BYTES};
-use fs_layout::{SegmentRun, SEGMENT_BLOCKS};
+use fs_layout::SEGMENT_BLOCKS;
 use parking_lot::Mutex;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -139,6 +138,19 @@ impl Fs {
     pub fn grow(&self) -> Result<u64> {
         self.core.writable()?;
         self.core.grow()
+    }
+
+    /// Notes what sizes the devices have by now, durably: [`Fs::rebalance_step`] makes use of it.
+    pub fn take_over_sizes(&self) -> Result<()> {
+        self.core.writable()?;
+        self.core.relabel()
+    }
+
+    /// One step of bringing the segment map to what the devices allow: at most `segments` segments
+    /// (of 2 MiB) are copied. What background threads do by themselves.
+    pub fn rebalance_step(&self, segments: u64) -> Result<Rebalance> {
+        self.core.writable()?;
+        self.core.rebalance_step(segments)
     }
 
     /// Makes a volume with an empty root directory.
@@ -300,39 +312,10 @@ fn check_user(id: NodeId) -> Result<()> {
 }
 
 impl Core {
-    /// Maps what the devices have gained behind the pool's end.
+    /// Takes over what the devices have gained.
     fn grow(&self) -> Result<u64> {
-        let _one = self.growing.lock();
-        let mut map = self.store.segment_map();
-        let old = self.space.blocks();
-        let mut end = old / SEGMENT_BLOCKS;
-        for (i, device) in self.store.devices.iter().enumerate() {
-            let have = device.block_count() / SEGMENT_BLOCKS;
-            let used = |r: &SegmentRun| {
-                r.members.iter().filter(|m| usize::from(m.0) == i).map(|m| m.1 + r.count).max()
-            };
-            let mapped = map.iter().filter_map(used).max().unwrap_or(1);
-            if have > mapped {
-                let count = have - mapped;
-                push_run(
-                    &mut map,
-                    SegmentRun { logical: end, count, class: 0, members: vec![(i as u16, mapped)] },
-                );
-                end += count;
-            }
-        }
-        let blocks = end * SEGMENT_BLOCKS;
-        if blocks <= old {
-            return Ok(0);
-        }
-        // First a root that names the longer map; only then is the space behind it used.
-        recovery::write_segment_map(&self.store, &map, &mut self.cp.lock().root.segment_map)?;
-        self.store.set_segment_map(map);
-        self.consistency_point_forced()?;
-        self.space.grow(&self.store, blocks)?;
-        self.consistency_point_forced()?;
         self.relabel()?;
-        Ok((blocks - old) * BLOCK_BYTES as u64)
+        self.rebalance_all()
     }
 
     fn relabel(&self) -> Result<()> {

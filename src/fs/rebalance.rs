@@ -54,6 +54,7 @@ pub(crate) const MAX_PLANNED_RUNS: usize = RUNS_PER_PAGE * SEGMENT_MAP_PAGES - 8
 impl Step {
     /// Its first `count` segments, and the rest if there is one.
     pub fn split(self, count: u64) -> (Step, Option<Step>) {
+        let count = count.min(self.count());
         let (head, tail) = (self.cut(0, count), self.cut(count, u64::MAX));
         (head, Some(tail).filter(|tail| tail.count() > 0))
     }

@@ -37,7 +37,7 @@ pub(crate) const MIN_DEVICE_BLOCKS: u64 = 16_384;
 const DIRTY_SHARE: u64 = 4;
 const DIRTY_BLOCKS_MAX: u64 = 8192;
 /// What three levels of tables above the bitmap pages reach: 2 PiB.
-const MAX_BLOCKS: u64 = 1 << 39;
+pub(crate) const MAX_BLOCKS: u64 = 1 << 39;
 /// Epochs that can have begun after the newest root's next one and left no trace.
 const LOST_EPOCHS: u64 = 2;
 /// A dirty node takes 6 KiB and more; an eighth of the cache may be such nodes.
@@ -327,7 +327,7 @@ fn build(
         inodes,
         volumes,
         bell: Bell::default(),
-        growing: Mutex::new(()),
+        rebalance: Mutex::default(),
         closed: AtomicBool::new(false),
         cp_count: AtomicU64::new(0),
         group_count: AtomicU64::new(0),
@@ -509,13 +509,17 @@ impl Core {
 
     pub fn consistency_point_forced(&self) -> Result<()> {
         // The new chain must be named by a root even if nothing else changed.
-        let names = self.inode(NAMES)?;
-        {
-            let _shared = self.guard.shared();
-            let mut state = names.state.write();
-            self.touch(&names, &mut state, self.now());
-        }
+        self.touch_names()?;
         self.consistency_point(false)
+    }
+
+    /// Something for a consistency point to do.
+    pub fn touch_names(&self) -> Result<()> {
+        let names = self.inode(NAMES)?;
+        let _shared = self.guard.shared();
+        let mut state = names.state.write();
+        self.touch(&names, &mut state, self.now());
+        Ok(())
     }
 
     /// The chain of groups after the root, as far as it is whole.

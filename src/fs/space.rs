@@ -22,6 +22,8 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+mod service;
+
 const WORDS: usize = BLOCK_BYTES / 8;
 const SEGMENTS: usize = (REGION_BLOCKS / SEGMENT_BLOCKS) as usize;
 const WORDS_PER_SEGMENT: usize = WORDS / SEGMENTS;
@@ -151,12 +153,13 @@ impl Space {
         inner.tables = [level1, level2];
         let free: i64 = inner.regions.iter().map(|r| i64::from(r.free)).sum();
         let total: u64 = (0..count).map(|r| fresh_free(blocks, r)).sum();
+        let total = total.saturating_sub(Space::out_of_service(store, blocks));
         Ok(Space {
             inner: Mutex::new(inner),
             free: AtomicI64::new(free),
             promised: AtomicI64::new(0),
             waiting: AtomicI64::new(0),
-            reserve: AtomicI64::new(reserve_of(blocks)),
+            reserve: AtomicI64::new(reserve_of(total)),
             total: AtomicI64::new(total as i64),
         })
     }
@@ -288,44 +291,6 @@ impl Space {
         let refs: Vec<(u64, &Block)> = pages.iter().map(|(b, p)| (*b, &**p)).collect();
         store.write(&refs)?;
         Ok(top)
-    }
-
-    /// The pool is now `blocks` long.
-    pub fn grow(&self, store: &Store, blocks: u64) -> Result<()> {
-        let mut inner = self.inner.lock();
-        let old = inner.blocks;
-        if blocks <= old {
-            return Ok(());
-        }
-        let last = (old.div_ceil(REGION_BLOCKS) - 1) as usize;
-        inner.load_page(store, last)?;
-        let mut gained = 0;
-        let end = region_end(blocks, last as u64);
-        if let Some(page) = inner.regions[last].page.as_mut() {
-            for b in old.max(region_start(last as u64))..end {
-                let i = split(b).1;
-                clear(&mut page.image, i);
-                clear(&mut page.busy, i);
-                page.dirty = true;
-                gained += 1;
-            }
-            inner.regions[last].free += gained as u32;
-        }
-        inner.blocks = blocks;
-        let count = blocks.div_ceil(REGION_BLOCKS);
-        for region in inner.regions.len() as u64..count {
-            let free = fresh_free(blocks, region);
-            gained += free as i64;
-            inner.regions.push(Region { free: free as u32, ..Region::default() });
-        }
-        for level in [1, 2] {
-            inner.tables[level - 1]
-                .resize(tables_at(level as u32, count) as usize, SpaceEntry::default());
-        }
-        self.free.fetch_add(gained, Ordering::AcqRel);
-        self.total.fetch_add(gained, Ordering::AcqRel);
-        self.reserve.store(reserve_of(blocks), Ordering::Relaxed);
-        Ok(())
     }
 
     /// Is the block set in the image? For check.

@@ -143,10 +143,19 @@ pub(crate) struct Counters {
     pub checksum_errors: AtomicU64,
 }
 
+/// Segments whose writes go to one place more: first, count, (device, its first segment).
+pub(crate) type Beside = (u64, u64, (u16, u64));
+
+/// The segment map, and where else is written while copies move.
+struct Map {
+    runs: Vec<SegmentRun>,
+    beside: Option<Beside>,
+}
+
 /// The pool's blocks.
 pub(crate) struct Store {
     pub devices: Vec<Arc<dyn BlockDevice>>,
-    map: RwLock<Vec<SegmentRun>>,
+    map: RwLock<Map>,
     cache: Cache,
     pub counters: Counters,
     is_latched: AtomicBool,
@@ -167,7 +176,7 @@ impl Store {
         let limit_per_shard = (cache_blocks / CACHE_SHARDS).max(16);
         Store {
             devices,
-            map: RwLock::new(map),
+            map: RwLock::new(Map { runs: map, beside: None }),
             cache: Cache { shards, limit_per_shard },
             counters: Counters::default(),
             is_latched: AtomicBool::new(false),
@@ -177,11 +186,18 @@ impl Store {
     }
 
     pub fn segment_map(&self) -> Vec<SegmentRun> {
-        self.map.read().clone()
+        self.map.read().runs.clone()
     }
 
-    pub fn set_segment_map(&self, map: Vec<SegmentRun>) {
-        *self.map.write() = map;
+    pub fn set_segment_map(&self, runs: Vec<SegmentRun>) {
+        self.map.write().runs = runs;
+    }
+
+    /// Changes where is written besides, and the map with it.
+    pub fn set_beside(&self, runs: Option<Vec<SegmentRun>>, beside: Option<Beside>) {
+        let mut map = self.map.write();
+        map.runs = runs.unwrap_or_else(|| std::mem::take(&mut map.runs));
+        map.beside = beside;
     }
 
     pub fn cached_blocks(&self) -> u64 {
@@ -210,20 +226,24 @@ impl Store {
 
     /// The device runs behind `count` blocks at `block`: (copies of (device, device block),
     /// length).
-    fn locate(&self, block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
-        let segment = block / SEGMENT_BLOCKS;
+    pub fn locate(&self, block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
+        locate_in(&self.map.read().runs, block, count)
+    }
+
+    /// As `locate`, with the place that is written besides.
+    fn locate_written(&self, block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
         let map = self.map.read();
-        let after = map.partition_point(|r| r.logical <= segment);
-        let run = after.checked_sub(1).and_then(|i| map.get(i));
-        let run = run.filter(|r| segment < r.logical + r.count);
-        let run = run.ok_or(Error::Corrupt { block, file_offset_bytes: None })?;
-        let into = block - run.logical * SEGMENT_BLOCKS;
-        let left = run.count * SEGMENT_BLOCKS - into;
-        let at = |(device, first): &(u16, u64)| (*device, first * SEGMENT_BLOCKS + into);
-        let mut members: Vec<(u16, u64)> = run.members.iter().map(at).collect();
-        // The first copy is read, if it is good: another device's for the next segment.
-        members.rotate_left(segment as usize % run.members.len().max(1));
-        Ok((members, left.min(count)))
+        let (mut places, mut n) = locate_in(&map.runs, block, count)?;
+        if let Some((first, segments, (device, segment))) = map.beside {
+            let (start, end) = (first * SEGMENT_BLOCKS, (first + segments) * SEGMENT_BLOCKS);
+            if (start..end).contains(&block) {
+                n = n.min(end - block);
+                places.push((device, segment * SEGMENT_BLOCKS + block - start));
+            } else if block < start {
+                n = n.min(start - block);
+            }
+        }
+        Ok((places, n))
     }
 
     fn device(&self, index: u16) -> Result<&Arc<dyn BlockDevice>> {
@@ -239,10 +259,16 @@ impl Store {
             let left = (out.len() - done).min(MAX_RUN_BLOCKS) as u64;
             let (members, n) = self.locate(block + done as u64, left)?;
             let (device, at) = members[copy % members.len()];
-            self.device(device)?.read(at, &mut out[done..done + n as usize])?;
-            self.counters.blocks_read.fetch_add(n, Ordering::Relaxed);
+            self.read_device(device, at, &mut out[done..done + n as usize])?;
             done += n as usize;
         }
+        Ok(())
+    }
+
+    /// Reads at a device's own address, unchecked.
+    pub fn read_device(&self, device: u16, at: u64, out: &mut [Box<Block>]) -> Result<()> {
+        self.device(device)?.read(at, out)?;
+        self.counters.blocks_read.fetch_add(out.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -354,7 +380,7 @@ impl Store {
         let mut done = 0;
         while done < data.len() {
             let left = (data.len() - done) as u64;
-            let (members, n) = self.locate(block + done as u64, left)?;
+            let (members, n) = self.locate_written(block + done as u64, left)?;
             let part = &data[done..done + n as usize];
             for (device, at) in members {
                 self.write_device(device, at, part)?;
@@ -399,4 +425,19 @@ impl Store {
     pub fn forget(&self, block: u64) {
         self.cache.remove(block);
     }
+}
+
+fn locate_in(map: &[SegmentRun], block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
+    let segment = block / SEGMENT_BLOCKS;
+    let after = map.partition_point(|r| r.logical <= segment);
+    let run = after.checked_sub(1).and_then(|i| map.get(i));
+    let run = run.filter(|r| segment < r.logical + r.count);
+    let run = run.ok_or(Error::Corrupt { block, file_offset_bytes: None })?;
+    let into = block - run.logical * SEGMENT_BLOCKS;
+    let left = run.count * SEGMENT_BLOCKS - into;
+    let at = |(device, first): &(u16, u64)| (*device, first * SEGMENT_BLOCKS + into);
+    let mut members: Vec<(u16, u64)> = run.members.iter().map(at).collect();
+    // The first copy is read, if it is good: another device's for the next segment.
+    members.rotate_left(segment as usize % run.members.len().max(1));
+    Ok((members, left.min(count)))
 }

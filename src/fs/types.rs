@@ -226,6 +226,17 @@ pub struct PoolStats {
     pub latched: Option<String>,
 }
 
+/// How far the segment map is from what the devices allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rebalance {
+    /// Copied since there was something to do.
+    pub moved_bytes: u64,
+    /// To be copied in all.
+    pub to_move_bytes: u64,
+    /// Nothing is left to do.
+    pub is_done: bool,
+}
+
 /// Wall clock, real or simulated.
 pub trait Clock: Send + Sync {
     /// Now.

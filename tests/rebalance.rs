@@ -5,7 +5,7 @@ use lunfs::device::sim::{IoEvent, Rng, SimDevice};
 use lunfs::device::BlockDevice;
 use lunfs::fs::{
     check, CheckOptions, FormatOptions, Fs, NewNode, NodeId, OpenOptions, Owner, Redundancy,
-    SystemClock, Timestamp, VolumeId,
+    Timestamp, VolumeId,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -32,8 +32,7 @@ fn format(devices: &Devices, redundancy: Redundancy) {
 }
 
 fn open(devices: &Devices) -> lunfs::fs::Result<Arc<Fs>> {
-    let options =
-        OpenOptions { cache_bytes: 8 << 20, clock: Arc::new(SystemClock), background: false };
+    let options = OpenOptions { cache_bytes: 8 << 20, ..OpenOptions::default() };
     Fs::open(as_dyn(devices), options)
 }
 

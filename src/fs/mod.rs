@@ -17,6 +17,8 @@ mod group;
 mod guard;
 mod handle;
 mod inode;
+mod labels;
+mod members;
 mod moves;
 mod namespace;
 mod pool;

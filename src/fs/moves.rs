@@ -22,11 +22,13 @@ use super::segments::{class_of, redundancy_of};
 use super::space::Run;
 use super::types::*;
 use crate::device::{Block, BLOCK_BYTES};
-use fs_layout::{SegmentRun, SEGMENT_BLOCKS};
+use fs_layout::{MemberRecord, MemberState, SegmentRun, SEGMENT_BLOCKS};
 use std::collections::VecDeque;
 
 /// Blocks copied while writers wait: 1 MiB.
 const PIECE_BLOCKS: u64 = 256;
+/// Segments copied between two consistency points: 32 MiB.
+pub(crate) const STEP_SEGMENTS: u64 = 16;
 /// Segments that come into service again, or go out of it, at once: their bits are set one by one.
 const MAX_BITS: u64 = 1024;
 const SEGMENT_BYTES: u64 = SEGMENT_BLOCKS * BLOCK_BYTES as u64;
@@ -48,6 +50,7 @@ impl Work {
             moved_bytes: self.moved * SEGMENT_BYTES,
             to_move_bytes: self.to_move * SEGMENT_BYTES,
             is_done: self.steps.is_empty(),
+            is_waiting: false,
         }
     }
 }
@@ -86,12 +89,12 @@ impl Core {
     /// threads it may be that nothing could be done just now.
     pub fn rebalance_step(&self, segments: u64) -> Result<Rebalance> {
         let Some(mut work) = self.lock_unless_alone(&self.rebalance) else {
-            return Ok(Rebalance { moved_bytes: 0, to_move_bytes: 0, is_done: false });
+            return Ok(Rebalance::default());
         };
         self.writable()?;
-        if work.steps.is_empty() {
+        if work.steps.is_empty() && self.balanced_devices().is_some() {
             self.take_over_mapped()?;
-            let (usable, leaving) = self.balanced_devices();
+            let (usable, leaving) = self.balanced_devices().unwrap_or_default();
             let planned = self.plan_rebalance(&leaving, &usable)?;
             let to_move = planned.steps.iter().map(copies).sum();
             *work = Work {
@@ -100,6 +103,11 @@ impl Core {
                 to_move,
                 ..std::mem::take(&mut work)
             };
+        }
+        if self.balanced_devices().is_none() {
+            // Planned anew when it is back, or something else is in its place.
+            work.steps.clear();
+            return Ok(Rebalance { is_waiting: true, ..work.progress() });
         }
         if !self.places_are_free(&mut work) {
             return Ok(work.progress());
@@ -244,6 +252,11 @@ impl Core {
         }
         let mut given_up_in = 0;
         let moved = self.consistency_point_with(|cp| {
+            // A device that failed meanwhile has not got everything.
+            let set = self.store.members.now();
+            if set.readable(to.0).is_none() {
+                return Ok(false);
+            }
             let map = self.map_after(step);
             self.name_map(cp, &map)?;
             given_up_in = self.now();
@@ -297,7 +310,7 @@ impl Core {
         for i in 0..count {
             let mut one = [Block::zeroed()];
             let places = std::iter::once((from.0, from.1 + i));
-            let mut places = places.chain(self.store.locate(block + i, 1)?.0);
+            let mut places = places.chain(self.store.locate_readable(block + i, 1)?.0);
             if places.any(|(device, at)| self.store.read_device(device, at, &mut one).is_ok()) {
                 self.store.write_device(to.0, to.1 + i, &[&one[0]])?;
             }
@@ -308,21 +321,44 @@ impl Core {
     /// All of it: what devices have gained is mapped. By how many bytes the pool grew.
     pub fn rebalance_all(&self) -> Result<u64> {
         let before = self.space.figures().0;
-        while !self.rebalance_step(16)?.is_done {
-            if !self.limits.background {
-                self.release_ready()?;
+        loop {
+            let now = self.rebalance_step(STEP_SEGMENTS)?;
+            if now.is_done || now.is_waiting {
+                break;
             }
+            self.consistency_point(false)?;
         }
         let after = self.space.figures().0;
         Ok(after.saturating_sub(before) * BLOCK_BYTES as u64)
     }
 
-    /// (segments of each device that can be mapped, which devices leave).
-    fn balanced_devices(&self) -> (Vec<u64>, Vec<bool>) {
-        let devices = &self.store.devices;
-        let usable = devices.iter().map(|d| super::segments::usable_segments(d.block_count()));
-        (usable.collect(), vec![false; devices.len()])
+    /// Segments of each device that can be mapped, and which devices leave. `None`: while a device
+    /// is missing or being filled nothing moves.
+    pub fn balanced_devices(&self) -> Option<(Vec<u64>, Vec<bool>)> {
+        let set = self.store.members.now();
+        let map = self.store.segment_map();
+        let (mut usable, mut leaving) = (Vec::new(), Vec::new());
+        for (slot, entry) in (0..).zip(&set.label.devices) {
+            let state = entry.member.state;
+            if state == MemberState::Absent {
+                usable.push(0);
+            } else {
+                set.readable(slot)?;
+                usable.push(usable_of(&map, slot, &entry.member));
+            }
+            leaving.push(state == MemberState::Removing);
+        }
+        Some((usable, leaving))
     }
+}
+
+/// A label that says nothing of its devices' sizes allows what is mapped.
+fn usable_of(map: &[SegmentRun], slot: u16, member: &MemberRecord) -> u64 {
+    if member.segments > 0 {
+        return u64::from(member.segments).saturating_sub(1);
+    }
+    let on = |run: &SegmentRun| run.members.iter().find(|m| m.0 == slot).map(|m| m.1 + run.count);
+    map.iter().filter_map(on).max().unwrap_or(1) - 1
 }
 
 /// A plan with what it comes to.

@@ -21,6 +21,18 @@ pub struct OpenOptions {
     /// Run consistency points, write-out and reclaim on own threads (false: only inside calls, and
     /// by [`Fs::maintain`]: deterministic).
     pub background: bool,
+    /// Go on although devices are missing that no other has recorded as missing, where redundancy
+    /// allows it.
+    pub degraded: bool,
+    /// Random: new lineages are made from it.
+    pub seed: u64,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        let (clock, background) = (Arc::new(SystemClock), false);
+        OpenOptions { cache_bytes: 64 << 20, clock, background, degraded: false, seed: 0 }
+    }
 }
 
 /// How to make a pool.
@@ -143,7 +155,7 @@ impl Fs {
     /// Notes what sizes the devices have by now, durably: [`Fs::rebalance_step`] makes use of it.
     pub fn take_over_sizes(&self) -> Result<()> {
         self.core.writable()?;
-        self.core.relabel()
+        self.core.store.relabel()
     }
 
     /// One step of bringing the segment map to what the devices allow: at most `segments` segments
@@ -314,13 +326,7 @@ fn check_user(id: NodeId) -> Result<()> {
 impl Core {
     /// Takes over what the devices have gained.
     fn grow(&self) -> Result<u64> {
-        self.relabel()?;
+        self.store.relabel()?;
         self.rebalance_all()
-    }
-
-    fn relabel(&self) -> Result<()> {
-        let first = self.store.devices.first().ok_or(Error::Invalid("no device"))?;
-        let label = recovery::read_label(first)?;
-        recovery::write_labels(&self.store.devices, self.pool_id, label.created, &label.devices)
     }
 }

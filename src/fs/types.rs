@@ -34,6 +34,11 @@ impl NodeId {
     pub const fn root(volume: VolumeId) -> NodeId {
         NodeId { volume, ino: ROOT_INO }
     }
+
+    /// Both as one number, which a mount shows: inode numbers are below 2^40.
+    pub const fn number(self) -> u64 {
+        (self.volume.0 as u64) << 40 | self.ino
+    }
 }
 
 /// Inode number of every volume's root directory.
@@ -227,7 +232,7 @@ pub struct PoolStats {
 }
 
 /// How far the segment map is from what the devices allow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rebalance {
     /// Copied since there was something to do.
     pub moved_bytes: u64,
@@ -235,6 +240,8 @@ pub struct Rebalance {
     pub to_move_bytes: u64,
     /// Nothing is left to do.
     pub is_done: bool,
+    /// Nothing can be done while a device is missing or being filled.
+    pub is_waiting: bool,
 }
 
 /// Wall clock, real or simulated.

@@ -13,11 +13,12 @@ const OUTCOMES: u64 = 4;
 
 fn open(device: Arc<dyn BlockDevice>) -> Option<Arc<Catalog>> {
     let clock = Arc::new(SystemClock);
-    let options = OpenOptions { cache_bytes: 16 * MIB, clock, background: false };
+    let options =
+        OpenOptions { cache_bytes: 16 * MIB, clock, background: false, ..OpenOptions::default() };
     Some(open_catalog(Fs::open(vec![device], options).ok()?))
 }
 
-fn formatted() -> SimDevice {
+pub fn formatted() -> SimDevice {
     let device: Arc<SimDevice> = Arc::new(SimDevice::new(BLOCKS, 1));
     let options = FormatOptions {
         pool_id: [9; 16],
@@ -75,7 +76,7 @@ fn check(catalog: &Catalog, acknowledged: usize, at: u64) {
 
 /// Runs `work` with the power failing at each call in turn, several outcomes of each; `judge` looks
 /// at what is there afterwards and at what `work` returned.
-fn at_every_call<R: Default>(
+pub fn at_every_call<R: Default>(
     base: &SimDevice,
     work: impl Fn(&Catalog) -> R,
     judge: impl Fn(&Catalog, R, u64),

@@ -43,7 +43,8 @@ pub fn run(config: &Config) -> Result<Seen, Failure> {
 fn look(devices: &[Arc<SimDevice>], model: &Model, seen: &mut Seen) -> Done {
     let devices = devices.iter().map(|device| device.clone() as Arc<dyn BlockDevice>).collect();
     let clock = Arc::new(SystemClock);
-    let options = OpenOptions { cache_bytes: 8 << 20, clock, background: false };
+    let options =
+        OpenOptions { cache_bytes: 8 << 20, clock, background: false, ..OpenOptions::default() };
     let fs = match Fs::open(devices, options) {
         Ok(fs) => fs,
         Err(Error::Format(_) | Error::Corrupt { .. } | Error::Io(_) | Error::Latched(_)) => {

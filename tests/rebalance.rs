@@ -166,37 +166,146 @@ fn run_with_cut(
     count.load(SeqCst)
 }
 
-#[test]
-fn a_power_cut_while_a_mirror_grows_loses_nothing() {
-    let seed = 5;
+/// A pool of three devices, a fourth beside; `begin` is what happens to it. The power fails in
+/// many places; what is left then is finished.
+fn cut_everywhere(
+    seed: u64,
+    cuts: u64,
+    first: usize,
+    begin: &dyn Fn(&Arc<Fs>, &Devices) -> lunfs::fs::Result<()>,
+    done: &dyn Fn(&Fs),
+) {
     let mut rng = Rng::new(seed);
-    let grow = |devices: &Devices, call: u64, rng: &mut Rng| -> u64 {
-        format(devices, Redundancy::Mirror);
-        let fs = open(devices).unwrap();
+    let mut calls = 0;
+    for i in 0..=cuts {
+        let call = if i == 0 { 0 } else { 1 + rng.below(calls) };
+        eprintln!("seed {seed}, cut {i} at call {call} of {calls}");
+        let devices = devices(&[35, 35, 35, 35]);
+        let pool = devices[..first].to_vec();
+        format(&pool, Redundancy::Mirror);
+        let fs = open(&pool).unwrap();
         let mut files = fill(&fs, 7, 300_000);
-        devices[0].grow(50 * SEGMENT);
-        let begin = |fs: &Arc<Fs>| fs.take_over_sizes();
-        let calls = run_with_cut(&fs, devices, &mut files, call, &begin);
+        let begin = |fs: &Arc<Fs>| begin(fs, &devices);
+        let count = run_with_cut(&fs, &devices, &mut files, call, &begin);
+        calls = calls.max(count);
         let cut = rng.bits();
         let crashed: Devices = devices.iter().map(|d| Arc::new(d.after_crash(cut))).collect();
         drop(fs);
+        let crashed = with_label(crashed);
         assert_sound(&crashed);
         let fs = open(&crashed).unwrap();
         assert_files(&fs, &files);
         settle(&fs);
         assert_files(&fs, &files);
         if call == 0 {
-            assert_eq!(fs.stats().size_bytes >> 20, 115, "34 + 49 + 34 segments, halved");
+            done(&fs);
         }
         drop(fs);
+        let crashed = with_label(crashed);
         assert_sound(&crashed);
-        calls
-    };
-    let shape = [35, 35, 35];
-    let calls = grow(&devices(&shape), 0, &mut rng);
-    for i in 0..40 {
-        let call = 1 + rng.below(calls);
-        eprintln!("cut {i} at call {call} of {calls}, seed {seed}");
-        grow(&devices(&shape), call, &mut rng);
+        if i % 8 == 0 {
+            assert_mirrored(&crashed, &files);
+        }
     }
+}
+
+/// Devices that are part of a pool.
+fn with_label(devices: Devices) -> Devices {
+    let has_label = |d: &Arc<SimDevice>| d.stored_blocks().first() == Some(&0);
+    devices.into_iter().filter(has_label).collect()
+}
+
+#[test]
+fn a_power_cut_while_a_mirror_grows_loses_nothing() {
+    let grow = |fs: &Arc<Fs>, devices: &Devices| {
+        devices[0].grow(50 * SEGMENT);
+        fs.take_over_sizes()
+    };
+    let done = |fs: &Fs| assert_eq!(fs.stats().size_bytes >> 20, 115, "34 + 49 + 34, halved");
+    cut_everywhere(5, 24, 3, &grow, &done);
+}
+
+#[test]
+fn a_power_cut_while_a_device_is_added_loses_nothing() {
+    let add = |fs: &Arc<Fs>, devices: &Devices| {
+        fs.add_device(devices[2].clone(), "third".into(), [7; 16]).map(|_| ())
+    };
+    // 34 segments of one device, then half as many again.
+    let done = |fs: &Fs| assert_eq!(fs.stats().size_bytes >> 20, 2 * 51 - 1);
+    cut_everywhere(6, 24, 2, &add, &done);
+}
+
+#[test]
+fn a_power_cut_while_a_device_is_removed_loses_nothing() {
+    let remove = |fs: &Arc<Fs>, _: &Devices| fs.remove_device(1);
+    let done = |fs: &Fs| {
+        assert_eq!(fs.mapped_bytes()[1], 0);
+        assert_eq!(fs.stats().size_bytes >> 20, 2 * 34 - 1);
+    };
+    cut_everywhere(7, 24, 3, &remove, &done);
+}
+
+#[test]
+fn a_device_whose_data_does_not_fit_stays() {
+    let devices = devices(&[40, 40, 40]);
+    format(&devices, Redundancy::Mirror);
+    let fs = open(&devices).unwrap();
+    let files = fill(&fs, 90, 1 << 20);
+    let before = fs.stats().size_bytes;
+    let refused = fs.remove_device(0).unwrap_err();
+    assert!(matches!(refused, lunfs::fs::Error::NoRoomElsewhere { .. }), "{refused}");
+    assert!(fs.rebalance_step(16).unwrap().is_done);
+    assert_eq!(fs.stats().size_bytes, before);
+    drop(fs);
+    assert_sound(&devices);
+    assert_mirrored(&devices, &files);
+}
+
+#[test]
+fn a_device_comes_and_goes_and_comes_back() {
+    let all = devices(&[40, 40, 70]);
+    let mut pool = all[..2].to_vec();
+    format(&pool, Redundancy::Mirror);
+    let fs = open(&pool).unwrap();
+    let files = fill(&fs, 40, 1 << 20);
+    let small = fs.stats().size_bytes;
+    for round in 0..3 {
+        fs.add_device(all[2].clone(), "third".into(), [round; 16]).unwrap();
+        settle(&fs);
+        let large = fs.stats().size_bytes;
+        assert!(large > small * 19 / 10, "{large} of {small}");
+        write(&fs, "large", round, 30 << 20).unwrap();
+        fs.remove_device(2).unwrap();
+        settle(&fs);
+        assert_eq!(fs.mapped_bytes(), [small_mapped(), small_mapped(), 0]);
+        assert_eq!(fs.stats().size_bytes, small);
+        assert_files(&fs, &files);
+        write(&fs, "large", round, 1).unwrap();
+    }
+    fs.close().unwrap();
+    drop(fs);
+    pool = with_label(all);
+    assert_eq!(pool.len(), 2, "the removed device is wiped");
+    assert_sound(&pool);
+    assert_mirrored(&pool, &files);
+}
+
+fn small_mapped() -> u64 {
+    39 * SEGMENT * 4096
+}
+
+#[test]
+fn without_redundancy_a_device_can_leave_too() {
+    let devices = devices(&[40, 50, 60]);
+    format(&devices, Redundancy::None);
+    let fs = open(&devices).unwrap();
+    let files = fill(&fs, 40, 1 << 20);
+    fs.remove_device(0).unwrap();
+    settle(&fs);
+    assert_eq!(fs.mapped_bytes(), [0, 49 * SEGMENT * 4096, 59 * SEGMENT * 4096]);
+    assert_files(&fs, &files);
+    drop(fs);
+    let pool = with_label(devices);
+    assert_sound(&pool);
+    assert_files(&open(&pool).unwrap(), &files);
 }

@@ -150,7 +150,7 @@ impl Bell {
         self.ring(BELL_STOP);
     }
 
-    fn is_stopped(&self) -> bool {
+    pub fn is_stopped(&self) -> bool {
         *self.rung.lock() & BELL_STOP != 0
     }
 }
@@ -183,12 +183,14 @@ pub(crate) fn spawn_background(core: &Arc<Core>) -> Vec<std::thread::JoinHandle<
             }
         }
     });
-    [write_out, points].into_iter().flatten().collect()
+    let balance = spawn("lunfs-balance", super::moves::in_background);
+    [write_out, points, balance].into_iter().flatten().collect()
 }
 
 pub(crate) const BELL_SEAL: u32 = 1;
 pub(crate) const BELL_CP: u32 = 2;
 pub(crate) const BELL_STOP: u32 = 4;
+pub(crate) const BELL_BALANCE: u32 = 8;
 
 /// What a consistency point keeps between two of them.
 pub(crate) struct CpState {
@@ -235,6 +237,8 @@ pub(crate) struct Core {
     pub bell: Bell,
     /// What is left of a plan for the segment map, which nobody else changes.
     pub rebalance: Mutex<super::moves::Work>,
+    /// What the background said of it last.
+    pub rebalance_said: Mutex<Result<Rebalance>>,
     pub closed: AtomicBool,
     pub cp_count: AtomicU64,
     pub group_count: AtomicU64,

@@ -9,6 +9,7 @@
 mod check;
 mod core;
 mod cp;
+mod devices;
 mod dir;
 mod dump;
 mod error;
@@ -35,6 +36,7 @@ mod volume;
 mod xattr;
 
 pub use check::{check, CheckOptions, Report};
+pub use devices::DeviceChange;
 pub use dump::{dump, As as DumpAs, What as DumpWhat};
 pub use error::{Error, Result};
 pub use handle::File;

@@ -14,7 +14,7 @@
 //! - nothing of a plan is kept on disk but the map itself and which devices leave: whoever opens the
 //!   pool after a crash plans again.
 
-use super::core::{Core, CpState};
+use super::core::{Core, CpState, BELL_BALANCE};
 use super::error::{Error, Result};
 use super::rebalance::{self, apply, Present, Refusal, Step};
 use super::recovery::{write_segment_map, MAX_BLOCKS};
@@ -24,11 +24,16 @@ use super::types::*;
 use crate::device::{Block, BLOCK_BYTES};
 use fs_layout::{MemberRecord, MemberState, SegmentRun, SEGMENT_BLOCKS};
 use std::collections::VecDeque;
+use std::time::Duration;
 
 /// Blocks copied while writers wait: 1 MiB.
 const PIECE_BLOCKS: u64 = 256;
 /// Segments copied between two consistency points: 32 MiB.
 pub(crate) const STEP_SEGMENTS: u64 = 16;
+/// Between two steps clients have the devices for themselves.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// After so long it is looked whether a device is back.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Segments that come into service again, or go out of it, at once: their bits are set one by one.
 const MAX_BITS: u64 = 1024;
 const SEGMENT_BYTES: u64 = SEGMENT_BLOCKS * BLOCK_BYTES as u64;
@@ -44,13 +49,28 @@ pub(crate) struct Work {
     given_up_in: Option<u64>,
 }
 
+/// Runs in the background: what labels and map left to be done, then what is asked for.
+pub(crate) fn in_background(core: &Core) {
+    while !core.bell.is_stopped() {
+        let began = std::time::Instant::now();
+        let step = core.rebalance_step(STEP_SEGMENTS);
+        let goes_on = matches!(&step, Ok(now) if !now.is_done && !now.is_waiting);
+        core.note_rebalance(step);
+        if goes_on {
+            // As long as it took: clients have half of the devices' time.
+            core.bell.wait(0, began.elapsed().min(LONGEST_PAUSE));
+        } else {
+            core.bell.wait(BELL_BALANCE, CHECK_INTERVAL);
+        }
+    }
+}
+
 impl Work {
     pub fn progress(&self) -> Rebalance {
         Rebalance {
             moved_bytes: self.moved * SEGMENT_BYTES,
             to_move_bytes: self.to_move * SEGMENT_BYTES,
-            is_done: self.steps.is_empty(),
-            is_waiting: false,
+            ..Rebalance::default()
         }
     }
 }
@@ -112,7 +132,10 @@ impl Core {
         if !self.places_are_free(&mut work) {
             return Ok(work.progress());
         }
-        let Some(step) = work.steps.pop_front() else { return Ok(work.progress()) };
+        let Some(step) = work.steps.pop_front() else {
+            self.drop_emptied()?;
+            return Ok(Rebalance { is_done: true, ..work.progress() });
+        };
         let most = self.at_once(&step, segments);
         let (now, rest) = step.clone().split(most);
         match self.carry_out(&now, &mut work) {
@@ -128,6 +151,21 @@ impl Core {
             }
         }
         Ok(work.progress())
+    }
+
+    /// How far the background is, and why it stopped.
+    pub fn rebalance_status(&self) -> Result<Rebalance> {
+        self.rebalance_said.lock().clone()
+    }
+
+    fn note_rebalance(&self, said: Result<Rebalance>) {
+        *self.rebalance_said.lock() = said;
+    }
+
+    /// There is something to do: by the background, if there is one.
+    pub fn begin_rebalance(&self) {
+        self.note_rebalance(Ok(Rebalance::default()));
+        self.bell.ring(BELL_BALANCE);
     }
 
     fn at_once(&self, step: &Step, segments: u64) -> u64 {
@@ -362,7 +400,6 @@ fn usable_of(map: &[SegmentRun], slot: u16, member: &MemberRecord) -> u64 {
 }
 
 /// A plan with what it comes to.
-#[allow(dead_code)]
 pub(crate) struct Planned {
     pub steps: Vec<Step>,
     pub size_bytes: u64,

@@ -1,6 +1,7 @@
 //! The public face: an open pool.
 
 use super::core::{Core, Inode, TABLE};
+use super::devices::DeviceChange;
 use super::error::{Error, Result};
 use super::handle::File;
 use super::types::*;
@@ -152,10 +153,54 @@ impl Fs {
         self.core.grow()
     }
 
+    /// What a change of the devices would come to. `NoRoomElsewhere`; `Busy` while a device is
+    /// missing or being filled.
+    pub fn plan_change(&self, change: DeviceChange) -> Result<DevicePlan> {
+        let planned = self.core.plan_change(change)?;
+        let (size_bytes, moved_bytes) = (planned.size_bytes, planned.moved_bytes);
+        Ok(DevicePlan { size_bytes, moved_bytes })
+    }
+
+    /// Takes in a further device, which is written over; its id is random. Its slot. The pool has
+    /// its space when [`Fs::rebalance_status`] says that it is done.
+    pub fn add_device(
+        &self,
+        device: Arc<dyn BlockDevice>,
+        path: String,
+        id: [u8; 16],
+    ) -> Result<u16> {
+        self.core.writable()?;
+        let slot = self.core.add_device(device, path, id)?;
+        self.core.begin_rebalance();
+        Ok(slot)
+    }
+
+    /// Begins to empty a device. It has left the pool when [`Fs::rebalance_status`] says that it
+    /// is done. `NoRoomElsewhere`: nothing has changed.
+    pub fn remove_device(&self, slot: u16) -> Result<()> {
+        self.core.writable()?;
+        self.core.remove_device(slot)?;
+        self.core.begin_rebalance();
+        Ok(())
+    }
+
+    /// How far the background is with bringing the map to what the devices allow, or why it
+    /// stopped.
+    pub fn rebalance_status(&self) -> Result<Rebalance> {
+        self.core.rebalance_status()
+    }
+
+    /// By slot, how much of each device is mapped, in bytes.
+    pub fn mapped_bytes(&self) -> Vec<u64> {
+        self.core.mapped_bytes()
+    }
+
     /// Notes what sizes the devices have by now, durably: [`Fs::rebalance_step`] makes use of it.
     pub fn take_over_sizes(&self) -> Result<()> {
         self.core.writable()?;
-        self.core.store.relabel()
+        self.core.store.relabel()?;
+        self.core.begin_rebalance();
+        Ok(())
     }
 
     /// One step of bringing the segment map to what the devices allow: at most `segments` segments

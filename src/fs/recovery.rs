@@ -243,6 +243,7 @@ fn build(
         volumes,
         bell: Bell::default(),
         rebalance: Mutex::default(),
+        rebalance_said: Mutex::new(Ok(Rebalance::default())),
         closed: AtomicBool::new(false),
         cp_count: AtomicU64::new(0),
         group_count: AtomicU64::new(0),

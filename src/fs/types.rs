@@ -231,6 +231,15 @@ pub struct PoolStats {
     pub latched: Option<String>,
 }
 
+/// What a change of the devices comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DevicePlan {
+    /// Mapped afterwards, the pool's own part included.
+    pub size_bytes: u64,
+    /// Segments that get another place; of them what is in use is copied.
+    pub moved_bytes: u64,
+}
+
 /// How far the segment map is from what the devices allow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rebalance {

@@ -160,7 +160,7 @@ const CP_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
 /// Pause between two consistency points that walk the reclaim list.
 const RECLAIM_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
-/// The write-out thread and the consistency-point thread.
+/// The write-out thread, the consistency-point thread and the scrub's.
 pub(crate) fn spawn_background(core: &Arc<Core>) -> Vec<std::thread::JoinHandle<()>> {
     let spawn = |name: &str, run: fn(&Core)| {
         let core = core.clone();
@@ -184,13 +184,21 @@ pub(crate) fn spawn_background(core: &Arc<Core>) -> Vec<std::thread::JoinHandle<
         }
     });
     let balance = spawn("lunfs-balance", super::moves::in_background);
-    [write_out, points, balance].into_iter().flatten().collect()
+    let scrub = spawn("lunfs-scrub", |core| {
+        while !core.bell.is_stopped() {
+            if !core.scrub.is_running() || !core.scrub_paced() {
+                core.bell.wait(BELL_SCRUB, CP_INTERVAL);
+            }
+        }
+    });
+    [write_out, points, scrub, balance].into_iter().flatten().collect()
 }
 
 pub(crate) const BELL_SEAL: u32 = 1;
 pub(crate) const BELL_CP: u32 = 2;
 pub(crate) const BELL_STOP: u32 = 4;
-pub(crate) const BELL_BALANCE: u32 = 8;
+pub(crate) const BELL_SCRUB: u32 = 8;
+pub(crate) const BELL_BALANCE: u32 = 16;
 
 /// What a consistency point keeps between two of them.
 pub(crate) struct CpState {
@@ -234,6 +242,7 @@ pub(crate) struct Core {
     pub releases: Mutex<std::collections::VecDeque<(u64, Vec<u64>)>>,
     pub inodes: DashMap<NodeId, Arc<Inode>>,
     pub volumes: DashMap<VolumeId, Arc<Volume>>,
+    pub scrub: super::scrub::Scrub,
     pub bell: Bell,
     /// What is left of a plan for the segment map, which nobody else changes.
     pub rebalance: Mutex<super::moves::Work>,

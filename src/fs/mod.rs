@@ -9,7 +9,7 @@
 mod check;
 mod core;
 mod cp;
-mod devices;
+mod join;
 mod dir;
 mod dump;
 mod error;
@@ -42,7 +42,7 @@ mod volume;
 mod xattr;
 
 pub use check::{check, CheckOptions, Report};
-pub use devices::DeviceChange;
+pub use join::DeviceChange;
 pub use dump::{dump, As as DumpAs, What as DumpWhat};
 pub use error::{Error, Result};
 pub use handle::File;

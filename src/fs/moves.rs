@@ -11,8 +11,8 @@
 //! - a place that a step gave up is used again only when the root without it is durable and the
 //!   readers that may have found it are gone;
 //! - all writes to pool blocks are made under `cp` or `log`, but healing, which holds a pin;
-//! - nothing of a plan is kept on disk but the map itself and which devices leave: whoever opens the
-//!   pool after a crash plans again.
+//! - nothing of a plan is kept on disk but the map itself and which devices leave: whoever opens
+//!   the pool after a crash plans anew.
 
 use super::core::{Core, CpState, BELL_BALANCE};
 use super::error::{Error, Result};
@@ -243,8 +243,8 @@ impl Core {
         Ok(())
     }
 
-    /// Makes a root with the map as a step leaves it. `book` does what belongs to it in the bitmaps;
-    /// false: the step cannot be done.
+    /// Makes a root with the map as a step leaves it. `book` does what belongs to it in the
+    /// bitmaps; false: the step cannot be done.
     fn change_map(&self, step: &Step, book: impl FnOnce() -> Result<bool>) -> Result<bool> {
         self.consistency_point_with(|cp| {
             if !book()? {

@@ -1,7 +1,7 @@
 //! The public face: an open pool.
 
 use super::core::{Core, Inode, TABLE};
-use super::devices::DeviceChange;
+use super::join::DeviceChange;
 use super::error::{Error, Result};
 use super::handle::File;
 use super::scrub::ScrubStatus;

@@ -13,6 +13,7 @@ mod label;
 mod member;
 mod pointer;
 mod root;
+mod scrub;
 mod segment_map;
 mod space_page;
 
@@ -26,6 +27,7 @@ pub use label::{DeviceEntry, Label, ANCESTORS, LABEL_PLACES, MAX_DEVICES};
 pub use member::{MemberRecord, MemberState, MEMBER_BYTES};
 pub use pointer::{Pointer, MAX_BLOCK, POINTERS_PER_NODE, POINTER_BYTES};
 pub use root::{Root, ROOT_COPIES, ROOT_SLOTS};
+pub use scrub::{ScrubRecord, ScrubResult, SCRUB_RECORD_BYTES};
 pub use segment_map::{
     SegmentMapPage, SegmentRun, MAX_MEMBERS, RUNS_PER_PAGE, SEGMENT_MAP_BASE, SEGMENT_MAP_PAGES,
 };

@@ -168,17 +168,24 @@ fn apart(found: &[Labelled]) -> Error {
     ))
 }
 
+/// A device's label as a block.
+pub(crate) fn encode_label(set: &Set, slot: u16, device: &Device) -> io::Result<Box<Block>> {
+    let label = Label { index: slot, device_blocks: device.block_count(), ..set.label.clone() };
+    let mut raw = Block::zeroed();
+    label.encode(&mut raw.0).map_err(|e| io::Error::other(e.to_string()))?;
+    Ok(raw)
+}
+
 /// Writes both labels of all devices that are written, one copy after the other, so that one is
 /// always whole. Fails with the slot of the device that did.
 pub(crate) fn write_labels(set: &Set) -> std::result::Result<(), (u16, io::Error)> {
     for (slot, device) in set.all_written() {
-        let label = Label { index: slot, device_blocks: device.block_count(), ..set.label.clone() };
-        let mut raw = Block::zeroed();
-        let encoded = label.encode(&mut raw.0).map_err(|e| io::Error::other(e.to_string()));
-        let write = |place| device.write(place, &[&raw]).and_then(|()| device.flush());
-        encoded
-            .and_then(|()| LABEL_PLACES.iter().try_for_each(|place| write(*place)))
-            .map_err(|e| (slot, e))?;
+        let write = |raw: Box<Block>| {
+            LABEL_PLACES
+                .iter()
+                .try_for_each(|place| device.write(*place, &[&raw]).and_then(|()| device.flush()))
+        };
+        encode_label(set, slot, device).and_then(write).map_err(|e| (slot, e))?;
     }
     Ok(())
 }

@@ -67,18 +67,18 @@ fn common(label: &Label) -> Label {
     Label { index: 0, device_blocks: 0, ..label.clone() }
 }
 
-fn own_id(label: &Label) -> [u8; 16] {
+pub(crate) fn own_id(label: &Label) -> [u8; 16] {
     label.devices.get(usize::from(label.index)).map_or([0; 16], |d| d.id)
 }
 
 /// The slot that a label gives to the device with this id.
-fn slot_of(label: &Label, id: [u8; 16]) -> Option<usize> {
+pub(crate) fn slot_of(label: &Label, id: [u8; 16]) -> Option<usize> {
     let here = |d: &fs_layout::DeviceEntry| d.id == id && d.member.state != MemberState::Absent;
     label.devices.iter().position(here)
 }
 
 /// Has the device of `other` not gone on by itself, as far as `label` knows?
-fn accounts_for(label: &Label, other: &Label) -> bool {
+pub(crate) fn accounts_for(label: &Label, other: &Label) -> bool {
     if other.lineage == label.lineage || label.ancestors.contains(&other.lineage) {
         return true;
     }
@@ -136,6 +136,10 @@ pub(crate) fn assemble(devices: &[Device]) -> Result<Assembled> {
             let names = (twin.name(), f.device.name());
             let what = "are the same device of the pool: one is a copy";
             return Err(Error::Format(format!("{} and {} {what}", names.0, names.1)));
+        }
+        // One that is missing is taken back when somebody says so.
+        if set.record(slot as u16).is_some_and(|r| r.state == MemberState::Missing) {
+            set.devices[slot] = None;
         }
         let written = set.written(slot as u16).is_some();
         uneven |= written && (f.uneven || common(&f.label) != set.label);

@@ -14,7 +14,7 @@
 
 use super::error::{Error, Result};
 use super::heal::Verdict;
-use super::labels::{encode_label, read_one, write_labels};
+use super::labels::{encode_label, read_one, slot_of, write_labels};
 use super::store::Store;
 use crate::device::{Block, BlockDevice};
 use fs_layout::{Label, MemberRecord, MemberState, SegmentRun, LABEL_PLACES, SEGMENT_BLOCKS};
@@ -47,6 +47,11 @@ impl Set {
         let state = self.record(slot)?.state;
         let device = self.devices.get(usize::from(slot))?.as_ref();
         device.filter(|_| states.contains(&state))
+    }
+
+    /// The slot of the device with this id.
+    pub fn slot_of(&self, id: [u8; 16]) -> Option<u16> {
+        slot_of(&self.label, id).map(|slot| slot as u16)
     }
 
     /// The device, if it is read.
@@ -88,6 +93,7 @@ impl Set {
             d.member.lineage = lineage;
         }
         d.member.state = MemberState::Missing;
+        self.devices[usize::from(slot)] = None;
     }
 
     /// Does every run keep a device that is read?

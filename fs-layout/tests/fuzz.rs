@@ -154,7 +154,7 @@ fn member(rng: &mut Rng) -> MemberRecord {
     use MemberState::*;
     MemberRecord {
         state: [Normal, Missing, Merging, Regenerating, Removing, Absent][rng.below(6)],
-        replaces: rng.below(12) as u16,
+        replaces: [None, Some(rng.below(12) as u16)][rng.below(2)],
         segments: rng.bits() as u32,
         good_epoch: rng.number(),
         lineage: rng.bits(),

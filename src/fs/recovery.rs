@@ -244,6 +244,8 @@ fn build(
         inodes,
         volumes,
         scrub,
+        regeneration: Mutex::default(),
+        retired: Mutex::default(),
         bell: Bell::default(),
         growing: Mutex::new(()),
         closed: AtomicBool::new(false),

@@ -282,7 +282,7 @@ impl Core {
         descent.verify = !w.at.entered;
         let more = descent.run(gathered)?;
         let leaf = descent.leaves.pop();
-        if w.at.entered && !leaf.as_ref().is_some_and(|(at, _)| *at == from) {
+        if w.at.entered && leaf.as_ref().is_none_or(|(at, _)| *at != from) {
             // It went with the inodes in it.
             w.at.ino = (from + 1) * INODES_PER_BLOCK;
             (w.at.block, w.at.entered) = (0, false);

@@ -71,7 +71,8 @@ impl ScrubRecord {
         put_u64(out, 64, self.bad);
     }
 
-    /// Reads the record. What is not known is idle: a scrub is no reason to refuse a pool.
+    /// Reads the record. What is not known is taken for idle: a scrub is no reason to refuse a
+    /// pool.
     pub fn decode(b: &[u8]) -> ScrubRecord {
         let result = match b[3] {
             1 => ScrubResult::Done,

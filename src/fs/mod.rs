@@ -19,10 +19,15 @@ mod handle;
 mod heal;
 mod inode;
 mod namespace;
+#[cfg(feature = "planted")]
+pub mod planted;
+#[cfg(not(feature = "planted"))]
+mod planted;
 mod pool;
 mod reclaim;
 mod recovery;
 mod scrub;
+mod segments;
 mod space;
 mod store;
 mod tree;

@@ -12,6 +12,7 @@
 //! it; deletes, the log and consistency points may use the reserve.
 
 use super::error::{Error, Result};
+use super::planted::{planted, Mutation};
 use super::store::Store;
 use crate::device::{Block, BLOCK_BYTES};
 use fs_layout::{
@@ -29,6 +30,9 @@ const WORDS_PER_SEGMENT: usize = WORDS / SEGMENTS;
 /// Kept back for deletes, the log and consistency points: a 64th of the pool, at least 8 MiB (a
 /// quarter of a tiny pool), at most 512 MiB.
 fn reserve_of(blocks: u64) -> i64 {
+    if planted(Mutation::NoReserve) {
+        return 0;
+    }
     (blocks / 64).clamp(2048.min(blocks / 4), 131_072) as i64
 }
 
@@ -178,6 +182,12 @@ impl Space {
         (a, b, c, d)
     }
 
+    /// Is the lock free?
+    #[cfg(feature = "planted")]
+    pub fn is_free(&self) -> bool {
+        self.inner.try_lock().is_some()
+    }
+
     /// Total blocks of the address space.
     pub fn blocks(&self) -> u64 {
         self.inner.lock().blocks
@@ -259,7 +269,8 @@ impl Space {
     /// Books the allocations up to `epoch` and these frees into the image.
     pub fn apply(&self, store: &Store, epoch: u64, freed: &[u64]) -> Result<()> {
         let mut inner = self.inner.lock();
-        let later = inner.allocated.split_off(&(epoch + 1));
+        let next = if planted(Mutation::BitmapOfNextEpoch) { epoch + 2 } else { epoch + 1 };
+        let later = inner.allocated.split_off(&next);
         for (first, count) in std::mem::replace(&mut inner.allocated, later).into_values().flatten()
         {
             for b in first..first + count {
@@ -600,7 +611,10 @@ fn turn(
     raw: Box<Block>,
     free: u64,
 ) -> (u64, Box<Block>) {
-    let second = entry.written && !entry.second;
+    let mut second = entry.written && !entry.second;
+    if planted(Mutation::PageInPlace) {
+        second = false;
+    }
     *entry = SpaceEntry { written: true, second, crc: crc32c::crc32c(&raw.0), free };
     (page_places(level, index)[usize::from(second)], raw)
 }

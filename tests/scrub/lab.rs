@@ -1,10 +1,9 @@
 //! Pools on simulated devices, plain and mirrored, and files with known bytes.
 
-use fs_layout::{Label, Root, SegmentMapPage, LABEL_PLACES, ROOT_COPIES, SEGMENT_MAP_BASE};
 use lunfs::device::sim::SimDevice;
 use lunfs::device::{Block, BlockDevice};
 use lunfs::fs::{
-    check, CheckOptions, Clock, FormatOptions, Fs, NewNode, NodeId, OpenOptions, Owner,
+    check, CheckOptions, Clock, FormatOptions, Fs, NewNode, NodeId, OpenOptions, Owner, Redundancy,
     ScrubStatus, Timestamp, VolumeId,
 };
 use std::sync::Arc;
@@ -33,17 +32,27 @@ pub fn open(devices: &[Arc<SimDevice>]) -> Arc<Fs> {
     Fs::open(dyns(devices), options()).expect("open")
 }
 
-/// An empty pool on devices of their own.
-pub fn plain(count: usize) -> Vec<Arc<SimDevice>> {
+fn make(count: usize, redundancy: Redundancy) -> Vec<Arc<SimDevice>> {
     let sim = |i| Arc::new(SimDevice::named(&format!("d{i}"), DEVICE_BLOCKS, i as u64));
     let devices: Vec<Arc<SimDevice>> = (0..count).map(sim).collect();
     let format = FormatOptions {
         pool_id: [7; 16],
         created: Timestamp(1),
         paths: devices.iter().map(|d| d.name()).collect(),
+        redundancy,
     };
     Fs::format(&dyns(&devices), &format).expect("format");
     devices
+}
+
+/// An empty pool on devices of their own.
+pub fn plain(count: usize) -> Vec<Arc<SimDevice>> {
+    make(count, Redundancy::None)
+}
+
+/// A pool whose every block is on two devices.
+pub fn mirrored() -> Vec<Arc<SimDevice>> {
+    make(2, Redundancy::Mirror)
 }
 
 pub fn read_block(device: &SimDevice, at: u64) -> Box<Block> {
@@ -55,44 +64,6 @@ pub fn read_block(device: &SimDevice, at: u64) -> Box<Block> {
 
 fn put(device: &SimDevice, at: u64, raw: &Block) {
     device.write(at, &[raw]).expect("write");
-}
-
-/// A pool whose every block is on two devices.
-pub fn mirrored() -> Vec<Arc<SimDevice>> {
-    let first = plain(1).remove(0);
-    let second = Arc::new(SimDevice::named("d1", DEVICE_BLOCKS, 99));
-    let (root, _) = Root::decode(&read_block(&first, ROOT_COPIES[0]).0).expect("root");
-    let place = SEGMENT_MAP_BASE + u64::from(root.segment_map[0].1);
-    let mut page = SegmentMapPage::decode(&read_block(&first, place).0).expect("map");
-    for run in &mut page.runs {
-        run.class = 1;
-        run.members.push((1, run.members[0].1));
-    }
-    let mut raw = Block::zeroed();
-    page.encode(&mut raw.0);
-    let crc = crc32c::crc32c(&raw.0);
-    put(&first, place, &raw);
-    for at in ROOT_COPIES {
-        let (mut root, _) = Root::decode(&read_block(&first, at).0).expect("root");
-        root.segment_map[0].0 = crc;
-        root.encode(&mut raw.0);
-        put(&first, at, &raw);
-    }
-    let mut label = Label::decode(&read_block(&first, 0).0).expect("label");
-    label.devices.push(label.devices[0].clone());
-    label.devices[1].id[0] ^= 1;
-    first.flush().expect("flush");
-    for at in first.stored_blocks() {
-        put(&second, at, &read_block(&first, at));
-    }
-    let devices = vec![first, second];
-    for (i, device) in devices.iter().enumerate() {
-        label.index = i as u16;
-        label.encode(&mut raw.0).expect("label");
-        LABEL_PLACES.iter().for_each(|at| put(device, *at, &raw));
-        device.flush().expect("flush");
-    }
-    devices
 }
 
 /// What is in a file at a block, by its seed.

@@ -37,6 +37,7 @@ impl Model {
     fn change(&mut self, fs: &Arc<Fs>, rng: &mut Rng, nested: bool) {
         let i = rng.index(self.files.len());
         match rng.index(40) {
+            0 if nested => {}
             0 => {
                 let (id, _) = self.files.remove(i);
                 let name = fs

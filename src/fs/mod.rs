@@ -18,6 +18,8 @@ mod guard;
 mod handle;
 mod heal;
 mod inode;
+mod labels;
+mod members;
 mod namespace;
 #[cfg(feature = "planted")]
 pub mod planted;

@@ -191,8 +191,12 @@ fn interleaved_in_one_thread() {
 #[test]
 fn beside_threads() {
     let devices = mirrored();
-    let options =
-        OpenOptions { cache_bytes: 4 << 20, clock: Arc::new(SystemClock), background: true };
+    let options = OpenOptions {
+        cache_bytes: 4 << 20,
+        clock: Arc::new(SystemClock),
+        background: true,
+        ..OpenOptions::default()
+    };
     let fs = Fs::open(dyns(&devices), options).expect("open");
     load_ballast(&fs, 4000);
     let models: Vec<Model> = (0..2).map(|_| Model { files: Vec::new(), made: 0 }).collect();

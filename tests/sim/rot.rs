@@ -165,7 +165,8 @@ fn judge(before: &Before, seen: &mut Seen) -> Done {
 /// How many nodes could not be read, and whether the pool was not to be opened.
 fn look(before: &Before) -> Done<(u64, bool)> {
     let clock = Arc::new(SystemClock);
-    let options = OpenOptions { cache_bytes: 8 << 20, clock, background: false };
+    let options =
+        OpenOptions { cache_bytes: 8 << 20, clock, background: false, ..OpenOptions::default() };
     let fs = match Fs::open(as_dyn(&before.devices), options) {
         Ok(fs) => fs,
         Err(Error::Format(_) | Error::Corrupt { .. } | Error::Io(_) | Error::Latched(_)) => {

@@ -172,7 +172,10 @@ impl World {
 
     pub(super) fn open_over(&self, devices: Vec<Arc<dyn BlockDevice>>) -> fs::Result<Arc<Fs>> {
         let (cache_bytes, clock) = (self.character.cache_bytes, self.clock.clone());
-        Fs::open(devices, OpenOptions { cache_bytes, clock, background: false })
+        Fs::open(
+            devices,
+            OpenOptions { cache_bytes, clock, background: false, ..OpenOptions::default() },
+        )
     }
 
     /// Space in use by the pool when it was just made.

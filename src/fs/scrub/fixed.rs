@@ -3,10 +3,11 @@
 //! be written anew: by the consistency point that [`Found::renew`] asks for.
 
 use super::{Found, Owner, Part, Phase, Walk};
-use crate::device::{Block, BlockDevice, BLOCK_BYTES};
+use crate::device::{Block, BLOCK_BYTES};
 use crate::fs::core::{Core, CpState};
-use crate::fs::error::Result;
+use crate::fs::error::{Error, Result};
 use crate::fs::heal::{Copy, Verdict, VERIFY_RUN};
+use crate::fs::labels::read_one;
 use fs_layout::{
     GroupHead, Label, Root, SegmentMapPage, LABEL_PLACES, ROOT_COPIES, ROOT_SLOTS, RUNS_PER_PAGE,
     SEGMENT_MAP_BASE,
@@ -134,10 +135,7 @@ impl Core {
         for (first, count) in &head.extents {
             for at in (*first..first + count).step_by(VERIFY_RUN) {
                 let n = (first + count - at).min(VERIFY_RUN as u64);
-                let mut raw: Vec<_> = (0..n).map(|_| Block::zeroed()).collect();
-                if self.store.read_copy(copy, at, &mut raw).is_err() {
-                    return false;
-                }
+                let Ok(raw) = self.read_copy_of(copy, at, n) else { return false };
                 for b in &raw {
                     let part = left.min(BLOCK_BYTES);
                     crc = crc32c::crc32c_append(crc, &b.0[..part]);
@@ -146,6 +144,20 @@ impl Core {
             }
         }
         left == 0 && crc == head.payload_crc
+    }
+
+    /// Consecutive blocks of one copy, as they are.
+    fn read_copy_of(&self, copy: usize, block: u64, count: u64) -> Result<Vec<Box<Block>>> {
+        let mut out: Vec<_> = (0..count).map(|_| Block::zeroed()).collect();
+        let mut done = 0;
+        while done < count {
+            let (places, n) = self.store.locate(block + done, count - done)?;
+            let bad = Error::Corrupt { block, file_offset_bytes: None };
+            let (device, at) = places.get(copy % places.len().max(1)).copied().ok_or(bad)?;
+            self.store.read_device(device, at, &mut out[done as usize..(done + n) as usize])?;
+            done += n;
+        }
+        Ok(out)
     }
 
     fn read_place(&self, (device, at): Copy) -> Result<Box<Block>> {
@@ -205,42 +217,37 @@ impl Core {
     }
 
     fn on_all_devices(&self, at: u64) -> Vec<Copy> {
-        (0..self.store.devices.len()).map(|d| (d as u16, at)).collect()
+        self.store.members.now().all_written().map(|(slot, _)| (slot, at)).collect()
     }
 
+    /// Memory knows what the labels say; each device's size is its own. The devices are called
+    /// directly: a failure seen by the store would be recorded in the labels, under the same lock.
     fn walk_labels(&self, found: &mut Found) {
-        let label_of = |raw: &Block| {
-            let label = Label::decode(&raw.0).ok();
-            label.filter(|l| l.pool_id == self.pool_id)
-        };
-        for (index, device) in self.store.devices.iter().enumerate() {
-            let copies = LABEL_PLACES.map(|at| (index as u16, at));
-            let mut known = copies.iter().find_map(|c| {
-                let raw = self.read_place(*c).ok()?;
-                label_of(&raw).map(|_| raw)
-            });
-            if known.is_none() {
-                known = self.label_from_another(index, &**device, label_of);
+        let Some(_change) = self.lock_unless_alone(&self.store.members.change) else { return };
+        let set = self.store.members.now();
+        for (index, device) in set.all_written() {
+            let raw = LABEL_PLACES.map(|at| read_one(device, at).ok());
+            let own = |raw: &Option<Box<Block>>| Label::decode(&raw.as_ref()?.0).ok();
+            let sizes = raw.iter().filter_map(own).map(|l| l.device_blocks);
+            let device_blocks = sizes.max().unwrap_or(device.block_count());
+            let label = Label { index, device_blocks, ..set.label.clone() };
+            let mut known = Block::zeroed();
+            if label.encode(&mut known.0).is_err() {
+                continue;
             }
-            let verdict = self.judge(&copies, known, |_| false);
+            let mut verdict = Verdict::default();
+            for (at, raw) in LABEL_PLACES.into_iter().zip(raw) {
+                if raw.is_some_and(|raw| raw.0 == known.0) {
+                    continue;
+                }
+                match device.write(at, &[&known]) {
+                    Ok(()) => verdict.healed.push((index, at)),
+                    Err(_) => verdict.bad.push((index, at)),
+                }
+            }
+            verdict.good = Some(known);
             found.note(Owner::pool(Part::Label), LABEL_PLACES[0], &verdict);
         }
-    }
-
-    /// A device's label, made of what its fellows say.
-    fn label_from_another(
-        &self,
-        index: usize,
-        device: &dyn BlockDevice,
-        label_of: impl Fn(&Block) -> Option<Label>,
-    ) -> Option<Box<Block>> {
-        let others =
-            (0..self.store.devices.len() as u16).flat_map(|d| LABEL_PLACES.map(|at| (d, at)));
-        let label =
-            others.filter_map(|c| self.read_place(c).ok()).find_map(|raw| label_of(&raw))?;
-        let own = Label { index: index as u16, device_blocks: device.block_count(), ..label };
-        let mut raw = Block::zeroed();
-        own.encode(&mut raw.0).ok().map(|()| raw)
     }
 
     fn walk_roots(&self, cp: &CpState, found: &mut Found) {

@@ -417,8 +417,18 @@ pub(crate) fn open(devices: Vec<Arc<dyn BlockDevice>>, o: &OpenOptions) -> Resul
         return Err(Error::Format("the root makes no sense".into()));
     }
     let core = build(devices, map, root, hash, slot, o)?;
-    core.recover()?;
+    core.recover().map_err(own_files_are_damaged)?;
     Ok(core)
+}
+
+/// What the pool's own files answer when they are not what they should be is no answer to who
+/// opens a pool.
+fn own_files_are_damaged(error: Error) -> Error {
+    match error {
+        Error::Corrupt { .. } | Error::Format(_) | Error::Io(_) | Error::Latched(_) => error,
+        Error::NoSpace | Error::ReadOnly => error,
+        other => Error::Format(format!("the pool's own files are damaged: {other}")),
+    }
 }
 
 fn is_payload_of(head: &GroupHead, payload: &[u8]) -> bool {

@@ -3,6 +3,7 @@
 use super::core::{Core, Inode, TABLE};
 use super::error::{Error, Result};
 use super::handle::File;
+use super::scrub::ScrubStatus;
 use super::segments::push_run;
 use super::types::*;
 use super::{inode, recovery, segments};
@@ -75,6 +76,9 @@ impl Fs {
         for thread in self.threads.lock().drain(..) {
             let _ = thread.join();
         }
+        if self.core.scrub.is_unsaved() {
+            return self.core.consistency_point_forced();
+        }
         self.core.consistency_point(false)
     }
 
@@ -133,6 +137,27 @@ impl Fs {
         self.core.writable()?;
         self.core.consistency_point(false)?;
         Ok(self.core.reclaim_pending.load(Ordering::Relaxed) > 0)
+    }
+
+    /// Begins to verify, and heal, every copy of every block; false: that is going on already.
+    pub fn scrub_start(&self) -> Result<bool> {
+        self.core.scrub_start()
+    }
+
+    /// Ends a scrub before it is done; false: there is none.
+    pub fn scrub_cancel(&self) -> Result<bool> {
+        self.core.scrub_cancel()
+    }
+
+    /// How far the scrub is, or what the last one found.
+    pub fn scrub_status(&self) -> ScrubStatus {
+        self.core.scrub.status()
+    }
+
+    /// Examines about so many blocks on this thread; true while there is more to do. A pool with
+    /// background threads does this by itself, paced.
+    pub fn scrub_step(&self, budget_blocks: u64) -> Result<bool> {
+        self.core.scrub_step(budget_blocks)
     }
 
     /// Takes over space that the devices have gained; by how many bytes the pool grew.

@@ -274,7 +274,7 @@ fn a_device_comes_and_goes_and_comes_back() {
         settle(&fs);
         let large = fs.stats().size_bytes;
         assert!(large > small * 18 / 10, "{large} of {small}");
-        write(&fs, "large", round, 30 << 20).unwrap();
+        write(&fs, "large", round, 20 << 20).unwrap();
         fs.remove_device(2).unwrap();
         settle(&fs);
         assert_eq!(fs.mapped_bytes(), [small_mapped(), small_mapped(), 0]);

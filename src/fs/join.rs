@@ -141,7 +141,7 @@ impl Core {
         let member = MemberRecord { segments, ..MemberRecord::default() };
         let entry = DeviceEntry { id, path, member };
         let mut slot = 0;
-        self.store.change_members(|set| {
+        self.change_quietly(|set| {
             set.note_sizes();
             slot = set.join(device.clone(), entry)?;
             // Its own label first, as the others will be.

@@ -47,6 +47,8 @@ pub(crate) struct Work {
     to_move: u64,
     /// Readers of this epoch may still read places that the last step gave up.
     given_up_in: Option<u64>,
+    /// The map as the last step left it, and the generation of the labels: what the steps are for.
+    planned_for: (Vec<SegmentRun>, u64),
 }
 
 /// Runs in the background: what labels and map left to be done, then what is asked for.
@@ -112,22 +114,18 @@ impl Core {
             return Ok(Rebalance::default());
         };
         self.writable()?;
-        if work.steps.is_empty() && self.balanced_devices().is_some() {
-            self.take_over_mapped()?;
-            let (usable, leaving) = self.balanced_devices().unwrap_or_default();
-            let planned = self.plan_rebalance(&leaving, &usable)?;
-            let to_move = planned.steps.iter().map(copies).sum();
-            *work = Work {
-                steps: planned.steps.into(),
-                moved: 0,
-                to_move,
-                ..std::mem::take(&mut work)
-            };
-        }
-        if self.balanced_devices().is_none() {
-            // Planned anew when it is back, or something else is in its place.
+        let Some((usable, leaving)) = self.balanced_devices() else {
             work.steps.clear();
             return Ok(Rebalance { is_waiting: true, ..work.progress() });
+        };
+        if work.planned_for != self.planned_now() {
+            work.steps.clear();
+        }
+        if work.steps.is_empty() {
+            self.take_over_mapped()?;
+            work.steps = self.plan_rebalance(&leaving, &usable)?.steps.into();
+            (work.moved, work.to_move) = (0, work.steps.iter().map(copies).sum());
+            work.planned_for = self.planned_now();
         }
         if !self.places_are_free(&mut work) {
             return Ok(work.progress());
@@ -136,21 +134,27 @@ impl Core {
             self.drop_emptied()?;
             return Ok(Rebalance { is_done: true, ..work.progress() });
         };
-        let most = self.at_once(&step, segments);
-        let (now, rest) = step.clone().split(most);
+        let (now, rest) = step.clone().split(self.at_once(&step, segments));
         match self.carry_out(&now, &mut work) {
             Ok(true) => {
                 work.moved += copies(&now);
                 rest.into_iter().for_each(|rest| work.steps.push_front(rest));
             }
+            // Something was allocated there meanwhile: there must be another plan.
+            Ok(false) if matches!(step, Step::Unmap { .. }) => work.steps.clear(),
             Ok(false) => work.steps.push_front(step),
-            // It is another pool than the one that was planned for.
             Err(e) => {
                 work.steps.clear();
                 return Err(e);
             }
         }
+        work.planned_for = self.planned_now();
         Ok(work.progress())
+    }
+
+    /// The map and the labels' generation: with other ones a plan is void.
+    fn planned_now(&self) -> (Vec<SegmentRun>, u64) {
+        (self.store.segment_map(), self.store.members.now().label.generation)
     }
 
     /// How far the background is, and why it stopped.
@@ -209,12 +213,7 @@ impl Core {
             }
             Step::Unmap { logical, count } => {
                 let retire = || self.space.retire(&self.store, *logical, *count);
-                let done = self.change_map(step, retire)?;
-                if !done {
-                    // Something was allocated there meanwhile.
-                    work.steps.clear();
-                }
-                Ok(done)
+                self.change_map(step, retire)
             }
             Step::Move { logical, count, from, to } => {
                 self.move_copies(step, (*logical, *count), *from, *to, work)

@@ -1,9 +1,9 @@
 //! The public face: an open pool.
 
 use super::core::{Core, Inode, TABLE};
-use super::join::DeviceChange;
 use super::error::{Error, Result};
 use super::handle::File;
+use super::join::DeviceChange;
 use super::scrub::ScrubStatus;
 use super::types::*;
 use super::{inode, recovery, segments};

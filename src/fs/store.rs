@@ -160,6 +160,17 @@ struct Map {
     beside: Option<Beside>,
 }
 
+/// Which copy of a block is read.
+#[derive(Clone, Copy)]
+pub(crate) enum Pick {
+    /// The one whose turn it is.
+    Turn,
+    /// Of those that are read, by [`Store::locate_readable`].
+    Readable(usize),
+    /// Of those that are kept up, by [`Store::locate`].
+    Kept(usize),
+}
+
 /// The pool's blocks.
 pub(crate) struct Store {
     pub members: Members,
@@ -264,7 +275,7 @@ impl Store {
         let (mut copies, n) = self.locate_all(block, count)?;
         let set = self.members.now();
         copies.retain(|(slot, _)| set.written(*slot).is_some());
-        Ok((copies, n))
+        some_left(copies, n)
     }
 
     /// The copies that are read.
@@ -272,10 +283,7 @@ impl Store {
         let (mut copies, n) = self.locate_all(block, count)?;
         let set = self.members.now();
         copies.retain(|(slot, _)| set.readable(*slot).is_some());
-        match copies.is_empty() {
-            true => Err(Error::Io(Arc::new(io::Error::other("no device left that has it")))),
-            false => Ok((copies, n)),
-        }
+        some_left(copies, n)
     }
 
     /// A device that is written, by its slot.
@@ -288,16 +296,21 @@ impl Store {
         })
     }
 
-    /// Reads blocks as they are from one copy (`None`: the one whose turn it is), unchecked.
-    fn read_copy(&self, copy: Option<usize>, block: u64, out: &mut [Box<Block>]) -> Result<()> {
+    /// Reads blocks as they are from one copy, unchecked.
+    pub(super) fn read_copy(&self, pick: Pick, block: u64, out: &mut [Box<Block>]) -> Result<()> {
         let mut done = 0;
         while done < out.len() {
             let at = block + done as u64;
-            let turn = BALANCE_BLOCKS - at % BALANCE_BLOCKS;
             let left = ((out.len() - done) as u64).min(MAX_RUN_BLOCKS as u64);
-            let (copies, n) = self.locate_readable(at, left)?;
-            let n = if copy.is_none() && copies.len() > 1 { n.min(turn) } else { n };
-            let copy = copy.unwrap_or((at / BALANCE_BLOCKS) as usize);
+            let (copy, copies) = match pick {
+                Pick::Kept(copy) => (copy, self.locate(at, left)),
+                Pick::Readable(copy) => (copy, self.locate_readable(at, left)),
+                Pick::Turn => {
+                    let left = left.min(BALANCE_BLOCKS - at % BALANCE_BLOCKS);
+                    ((at / BALANCE_BLOCKS) as usize, self.locate_readable(at, left))
+                }
+            };
+            let (copies, n) = copies?;
             let (device, at) = copies[copy % copies.len()];
             self.read_device(device, at, &mut out[done..done + n as usize])?;
             done += n as usize;
@@ -342,7 +355,7 @@ impl Store {
             let read = runs.iter().try_for_each(|(block, count)| {
                 let from = out.len();
                 out.extend((0..*count).map(|_| Block::zeroed()));
-                self.read_copy(Some(copy), *block, &mut out[from..])
+                self.read_copy(Pick::Readable(copy), *block, &mut out[from..])
             });
             match read.map(|()| accept(out)) {
                 Ok(Some(taken)) => return Ok(Some(taken)),
@@ -371,7 +384,7 @@ impl Store {
     pub fn read_run(&self, pointers: &[Pointer]) -> Result<Vec<Result<Arc<Data>>>> {
         let Some(first) = pointers.first() else { return Ok(Vec::new()) };
         let mut raw: Vec<_> = pointers.iter().map(|_| Block::zeroed()).collect();
-        let whole = self.read_copy(None, first.block, &mut raw);
+        let whole = self.read_copy(Pick::Turn, first.block, &mut raw);
         let check = |(p, bytes): (&Pointer, Box<Block>)| match &whole {
             Ok(()) if crc32c::crc32c(&bytes.0) == p.crc || planted(Mutation::ChecksumIgnored) => {
                 Ok(self.keep(p, bytes))
@@ -410,9 +423,6 @@ impl Store {
             let part = &data[done..done + n as usize];
             for (device, at) in &members {
                 self.write_device(*device, *at, part)?;
-            }
-            if members.is_empty() {
-                return Err(self.set_latch(format!("block {block} has no device left")));
             }
             done += n as usize;
         }
@@ -485,4 +495,11 @@ fn locate_in(map: &[SegmentRun], block: u64, count: u64) -> Result<(Vec<(u16, u6
     let left = run.count * SEGMENT_BLOCKS - into;
     let at = |(device, first): &(u16, u64)| (*device, first * SEGMENT_BLOCKS + into);
     Ok((run.members.iter().map(at).collect(), left.min(count)))
+}
+
+fn some_left(copies: Vec<(u16, u64)>, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
+    match copies.is_empty() {
+        true => Err(Error::Io(Arc::new(io::Error::other("no device is left that has it")))),
+        false => Ok((copies, count)),
+    }
 }

@@ -101,6 +101,9 @@ pub(crate) struct Volume {
     /// Serialises changes of names.
     pub names: Mutex<()>,
     pub next_ino: AtomicU64,
+    /// What that was when the volume was loaded: of the inodes below it those that live are in
+    /// the inode file.
+    pub loaded_ino: u64,
     pub deleted: AtomicBool,
     /// Rises with each transaction applied: a look-up that found nothing looks again.
     pub name_changes: AtomicU64,
@@ -336,6 +339,9 @@ impl Core {
             return Err(Error::Stale);
         }
         let next = meta.version.next_ino.max(FIRST_INO);
+        if next > MAX_INO {
+            return Err(Error::Format(format!("volume {}: its next inode makes no sense", id.0)));
+        }
         let entry = self.volumes.entry(id).or_insert_with(|| Arc::new(Volume::new(next)));
         Ok(entry.clone())
     }
@@ -586,6 +592,7 @@ impl Volume {
         Volume {
             names: Mutex::new(()),
             next_ino: AtomicU64::new(next_ino),
+            loaded_ino: next_ino,
             deleted: AtomicBool::new(false),
             name_changes: AtomicU64::new(0),
         }

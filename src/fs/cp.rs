@@ -483,10 +483,7 @@ impl Core {
         if !planted(Mutation::NoFlushBeforeRoot) {
             self.store.flush()?;
         }
-        let mut slot = 1 - cp.root_slot;
-        if planted(Mutation::RootSlotNotTurned) {
-            slot = cp.root_slot;
-        }
+        let slot = 1 - cp.root_slot;
         let mut raw = Block::zeroed();
         cp.root_hash = cp.root.encode(&mut raw.0);
         for copy in ROOT_COPIES {

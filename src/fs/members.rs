@@ -145,7 +145,7 @@ impl Set {
 /// The current set, and what is needed to change it.
 pub(crate) struct Members {
     now: RwLock<Arc<Set>>,
-    change: Mutex<()>,
+    pub(super) change: Mutex<()>,
     /// Failures seen and not yet recorded.
     failing: AtomicU32,
     /// The newest root that is durable.

@@ -365,7 +365,7 @@ pub(crate) fn open(devices: Vec<Device>, o: &OpenOptions) -> Result<Core> {
     } else if uneven {
         core.store.relabel()?;
     }
-    core.recover()?;
+    core.recover().map_err(own_files_are_damaged)?;
     Ok(core)
 }
 
@@ -396,6 +396,16 @@ fn missing(found: &Assembled, why: &str) -> Error {
     let refused: Vec<String> = found.refused.iter().map(|e| format!("{e}; ")).collect();
     let refused = refused.concat();
     Error::Format(format!("{refused}device {slot} of the pool is missing (it was {path}): {why}"))
+}
+
+/// What the pool's own files answer when they are not what they should be is no answer to who
+/// opens a pool.
+fn own_files_are_damaged(error: Error) -> Error {
+    match error {
+        Error::Corrupt { .. } | Error::Format(_) | Error::Io(_) | Error::Latched(_) => error,
+        Error::NoSpace | Error::ReadOnly => error,
+        other => Error::Format(format!("the pool's own files are damaged: {other}")),
+    }
 }
 
 fn is_payload_of(head: &GroupHead, payload: &[u8]) -> bool {

@@ -16,7 +16,7 @@ use super::error::{Error, Result};
 use super::heal::Verdict;
 use super::labels::{encode_label, read_one, slot_of, write_labels};
 use super::store::Store;
-use crate::device::{Block, BlockDevice};
+use crate::device::{says_gone, Block, BlockDevice};
 use fs_layout::{Label, MemberRecord, MemberState, SegmentRun, LABEL_PLACES, SEGMENT_BLOCKS};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::VecDeque;
@@ -195,13 +195,6 @@ impl Members {
     fn settled(&self) -> Option<MutexGuard<'_, ()>> {
         (self.failing.load(Ordering::SeqCst) > 0).then(|| self.change.lock())
     }
-}
-
-/// Does this error say that the device itself is gone, not that a block is bad?
-pub(crate) fn says_gone(e: &io::Error) -> bool {
-    let gone = [rustix::io::Errno::NODEV, rustix::io::Errno::NXIO, rustix::io::Errno::SHUTDOWN];
-    matches!(e.kind(), io::ErrorKind::NotConnected | io::ErrorKind::BrokenPipe)
-        || e.raw_os_error().is_some_and(|n| gone.iter().any(|g| g.raw_os_error() == n))
 }
 
 impl Store {

@@ -7,6 +7,7 @@
 //! state is that of a prefix of calls, each whole (writes up to [`ATOMIC_WRITE_BYTES`]).
 
 mod check;
+mod copies;
 mod core;
 mod cp;
 mod dir;
@@ -28,6 +29,7 @@ mod planted;
 mod pool;
 mod reclaim;
 mod recovery;
+mod repair;
 mod scrub;
 mod segments;
 mod space;
@@ -43,5 +45,6 @@ pub use dump::{dump, As as DumpAs, What as DumpWhat};
 pub use error::{Error, Result};
 pub use handle::File;
 pub use pool::{FormatOptions, Fs, OpenOptions};
+pub use repair::{repair, Repaired};
 pub use scrub::{BadPlace, Outcome, Part, ScrubStatus, SCRUB_PLACES};
 pub use types::*;

@@ -157,6 +157,8 @@ pub(crate) struct Store {
     map: RwLock<Vec<SegmentRun>>,
     cache: Cache,
     pub counters: Counters,
+    /// Bad copies are rewritten; not where they are only looked for.
+    pub heals: AtomicBool,
     is_latched: AtomicBool,
     flushing: Mutex<()>,
     latch: Mutex<Option<String>>,
@@ -177,6 +179,7 @@ impl Store {
             map: RwLock::new(map),
             cache: Cache { shards, limit_per_shard },
             counters: Counters::default(),
+            heals: AtomicBool::new(true),
             is_latched: AtomicBool::new(false),
             flushing: Mutex::new(()),
             latch: Mutex::new(None),

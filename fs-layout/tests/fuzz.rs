@@ -94,6 +94,7 @@ fn inode(rng: &mut Rng) -> Inode {
 
 fn root(rng: &mut Rng) -> Root {
     Root {
+        incompatible: rng.below(2) as u64,
         pool_id: [rng.bits() as u8; 16],
         epoch: rng.number(),
         lineage: rng.bits(),
@@ -152,12 +153,24 @@ fn fuzz_roots() {
     });
 }
 
+fn member(rng: &mut Rng) -> MemberRecord {
+    use MemberState::*;
+    MemberRecord {
+        state: [Normal, Missing, Merging, Regenerating, Removing, Absent][rng.below(6)],
+        replaces: [None, Some(rng.below(12) as u16)][rng.below(2)],
+        segments: rng.bits() as u32,
+        good_epoch: rng.number(),
+        lineage: rng.bits(),
+    }
+}
+
 #[test]
 fn fuzz_labels() {
     rounds(|rng| {
         let device = |rng: &mut Rng| DeviceEntry {
             id: [rng.bits() as u8; 16],
             path: "/x".repeat(rng.below(80)),
+            member: member(rng),
         };
         let devices: Vec<_> = (0..1 + rng.below(MAX_DEVICES)).map(|_| device(rng)).collect();
         let label = Label {
@@ -165,6 +178,10 @@ fn fuzz_labels() {
             index: rng.below(devices.len()) as u16,
             device_blocks: rng.number(),
             created: rng.bits() as i64,
+            redundancy: rng.below(2) as u8,
+            generation: rng.number(),
+            lineage: rng.bits(),
+            ancestors: std::array::from_fn(|_| rng.bits()),
             devices,
         };
         let mut block = [0; BLOCK_BYTES];
@@ -179,13 +196,30 @@ fn fuzz_labels() {
     });
 }
 
+/// Paths could once reach further: what they overwrite says nothing.
+#[test]
+fn a_long_path_of_an_earlier_label_is_no_membership() {
+    let entry = DeviceEntry { path: "x".repeat(3646), ..DeviceEntry::default() };
+    let label = Label { devices: vec![entry], ..Label::default() };
+    let mut block = [0; BLOCK_BYTES];
+    assert_eq!(label.encode(&mut block), Ok(()));
+    block[64..66].copy_from_slice(&3990u16.to_le_bytes());
+    block[66..66 + 3990].fill(b'y');
+    put_hash(&mut block);
+    let read = Label::decode(&block).unwrap();
+    assert_eq!((read.generation, read.lineage, read.redundancy), (0, 0, 0));
+    assert_eq!(read.devices[0].member, MemberRecord::default());
+}
+
 #[test]
 fn fuzz_labels_too_long_are_refused() {
-    let entry = DeviceEntry { id: [1; 16], path: "/long".repeat(900) };
-    let mut label =
-        Label { pool_id: [3; 16], index: 0, device_blocks: 1, created: 0, devices: vec![entry] };
+    let mut entry = DeviceEntry { path: "x".repeat(3646), ..DeviceEntry::default() };
+    let mut label = Label { devices: vec![entry.clone()], ..Label::default() };
+    assert_eq!(label.encode(&mut [0; BLOCK_BYTES]), Ok(()));
+    entry.path.push('x');
+    label.devices = vec![entry];
     assert!(label.encode(&mut [0; BLOCK_BYTES]).is_err());
-    label.devices = vec![DeviceEntry { id: [1; 16], path: String::new() }; MAX_DEVICES + 1];
+    label.devices = vec![DeviceEntry::default(); MAX_DEVICES + 1];
     assert!(label.encode(&mut [0; BLOCK_BYTES]).is_err());
 }
 

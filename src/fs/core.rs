@@ -163,7 +163,7 @@ const CP_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
 /// Pause between two consistency points that walk the reclaim list.
 const RECLAIM_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
-/// The write-out thread, the consistency-point thread and the scrub's.
+/// The threads for write-out, consistency points, the scrub and devices that are being filled.
 pub(crate) fn spawn_background(core: &Arc<Core>) -> Vec<std::thread::JoinHandle<()>> {
     let spawn = |name: &str, run: fn(&Core)| {
         let core = core.clone();
@@ -193,13 +193,21 @@ pub(crate) fn spawn_background(core: &Arc<Core>) -> Vec<std::thread::JoinHandle<
             }
         }
     });
-    [write_out, points, scrub].into_iter().flatten().collect()
+    let members = spawn("lunfs-members", |core| {
+        while !core.bell.is_stopped() {
+            if !core.regenerate_paced() {
+                core.bell.wait(BELL_MEMBERS, CP_INTERVAL);
+            }
+        }
+    });
+    [write_out, points, scrub, members].into_iter().flatten().collect()
 }
 
 pub(crate) const BELL_SEAL: u32 = 1;
 pub(crate) const BELL_CP: u32 = 2;
 pub(crate) const BELL_STOP: u32 = 4;
 pub(crate) const BELL_SCRUB: u32 = 8;
+pub(crate) const BELL_MEMBERS: u32 = 16;
 
 /// What a consistency point keeps between two of them.
 pub(crate) struct CpState {
@@ -244,6 +252,10 @@ pub(crate) struct Core {
     pub inodes: DashMap<NodeId, Arc<Inode>>,
     pub volumes: DashMap<VolumeId, Arc<Volume>>,
     pub scrub: super::scrub::Scrub,
+    /// The walk that fills devices which come back or are new.
+    pub regeneration: Mutex<Option<super::regenerate::Regeneration>>,
+    /// A device that was replaced, to be told so: its slot.
+    pub retired: Mutex<Option<(u16, super::members::Device)>>,
     pub bell: Bell,
     /// One growth at a time: two would write the same place of the segment map.
     pub growing: Mutex<()>,

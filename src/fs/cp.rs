@@ -172,6 +172,11 @@ impl Core {
         }
         let space = self.space.write_pages(&self.store)?;
         cp.root.epoch = epoch;
+        let set = self.store.members.now();
+        cp.root.lineage = set.label.lineage;
+        if set.label.redundancy != 0 || set.label.generation != 0 {
+            cp.root.incompatible |= fs_layout::FEATURE_MEMBERS;
+        }
         cp.root.previous = cp.root_hash;
         cp.root.time = self.time();
         cp.root.blocks = self.space.blocks();
@@ -478,21 +483,17 @@ impl Core {
         if !planted(Mutation::NoFlushBeforeRoot) {
             self.store.flush()?;
         }
-        let mut slot = 1 - cp.root_slot;
-        if planted(Mutation::RootSlotNotTurned) {
-            slot = cp.root_slot;
-        }
+        let slot = 1 - cp.root_slot;
         let mut raw = Block::zeroed();
         cp.root_hash = cp.root.encode(&mut raw.0);
         for copy in ROOT_COPIES {
-            for device in 0..self.store.devices.len() {
-                self.store.write_device(device as u16, copy + slot, &[&raw])?;
-            }
+            self.store.write_everywhere(copy + slot, &[&raw])?;
             if !planted(Mutation::NoFlushBetweenRootCopies) || copy != ROOT_COPIES[0] {
                 self.store.flush()?;
             }
         }
         cp.root_slot = slot;
+        self.store.members.note_root(cp.root.epoch);
         Ok(())
     }
 

@@ -9,6 +9,7 @@
 mod check;
 mod core;
 mod cp;
+mod devices;
 mod dir;
 mod dump;
 mod error;
@@ -18,6 +19,8 @@ mod guard;
 mod handle;
 mod heal;
 mod inode;
+mod labels;
+mod members;
 mod namespace;
 #[cfg(feature = "planted")]
 pub mod planted;
@@ -26,6 +29,7 @@ mod planted;
 mod pool;
 mod reclaim;
 mod recovery;
+mod regenerate;
 mod scrub;
 mod segments;
 mod space;
@@ -37,6 +41,7 @@ mod volume;
 mod xattr;
 
 pub use check::{check, CheckOptions, Report};
+pub use devices::DeviceStatus;
 pub use dump::{dump, As as DumpAs, What as DumpWhat};
 pub use error::{Error, Result};
 pub use handle::File;

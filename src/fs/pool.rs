@@ -23,6 +23,18 @@ pub struct OpenOptions {
     /// Run consistency points, write-out and reclaim on own threads (false: only inside calls, and
     /// by [`Fs::maintain`]: deterministic).
     pub background: bool,
+    /// Go on although devices are missing that no other has recorded as missing, where redundancy
+    /// allows it.
+    pub degraded: bool,
+    /// Random: new lineages are made from it.
+    pub seed: u64,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        let (clock, background) = (Arc::new(SystemClock), false);
+        OpenOptions { cache_bytes: 64 << 20, clock, background, degraded: false, seed: 0 }
+    }
 }
 
 /// How to make a pool.
@@ -331,7 +343,8 @@ impl Core {
         let mut map = self.store.segment_map();
         let old = self.space.blocks();
         let mut end = old / SEGMENT_BLOCKS;
-        for (i, device) in self.store.devices.iter().enumerate() {
+        for (i, device) in self.store.members.now().devices.iter().enumerate() {
+            let Some(device) = device else { continue };
             let have = device.block_count() / SEGMENT_BLOCKS;
             let used = |r: &SegmentRun| {
                 r.members.iter().filter(|m| usize::from(m.0) == i).map(|m| m.1 + r.count).max()
@@ -356,13 +369,7 @@ impl Core {
         self.consistency_point_forced()?;
         self.space.grow(&self.store, blocks)?;
         self.consistency_point_forced()?;
-        self.relabel()?;
+        self.store.relabel()?;
         Ok((blocks - old) * BLOCK_BYTES as u64)
-    }
-
-    fn relabel(&self) -> Result<()> {
-        let first = self.store.devices.first().ok_or(Error::Invalid("no device"))?;
-        let label = recovery::read_label(first)?;
-        recovery::write_labels(&self.store.devices, self.pool_id, label.created, &label.devices)
     }
 }

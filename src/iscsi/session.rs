@@ -191,7 +191,7 @@ impl Service {
     pub(super) fn unit(&self, identity: &Identity) -> Arc<LogicalUnit> {
         let mut units = self.units.lock();
         if units.len() >= MAX_IDLE_UNITS && !units.contains_key(&identity.naa) {
-            units.retain(|_, unit| Arc::strong_count(unit) > 1);
+            units.retain(|_, unit| Arc::strong_count(unit) > 1 || unit.is_needed());
         }
         Arc::clone(units.entry(identity.naa).or_default())
     }

@@ -11,6 +11,7 @@ use super::changes::{Change, Hub, Subscription};
 use super::error::{Error, Result};
 use super::lease::LeaseTiming;
 use super::names::{check_name, key_of};
+use super::sanitize::Sanitizers;
 use super::unit::{Found, Lun, Shared};
 use crate::fs::{Clock, Fs, NodeId, Owner, VolumeId};
 use parking_lot::{RwLock, RwLockReadGuard};
@@ -98,7 +99,8 @@ impl Catalog {
     /// Finds the LUNs of a pool; finishes what a crash interrupted.
     pub fn open(fs: Arc<Fs>, options: CatalogOptions) -> Result<Arc<Catalog>> {
         let hub = Arc::new(Hub::default());
-        let shared = Arc::new(Shared { fs, options, hub, next_id: AtomicU64::new(1) });
+        let (next_id, sanitizers) = (AtomicU64::new(1), Sanitizers::default());
+        let shared = Arc::new(Shared { fs, options, hub, next_id, sanitizers });
         let mut index = Index::default();
         for (name, volume) in shared.fs.volume_list()? {
             match Lun::find(&shared, &name, volume) {
@@ -121,6 +123,18 @@ impl Catalog {
     /// [`Catalog::delete`] with force removes them.
     pub fn unusable(&self) -> Vec<(String, String)> {
         self.index.read().unusable.clone()
+    }
+
+    /// Goes on with what was left unfinished: for a server.
+    pub fn resume(&self) {
+        for lun in self.list() {
+            lun.resume_sanitize();
+        }
+    }
+
+    /// Ends the work of [`Catalog::resume`] and its like, before the filesystem is closed.
+    pub fn stop(&self) {
+        self.shared.sanitizers.stop();
     }
 
     /// The filesystem below.

@@ -18,6 +18,8 @@ pub enum Attention {
     ModeChanged,
     /// CAPACITY DATA HAS CHANGED.
     CapacityChanged,
+    /// THIN PROVISIONING SOFT THRESHOLD REACHED.
+    SoftThreshold,
     /// COMMANDS CLEARED BY ANOTHER INITIATOR.
     CommandsCleared,
     /// RESERVATIONS PREEMPTED.
@@ -37,6 +39,7 @@ impl Attention {
             Attention::MediumChanged => Sense::new(0x6, 0x28, 0x00),
             Attention::ModeChanged => Sense::new(0x6, 0x2A, 0x01),
             Attention::CapacityChanged => Sense::new(0x6, 0x2A, 0x09),
+            Attention::SoftThreshold => Sense::new(0x6, 0x38, 0x07),
             Attention::CommandsCleared => Sense::new(0x6, 0x2F, 0x00),
             Attention::ReservationsPreempted => Sense::new(0x6, 0x2A, 0x03),
             Attention::ReservationsReleased => Sense::new(0x6, 0x2A, 0x04),

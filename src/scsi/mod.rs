@@ -14,6 +14,7 @@ mod attention;
 mod cdb;
 mod copy;
 mod inquiry;
+mod log;
 mod media;
 mod mode;
 mod nexus;
@@ -21,6 +22,7 @@ mod opcodes;
 mod provision;
 mod report;
 mod reserve;
+mod sanitize;
 mod sense;
 #[cfg(test)]
 mod tests;

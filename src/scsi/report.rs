@@ -57,6 +57,17 @@ pub(super) fn port_groups(ports: &PortNames, extended: bool) -> Vec<u8> {
     [&(body.len() as u32).to_be_bytes()[..], &body].concat()
 }
 
+/// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS data (SPC-4 §6.36): ABORT TASK, ABORT TASK SET, CLEAR
+/// TASK SET, LOGICAL UNIT RESET, TARGET RESET.
+pub(super) fn task_management(extended: bool) -> Vec<u8> {
+    const FUNCTIONS: u8 = 0x80 | 0x40 | 0x10 | 0x08 | 0x02;
+    match extended {
+        false => vec![FUNCTIONS, 0, 0, 0],
+        // no function recommends a time to wait
+        true => [&[FUNCTIONS, 0, 0, 12][..], &[0; 12]].concat(),
+    }
+}
+
 /// A command timeouts descriptor (SPC-4 §6.35.4) that recommends nothing.
 const TIMEOUTS: [u8; 12] = [0x00, 0x0A, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 

@@ -4,7 +4,10 @@ use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
 use super::*;
-use crate::lun::{BlockIo, MemoryLun};
+use crate::lun::{BlockIo, MemoryLun, SanitizeState};
+
+#[path = "tests_state.rs"]
+mod state;
 
 const BLOCK: usize = 512;
 

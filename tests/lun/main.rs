@@ -3,6 +3,7 @@
 mod catalog;
 mod crash;
 mod disk;
+mod kept;
 mod lease;
 mod pool;
 mod rot;

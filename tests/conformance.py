@@ -31,8 +31,9 @@ TEST_SECONDS = 60
 LONG_SECONDS = {"Sanitize.Reset": 180, "Sanitize.Overwrite": 120}
 # LUNs of a profile that are tested beside each other: the suite mostly sleeps and waits.
 WORKERS = 4
-POOL_BYTES = "448M"
-LUN_BYTES = "32M"
+POOL_BYTES = "640M"
+# more than MAXIMUM WRITE SAME LENGTH, which two tests want to exceed
+LUN_BYTES = "136M"
 
 Profile = collections.namedtuple("Profile", "name keys portals tests known")
 # Verdicts that are not this program's fault, and why.

@@ -98,7 +98,11 @@ impl Core {
                 Err(Miss::Node(_)) if wait == Wait::Never => return None,
                 Err(miss) => match held.fetch(miss) {
                     Ok(()) => {}
-                    Err(e) => return Some(Err(in_file(e, offset))),
+                    Err(e) => {
+                        // What was found before the node that is missing can be read.
+                        let missing = (first + slots.len() as u64) * BS;
+                        return Some(Err(in_file(e, offset.max(missing))));
+                    }
                 },
             }
         };

@@ -21,6 +21,7 @@ mod namespace;
 mod pool;
 mod reclaim;
 mod recovery;
+mod segments;
 mod space;
 mod store;
 mod tree;

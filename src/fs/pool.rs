@@ -3,8 +3,9 @@
 use super::core::{Core, Inode, TABLE};
 use super::error::{Error, Result};
 use super::handle::File;
+use super::segments::push_run;
 use super::types::*;
-use super::{inode, recovery};
+use super::{inode, recovery, segments};
 use crate::device::{BlockDevice, BLOCK_BYTES};
 use fs_layout::{SegmentRun, SEGMENT_BLOCKS};
 use parking_lot::Mutex;
@@ -31,6 +32,8 @@ pub struct FormatOptions {
     pub created: Timestamp,
     /// Where each device is found, for its label.
     pub paths: Vec<String>,
+    /// What survives the loss of a device.
+    pub redundancy: Redundancy,
 }
 
 /// An open pool.
@@ -44,6 +47,15 @@ impl Fs {
     /// empty.
     pub fn format(devices: &[Arc<dyn BlockDevice>], options: &FormatOptions) -> Result<()> {
         recovery::format(devices, options)
+    }
+
+    /// How large a pool over devices of these sizes would be, in bytes. What it keeps for itself
+    /// (about a thousandth) is not taken off.
+    pub fn capacity_bytes(redundancy: Redundancy, device_bytes: &[u64]) -> u64 {
+        let usable = |bytes: &u64| segments::usable_segments(bytes / BLOCK_BYTES as u64);
+        let usable: Vec<u64> = device_bytes.iter().map(usable).collect();
+        let segments = segments::capacity(redundancy, &usable);
+        segments.saturating_mul(SEGMENT_BLOCKS * BLOCK_BYTES as u64)
     }
 
     /// Opens and recovers. `Format` if it is none, of another version, incomplete or damaged.
@@ -73,6 +85,11 @@ impl Fs {
     /// The pool's identity.
     pub fn pool_id(&self) -> [u8; 16] {
         self.core.pool_id
+    }
+
+    /// What the pool survives.
+    pub fn redundancy(&self) -> Redundancy {
+        segments::redundancy_of(&self.core.store.segment_map())
     }
 
     /// Figures of this moment.
@@ -323,17 +340,4 @@ impl Core {
         let label = recovery::read_label(first)?;
         recovery::write_labels(&self.store.devices, self.pool_id, label.created, &label.devices)
     }
-}
-
-fn push_run(map: &mut Vec<SegmentRun>, run: SegmentRun) {
-    if let (Some(last), [(device, segment)]) = (map.last_mut(), &run.members[..]) {
-        if last.class == run.class
-            && last.logical + last.count == run.logical
-            && last.members == [(*device, segment - last.count)]
-        {
-            last.count += run.count;
-            return;
-        }
-    }
-    map.push(run);
 }

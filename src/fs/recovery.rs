@@ -13,6 +13,7 @@ use super::group::Log;
 use super::guard::{Guard, Pins};
 use super::inode::new_inode;
 use super::reclaim::ReclaimList;
+use super::segments;
 use super::space::{Run, Space};
 use super::store::Store;
 use super::tree::{Dead, Miss, Slot, Tree};
@@ -24,7 +25,7 @@ use dashmap::DashMap;
 use fs_layout::{
     DeviceEntry, FileRecord, GroupHead, Inode as DiskInode, InodeKind, Label, PayloadReader,
     Pointer, Root, SegmentMapPage, SegmentRun, SpaceEntry, VersionPart, LABEL_PLACES, MAX_DEVICES,
-    ROOT_COPIES, ROOT_SLOTS, RUNS_PER_PAGE, SEGMENT_BLOCKS, SEGMENT_MAP_BASE, SEGMENT_MAP_PAGES,
+    ROOT_COPIES, ROOT_SLOTS, RUNS_PER_PAGE, SEGMENT_MAP_BASE, SEGMENT_MAP_PAGES,
 };
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -243,18 +244,6 @@ pub(crate) fn write_segment_map(
     Ok(())
 }
 
-/// Maps devices one behind the other; the first segment of each is its own.
-pub(crate) fn map_devices(sizes: &[u64]) -> (Vec<SegmentRun>, u64) {
-    let mut logical = 1;
-    let mut runs = Vec::new();
-    for (i, blocks) in sizes.iter().enumerate() {
-        let count = blocks / SEGMENT_BLOCKS - 1;
-        runs.push(SegmentRun { logical, count, class: 0, members: vec![(i as u16, 1)] });
-        logical += count;
-    }
-    (runs, logical * SEGMENT_BLOCKS)
-}
-
 pub(crate) fn write_labels(
     devices: &[Arc<dyn BlockDevice>],
     pool_id: [u8; 16],
@@ -364,7 +353,10 @@ pub(crate) fn format(devices: &[Arc<dyn BlockDevice>], o: &FormatOptions) -> Res
         d.flush()?;
     }
     let sizes: Vec<u64> = devices.iter().map(|d| d.block_count()).collect();
-    let (map, blocks) = map_devices(&sizes);
+    if o.redundancy == Redundancy::Mirror && devices.len() < 2 {
+        return Err(Error::Invalid("a mirror needs at least two devices"));
+    }
+    let (map, blocks) = segments::lay_out(o.redundancy, &sizes);
     if blocks > MAX_BLOCKS {
         return Err(Error::Invalid("a pool holds at most 2 PiB"));
     }

@@ -219,7 +219,10 @@ impl Store {
         let run = run.ok_or(Error::Corrupt { block, file_offset_bytes: None })?;
         let into = block - run.logical * SEGMENT_BLOCKS;
         let left = run.count * SEGMENT_BLOCKS - into;
-        let members = run.members.iter().map(|(d, s)| (*d, s * SEGMENT_BLOCKS + into)).collect();
+        let at = |(device, first): &(u16, u64)| (*device, first * SEGMENT_BLOCKS + into);
+        let mut members: Vec<(u16, u64)> = run.members.iter().map(at).collect();
+        // The first copy is read, if it is good: another device's for the next segment.
+        members.rotate_left(segment as usize % run.members.len().max(1));
         Ok((members, left.min(count)))
     }
 

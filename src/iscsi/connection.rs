@@ -86,6 +86,9 @@ pub struct Connection {
     /// Task management requests whose tasks still run.
     pub(super) management: Vec<Header>,
     pub(super) text: TextState,
+    /// The answer to a logout, which waits until nothing of the session runs any more: no command
+    /// of it takes effect after it.
+    leaving: Option<Header>,
     closing: bool,
 }
 
@@ -120,6 +123,7 @@ impl Connection {
             next_transfer_tag: 1,
             management: Vec::new(),
             text: TextState::default(),
+            leaving: None,
             closing: false,
         }
     }
@@ -129,7 +133,7 @@ impl Connection {
     pub fn willing(&self) -> bool {
         let opening = matches!(self.phase, Phase::Opening(..) | Phase::Closed);
         let answers = self.out.queued_bytes() + self.reading_bytes;
-        !self.closing && !opening && answers < MAX_OUTGOING_BYTES
+        !self.closing && self.leaving.is_none() && !opening && answers < MAX_OUTGOING_BYTES
     }
 
     /// Will it come to its end once what is queued was sent?
@@ -375,9 +379,11 @@ impl Connection {
         match done {
             Done::Opened(outcome) => self.opened(outcome),
             Done::Listed(names) => self.listed(&names),
+            Done::Scsi(..) if self.leaving.is_some() => {}
             Done::Scsi(tag, answer, into) => self.scsi_done(tag, answer, into),
             Done::Lost => self.close(),
         }
+        self.leave();
     }
 
     /// CmdSN rules (RFC 7143 §4.2.2.1): false for what is to be ignored silently.
@@ -491,10 +497,23 @@ impl Connection {
             if let Phase::Full(session) = &self.phase {
                 session.opened.nexus.leaving();
             }
-            self.close();
-            self.tasks.clear();
+            self.jobs.clear();
+            self.tasks.values().for_each(Entry::cancel);
+            self.leaving = Some(header);
+            return self.leave();
         }
         self.send_status(header, &[]);
+    }
+
+    /// Answers a logout once no job runs.
+    fn leave(&mut self) {
+        if self.running == 0 {
+            if let Some(header) = self.leaving.take() {
+                self.close();
+                self.tasks.clear();
+                self.send_status(header, &[]);
+            }
+        }
     }
 
     pub(super) fn peer(&self) -> SocketAddr {

@@ -36,6 +36,7 @@ struct State {
     blocking: Option<Duration>,
     record: String,
     sanitize: SanitizeState,
+    writes: u64,
 }
 
 /// The part of one request that lies in one block of 4 KiB.
@@ -74,6 +75,7 @@ impl MemoryLun {
                 blocking: None,
                 record: String::new(),
                 sanitize: SanitizeState::Idle,
+                writes: 0,
             }),
         }
     }
@@ -130,6 +132,11 @@ impl MemoryLun {
     /// How many flushes (and writes with `fua`) were done.
     pub fn flush_count(&self) -> u64 {
         self.flushes.load(Ordering::Relaxed)
+    }
+
+    /// How many calls wrote data: one for each write of a client that comes as a whole.
+    pub fn write_count(&self) -> u64 {
+        self.state.read().writes
     }
 
     /// Bytes of mapped blocks.
@@ -290,6 +297,7 @@ impl State {
         self.check_edges(offset, length)?;
         self.check_space(offset, length)?;
         self.copy_in(offset, data);
+        self.writes += 1;
         Ok(())
     }
 

@@ -177,6 +177,7 @@ impl World {
             pool_id: [config.seed as u8; 16],
             created: clock.now(),
             paths: devices.iter().map(|device| device.name()).collect(),
+            redundancy: Default::default(),
         };
         Fs::format(&as_dyn(&devices), &options).map_err(|e| format!("format: {e}"))?;
         let world = Arc::new(World {

@@ -174,6 +174,19 @@ pub trait BlockIo: Send + Sync + fmt::Debug {
     /// Runs covering the range from `offset`, in order, at most `max`, the last may end early.
     fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>, BlockError>;
 
+    /// Takes over `length` bytes at `from` of another disk of the pool, named by its NAA, without
+    /// moving them. `None`: it cannot, and they are to be read and written.
+    fn clone_range(
+        &self,
+        source: &[u8; 16],
+        from: u64,
+        to: u64,
+        length: u64,
+    ) -> Option<Result<(), BlockError>> {
+        let _ = (source, from, to, length);
+        None
+    }
+
     /// A reservation: keeps the file door out as a first write does, without writing. May wait as a
     /// write does.
     fn claim(&self) -> Result<(), BlockError> {

@@ -20,8 +20,6 @@ pub enum Attention {
     CapacityChanged,
     /// THIN PROVISIONING SOFT THRESHOLD REACHED.
     SoftThreshold,
-    /// COMMANDS CLEARED BY ANOTHER INITIATOR.
-    CommandsCleared,
     /// RESERVATIONS PREEMPTED.
     ReservationsPreempted,
     /// RESERVATIONS RELEASED.
@@ -40,7 +38,6 @@ impl Attention {
             Attention::ModeChanged => Sense::new(0x6, 0x2A, 0x01),
             Attention::CapacityChanged => Sense::new(0x6, 0x2A, 0x09),
             Attention::SoftThreshold => Sense::new(0x6, 0x38, 0x07),
-            Attention::CommandsCleared => Sense::new(0x6, 0x2F, 0x00),
             Attention::ReservationsPreempted => Sense::new(0x6, 0x2A, 0x03),
             Attention::ReservationsReleased => Sense::new(0x6, 0x2A, 0x04),
             Attention::RegistrationsPreempted => Sense::new(0x6, 0x2A, 0x05),

@@ -130,7 +130,7 @@ fn designators(identity: &Identity, ports: &PortNames) -> Vec<u8> {
 /// Extended INQUIRY data: which task attributes exist, and whether there is a volatile cache.
 fn extended(geometry: &Geometry) -> Vec<u8> {
     let mut body = vec![0u8; 60];
-    body[1] = 0x01; // SIMPSUP
+    body[1] = 0x07; // HEADSUP, ORDSUP, SIMPSUP
     body[2] = u8::from(!geometry.write_through); // V_SUP
     body
 }

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::attention::Attention;
 use super::cdb::{decode, Command};
+use super::copy::CopyTargets;
 use super::media::{Kind, Task};
 use super::reserve::{Access, Denied, Order, LIST_BYTES, MAX_LIST_BYTES, MOVE};
 use super::unit::{LogicalUnit, NexusState, FLAG_D_SENSE, FLAG_EJECTED, FLAG_SWP, FLAG_WCE_OFF};
@@ -30,6 +31,8 @@ pub struct PortNames {
     pub port: String,
     /// RELATIVE TARGET PORT IDENTIFIER.
     pub relative_port: u16,
+    /// How many target ports the device has: they are numbered from 1.
+    pub port_count: u16,
     /// TARGET PORT GROUP.
     pub port_group: u16,
     /// SPC-4 protocol identifier (5 = iSCSI).
@@ -52,6 +55,7 @@ pub struct Nexus {
     state: Arc<NexusState>,
     disk: Arc<dyn BlockIo>,
     ports: PortNames,
+    copy_targets: Option<Arc<dyn CopyTargets>>,
     seen_generation: AtomicU64,
     seen_media_changes: AtomicU64,
     seen_thresholds: AtomicU64,
@@ -78,11 +82,22 @@ impl Nexus {
             state,
             disk,
             ports,
+            copy_targets: None,
             seen_generation,
             seen_media_changes,
             seen_thresholds,
             geometry,
         }
+    }
+
+    /// With other units that EXTENDED COPY may name.
+    pub fn with_copy_targets(mut self, targets: Arc<dyn CopyTargets>) -> Nexus {
+        self.copy_targets = Some(targets);
+        self
+    }
+
+    pub(super) fn copy_targets(&self) -> Option<&dyn CopyTargets> {
+        self.copy_targets.as_deref()
     }
 
     /// The unit that all nexuses of this LUN share.
@@ -366,12 +381,6 @@ impl Nexus {
             }
             _ => self.check(Sense::LUN_NOT_SUPPORTED),
         }
-    }
-
-    /// CLEAR TASK SET (SAM-5 §7.5): tasks of every nexus are aborted, the others are told.
-    pub fn clear_task_set(&self) {
-        self.unit.abort_all_tasks();
-        self.unit.raise_for_others(&self.state, Attention::CommandsCleared);
     }
 
     /// The answer to a command that the transport has no room for.

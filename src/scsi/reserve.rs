@@ -509,11 +509,11 @@ impl Reservations {
         for one in &self.registrants {
             let holder = self.holder.as_ref().filter(|_| self.holds(&one.port));
             let kind = holder.map_or(0, |holder| holder.kind as u8);
-            let [high, low] = ports.relative_port.to_be_bytes();
             let transport = transport_id(&one.port, ports.protocol);
             body.extend_from_slice(&one.key.to_be_bytes());
-            body.extend_from_slice(&[0, 0, 0, 0, u8::from(holder.is_some()), kind, 0, 0, 0, 0]);
-            body.extend_from_slice(&[high, low]);
+            // ALL_TG_PT: the relative port means nothing
+            let flags = 0x02 | u8::from(holder.is_some());
+            body.extend_from_slice(&[0, 0, 0, 0, flags, kind, 0, 0, 0, 0, 0, 0]);
             body.extend_from_slice(&(transport.len() as u32).to_be_bytes());
             body.extend_from_slice(&transport);
         }

@@ -73,7 +73,7 @@ fn saved_mode_pages_come_back_with_a_reset() {
     let bench = Bench::new();
     let nexus = bench.nexus("a");
     let select = |sp: u8, swp: u8| {
-        let list = [0, 0, 0, 0, 0x0A, 0x0A, 2, 0x10, swp, 0, 0, 0, 0, 0, 0, 0];
+        let list = [0, 0, 0, 0, 0x0A, 0x0A, 0x22, 0x10, swp, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(run(&nexus, &[0x15, 0x10 | sp, 0, 0, 16, 0], &list).status, Status::Good);
     };
     let swp = |control: u8| run(&nexus, &[0x1A, 8, control | 0x0A, 0, 255, 0], &[]).data[8] & 8;
@@ -100,4 +100,56 @@ fn log_pages_are_listed_and_there() {
     let all = run(&nexus, &[0x1A, 8, 0x3F, 0xFF, 255, 0], &[]).data;
     assert_eq!(usize::from(all[0]) + 1, all.len());
     assert!(all.windows(4).any(|bytes| bytes == [0x5C, 2, 0, 12]));
+}
+
+/// One other disk, and who may have it.
+#[derive(Debug)]
+struct Beside(Arc<LogicalUnit>, Arc<MemoryLun>);
+
+impl CopyTargets for Beside {
+    fn find(&self, naa: &[u8; 16]) -> Option<CopyTarget> {
+        let disk = Arc::clone(&self.1) as Arc<dyn BlockIo>;
+        (disk.identity().naa == *naa).then(|| CopyTarget::new(Arc::clone(&self.0), disk))
+    }
+}
+
+/// A parameter list that copies blocks 0..4 of one disk to 8..12 of another.
+fn copy_list(from: &MemoryLun, to: &MemoryLun) -> Vec<u8> {
+    let mut list = vec![7, 0, 0, 64, 0, 0, 0, 0, 0, 0, 0, 28, 0, 0, 0, 0];
+    for disk in [from, to] {
+        list.extend_from_slice(&[0xE4, 0, 0, 0, 1, 3, 0, 16]);
+        list.extend_from_slice(&disk.identity().naa);
+        list.extend_from_slice(&[0, 0, 0, 0, 0, 0, 2, 0]);
+    }
+    list.extend_from_slice(&[2, 0, 0, 24, 0, 0, 0, 1, 0, 0, 0, 4]);
+    list.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8]);
+    list
+}
+
+#[test]
+fn a_copy_reaches_another_unit_as_its_initiator_may() {
+    let (here, there) = (Bench::new(), Bench::named("u"));
+    let beside = Arc::new(Beside(Arc::clone(&there.unit), Arc::clone(&there.disk)));
+    let (nexus, holder) = (here.nexus("a").with_copy_targets(beside), there.nexus("b"));
+    for lba in 0..4 {
+        write(&nexus, lba, lba);
+    }
+    let copy = |list: &[u8]| {
+        let mut cdb = [0u8; 16];
+        (cdb[0], cdb[13]) = (0x83, list.len() as u8);
+        code(&run(&nexus, &cdb, list))
+    };
+    let list = copy_list(&here.disk, &there.disk);
+    assert_eq!(copy(&list), (0, 0, 0));
+    assert_eq!((read(&holder, 8)[0], read(&holder, 9)[0], read(&holder, 11)[0]), (0, 1, 3));
+    there.disk.set_read_only(true);
+    assert_eq!(copy(&list), (0xA, 0x0D, 1));
+    assert_eq!(copy(&copy_list(&there.disk, &here.disk)), (0, 0, 0), "it may be read");
+    there.disk.set_read_only(false);
+    while run(&holder, &[0], &[]).status != Status::Good {}
+    assert_eq!(run(&holder, &[0x16, 0, 0, 0, 0, 0], &[]).status, Status::Good);
+    assert_eq!(copy(&copy_list(&there.disk, &here.disk)), (0xA, 0x0D, 1), "reserved");
+    let mut unknown = list;
+    unknown[16 + 32 + 8] ^= 1;
+    assert_eq!(copy(&unknown), (0xA, 0x0D, 2));
 }

@@ -183,13 +183,6 @@ impl LogicalUnit {
         }
     }
 
-    /// CLEAR TASK SET: tasks of every nexus are aborted, nothing else changes.
-    pub(super) fn abort_all_tasks(&self) {
-        for nexus in self.nexuses.lock().iter() {
-            nexus.abort_tasks();
-        }
-    }
-
     /// Works on the reservations, and keeps the flag that says whether there are any.
     fn with_reservations<T>(&self, work: impl FnOnce(&mut Reservations) -> T) -> T {
         let mut all = self.reservations.lock();
@@ -202,6 +195,13 @@ impl LogicalUnit {
     pub(super) fn allows(&self, nexus: &NexusState, access: Access) -> bool {
         self.flags() & FLAG_RESERVED == 0
             || self.reservations.lock().allows(nexus.id, &nexus.port, access)
+    }
+
+    /// May the initiator do it through another unit's nexus? (SPC-4 §5.16.3)
+    pub(super) fn allows_port(&self, port: &str, access: Access) -> bool {
+        /// No nexus has this number: RESERVE(6) of any keeps it out.
+        const NOBODY: u64 = u64::MAX;
+        self.reservations.lock().allows(NOBODY, port, access)
     }
 
     pub(super) fn reserve6(&self, nexus: &NexusState) -> Result<(), Denied> {

@@ -112,6 +112,21 @@ pub enum Pool {
         #[arg(value_name = "OBJECT")]
         object: Option<String>,
     },
+    /// Read every copy of every block of a pool, and heal the bad ones; served or not
+    #[command(after_help = POOL_SCRUB_EXAMPLES)]
+    Scrub {
+        /// Any device of the pool
+        path: Option<PathBuf>,
+        /// Begin it and return; without a server it goes on when the pool is served
+        #[arg(long)]
+        background: bool,
+        /// End the one that is running
+        #[arg(long, conflicts_with = "background")]
+        cancel: bool,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
     /// Use the space that a device has gained; a file is made longer first
     #[command(after_help = "Examples:\n  lunfs pool grow /srv/pool.lunfs --size 200G")]
     Grow {
@@ -130,6 +145,13 @@ const POOL_CREATE_EXAMPLES: &str = "\
 Examples:
   lunfs pool create /srv/pool.lunfs --size 100G
   lunfs pool create /dev/sdb /dev/sdc";
+
+const POOL_SCRUB_EXAMPLES: &str = "\
+Exit code 1 where something could not be healed.
+
+Examples:
+  lunfs pool scrub /srv/pool.lunfs
+  lunfs pool scrub --background";
 
 const DUMP_EXAMPLES: &str = "\
 Examples:
@@ -393,6 +415,9 @@ mod tests {
             "lunfs pool show p",
             "lunfs pool check p",
             "lunfs pool dump p",
+            "lunfs pool scrub p",
+            "lunfs pool scrub p --background --json",
+            "lunfs pool scrub --cancel --dry-run",
             "lunfs pool grow p --size 2G --dry-run",
             "lunfs stop --dry-run --pool p",
             "lunfs status --json",

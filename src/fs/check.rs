@@ -50,8 +50,7 @@ pub fn check(devices: &[Arc<dyn BlockDevice>], options: CheckOptions) -> Result<
     let over = |d: &Arc<dyn BlockDevice>| -> Arc<dyn BlockDevice> {
         Arc::new(OverlayDevice::with_limit(d.clone(), OVERLAY_BLOCKS))
     };
-    let open =
-        OpenOptions { cache_bytes: 64 << 20, clock: Arc::new(SystemClock), background: false };
+    let open = OpenOptions { degraded: true, ..OpenOptions::default() };
     let fs = Fs::open(devices.iter().map(over).collect(), open)?;
     let core = fs.core().clone();
     core.release_ready()?;

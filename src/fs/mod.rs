@@ -9,6 +9,7 @@
 mod check;
 mod core;
 mod cp;
+mod devices;
 mod dir;
 mod dump;
 mod error;
@@ -16,11 +17,20 @@ mod file;
 mod group;
 mod guard;
 mod handle;
+mod heal;
 mod inode;
+mod labels;
+mod members;
 mod namespace;
+#[cfg(feature = "planted")]
+pub mod planted;
+#[cfg(not(feature = "planted"))]
+mod planted;
 mod pool;
 mod reclaim;
 mod recovery;
+mod regenerate;
+mod scrub;
 mod segments;
 mod space;
 mod store;
@@ -32,8 +42,10 @@ mod wipe;
 mod xattr;
 
 pub use check::{check, CheckOptions, Report};
+pub use devices::DeviceStatus;
 pub use dump::{dump, As as DumpAs, What as DumpWhat};
 pub use error::{Error, Result};
 pub use handle::File;
 pub use pool::{FormatOptions, Fs, OpenOptions};
+pub use scrub::{BadPlace, Outcome, Part, ScrubStatus, SCRUB_PLACES};
 pub use types::*;

@@ -3,6 +3,7 @@
 use super::core::{Core, Inode, TABLE};
 use super::error::{Error, Result};
 use super::handle::File;
+use super::scrub::ScrubStatus;
 use super::segments::push_run;
 use super::types::*;
 use super::{inode, recovery, segments};
@@ -22,6 +23,18 @@ pub struct OpenOptions {
     /// Run consistency points, write-out and reclaim on own threads (false: only inside calls, and
     /// by [`Fs::maintain`]: deterministic).
     pub background: bool,
+    /// Go on although devices are missing that no other has recorded as missing, where redundancy
+    /// allows it.
+    pub degraded: bool,
+    /// Random: new lineages are made from it.
+    pub seed: u64,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        let (clock, background) = (Arc::new(SystemClock), false);
+        OpenOptions { cache_bytes: 64 << 20, clock, background, degraded: false, seed: 0 }
+    }
 }
 
 /// How to make a pool.
@@ -74,6 +87,9 @@ impl Fs {
         self.core.bell.stop();
         for thread in self.threads.lock().drain(..) {
             let _ = thread.join();
+        }
+        if self.core.scrub.is_unsaved() {
+            return self.core.consistency_point_forced();
         }
         self.core.consistency_point(false)
     }
@@ -133,6 +149,27 @@ impl Fs {
         self.core.writable()?;
         self.core.consistency_point(false)?;
         Ok(self.core.reclaim_pending.load(Ordering::Relaxed) > 0)
+    }
+
+    /// Begins to verify, and heal, every copy of every block; false: that is going on already.
+    pub fn scrub_start(&self) -> Result<bool> {
+        self.core.scrub_start()
+    }
+
+    /// Ends a scrub before it is done; false: there is none.
+    pub fn scrub_cancel(&self) -> Result<bool> {
+        self.core.scrub_cancel()
+    }
+
+    /// How far the scrub is, or what the last one found.
+    pub fn scrub_status(&self) -> ScrubStatus {
+        self.core.scrub.status()
+    }
+
+    /// Examines about so many blocks on this thread; true while there is more to do. A pool with
+    /// background threads does this by itself, paced.
+    pub fn scrub_step(&self, budget_blocks: u64) -> Result<bool> {
+        self.core.scrub_step(budget_blocks)
     }
 
     /// Takes over space that the devices have gained; by how many bytes the pool grew.
@@ -306,7 +343,8 @@ impl Core {
         let mut map = self.store.segment_map();
         let old = self.space.blocks();
         let mut end = old / SEGMENT_BLOCKS;
-        for (i, device) in self.store.devices.iter().enumerate() {
+        for (i, device) in self.store.members.now().devices.iter().enumerate() {
+            let Some(device) = device else { continue };
             let have = device.block_count() / SEGMENT_BLOCKS;
             let used = |r: &SegmentRun| {
                 r.members.iter().filter(|m| usize::from(m.0) == i).map(|m| m.1 + r.count).max()
@@ -331,13 +369,7 @@ impl Core {
         self.consistency_point_forced()?;
         self.space.grow(&self.store, blocks)?;
         self.consistency_point_forced()?;
-        self.relabel()?;
+        self.store.relabel()?;
         Ok((blocks - old) * BLOCK_BYTES as u64)
-    }
-
-    fn relabel(&self) -> Result<()> {
-        let first = self.store.devices.first().ok_or(Error::Invalid("no device"))?;
-        let label = recovery::read_label(first)?;
-        recovery::write_labels(&self.store.devices, self.pool_id, label.created, &label.devices)
     }
 }

@@ -1,9 +1,9 @@
-"""libiscsi's conformance suite (iscsi-test-cu) against LUNs of several kinds: each test in a process
-of its own with a time limit, several LUNs beside each other. Prints a table, and fails on anything
-that is not known to be the suite's own fault.
+"""libiscsi's conformance suite (iscsi-test-cu) against LUNs of several kinds: each test in a
+process of its own with a time limit, several LUNs beside each other. Prints a table, and fails on
+anything that is not known to be the suite's own fault.
 
-Environment: LUNFS is the program under test; ISCSI_TEST_CU another iscsi-test-cu; PROFILE=word takes
-the profiles whose names contain it; FILTER=regex the tests; LOGS=dir keeps a log of each test.
+Environment: LUNFS is the program under test; ISCSI_TEST_CU another iscsi-test-cu; PROFILE=word
+takes the profiles whose names contain it; FILTER=regex the tests; LOGS=dir keeps a log of each.
 
 The suite prints "passed" for a test that skipped everything. Here:
   PASS  ran, nothing in it failed or was skipped      PART  nothing failed, some of it was skipped

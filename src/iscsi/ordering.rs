@@ -1,9 +1,10 @@
 //! Task attributes (SAM-5 §8.6): a session is a task set of its own (TST = 001b), so its connection
-//! alone decides when a command may begin. Data of a command that waits is taken in as of any other.
+//! alone decides when a command may begin. Data of a command that waits is taken in as of any
+//! other.
 //!
 //! Invariants: an ORDERED command begins when none that came before it is unanswered; a SIMPLE one
-//! when no ORDERED or HEAD OF QUEUE one that came before it is; HEAD OF QUEUE at once. `barriers` is
-//! true while there may be one that is not SIMPLE, so that without them nothing is looked for.
+//! when no ORDERED or HEAD OF QUEUE one that came before it is; HEAD OF QUEUE at once. `barriers`
+//! is true while there may be one that is not SIMPLE, so that without them nothing is looked for.
 
 use super::connection::{Connection, Phase};
 use super::pool::Buffer;

@@ -2,7 +2,7 @@
 //! that is not done. It stands as TOML in the file `state` of its directory, made when it is first
 //! needed and read-only in the mount.
 //!
-//! Invariant: `now` is what the file says, or the file could not be written and the caller was told.
+//! Invariant: `now` is what the file says; where it cannot be written, the caller is told.
 
 use super::event_log;
 use crate::fs::{self, File, Fs, NewNode, NodeId, Owner};

@@ -113,8 +113,8 @@ impl Lun {
         self.live.sanitize.get()
     }
 
-    /// Begins one; the caller has the block lease. Another that runs is an error, one that failed is
-    /// begun anew.
+    /// Begins one; the caller has the block lease. Another that runs is an error, one that failed
+    /// is begun anew.
     pub(super) fn begin_sanitize(self: &Arc<Lun>, order: SanitizeOrder) -> Result<(), BlockError> {
         let _change = self.change.lock();
         if matches!(self.sanitize_state(), SanitizeState::Running(_)) {

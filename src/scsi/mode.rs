@@ -90,7 +90,8 @@ fn page((code, subpage): (u8, u8), values: Values, ground: &Ground<'_>) -> Optio
             out[2] = if enabled { WCE } else { 0 };
         }
         (0x0A, _) => {
-            out[2] = 0x22 | if flags & FLAG_D_SENSE != 0 { D_SENSE } else { 0 }; // TST = 001b, GLTSD
+            // TST = 001b, GLTSD
+            out[2] = 0x22 | if flags & FLAG_D_SENSE != 0 { D_SENSE } else { 0 };
             out[3] = 0x10; // unrestricted reordering
             out[4] = if flags & FLAG_SWP != 0 { SWP } else { 0 };
         }

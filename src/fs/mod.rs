@@ -43,6 +43,7 @@ mod tree;
 mod txn;
 mod types;
 mod volume;
+mod wipe;
 mod xattr;
 
 pub use check::{check, CheckOptions, Report};

@@ -281,6 +281,38 @@ impl Space {
         Ok(())
     }
 
+    /// Takes every free run of a segment, to be wiped, in no image; `None`: there is none such.
+    pub fn take_segment(&self, store: &Store, segment: u64) -> Result<Option<Vec<Run>>> {
+        let mut inner = self.inner.lock();
+        let first = segment.saturating_mul(SEGMENT_BLOCKS);
+        if first >= inner.blocks {
+            return Ok(None);
+        }
+        let mut runs: Vec<Run> = Vec::new();
+        for b in first..(first + SEGMENT_BLOCKS).min(inner.blocks) {
+            if !inner.set_busy(store, b)? {
+                continue;
+            }
+            self.free.fetch_sub(1, Ordering::AcqRel);
+            match runs.last_mut().filter(|run| run.0 + run.1 == b) {
+                Some(run) => run.1 += 1,
+                None => runs.push((b, 1)),
+            }
+        }
+        Ok(Some(runs))
+    }
+
+    /// Gives back what `take_segment` took.
+    pub fn return_segment(&self, store: &Store, segment: u64, runs: &[Run]) -> Result<()> {
+        let mut inner = self.inner.lock();
+        for b in runs.iter().flat_map(|run| run.0..run.0 + run.1) {
+            inner.clear_busy(store, b)?;
+            self.free.fetch_add(1, Ordering::AcqRel);
+        }
+        inner.unload_fresh((segment * SEGMENT_BLOCKS / REGION_BLOCKS) as usize);
+        Ok(())
+    }
+
     /// Books the allocations up to `epoch` and these frees into the image.
     pub fn apply(&self, store: &Store, epoch: u64, freed: &[u64]) -> Result<()> {
         let mut inner = self.inner.lock();
@@ -473,6 +505,14 @@ impl Inner {
             r.page = Some(Page { busy: image.clone(), image, dirty: false });
         }
         r.page.as_mut().ok_or(Error::Invalid("page"))
+    }
+
+    /// Forgets the page of a region that was never used: it is made again as it was.
+    fn unload_fresh(&mut self, region: usize) {
+        let Some(r) = self.regions.get_mut(region).filter(|r| !r.entry.written) else { return };
+        if r.page.as_ref().is_some_and(|page| !page.dirty && page.image == page.busy) {
+            r.page = None;
+        }
     }
 
     fn set_busy(&mut self, store: &Store, block: u64) -> Result<bool> {

@@ -8,6 +8,7 @@
 use super::core::{Core, NAMES, ORPHANS_INO, TABLE};
 use super::error::{Error, Result};
 use super::pool::{Fs, OpenOptions};
+use super::rebalance::gaps;
 use super::reclaim::{read_entries, Scope};
 use super::space::Space;
 use super::types::*;
@@ -15,7 +16,7 @@ use crate::device::overlay::OverlayDevice;
 use crate::device::BlockDevice;
 use fs_layout::{
     DeadKind, DirBucket, Inode as DiskInode, InodeKind, Pointer, INODES_PER_BLOCK, INODE_BYTES,
-    VERSION_DELETED,
+    SEGMENT_BLOCKS, VERSION_DELETED,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -32,6 +33,8 @@ pub struct CheckOptions {
 pub struct Report {
     /// One line each; empty: the pool is sound. At most [`MAX_ERRORS`] of them.
     pub errors: Vec<String>,
+    /// What a power cut can leave behind and the next opening mends.
+    pub notes: Vec<String>,
     /// Inodes in use.
     pub inodes: u64,
     /// Blocks named by something, all volumes.
@@ -52,20 +55,48 @@ pub fn check(devices: &[Arc<dyn BlockDevice>], options: CheckOptions) -> Result<
     let over = |d: &Arc<dyn BlockDevice>| -> Arc<dyn BlockDevice> {
         Arc::new(OverlayDevice::with_limit(d.clone(), OVERLAY_BLOCKS))
     };
+    let mut report = Report::default();
+    super::copies::survey_fixed(devices.iter().map(over).collect(), &mut report)?;
     let open = OpenOptions { degraded: true, ..OpenOptions::default() };
     let fs = Fs::open(devices.iter().map(over).collect(), open)?;
     let core = fs.core().clone();
     core.release_ready()?;
+    if options.data {
+        super::copies::survey_trees(&core, &mut report)?;
+    }
     let mut count = Count::new(&core, options);
+    count.report = report;
     count.run()?;
+    count.compare_space()?;
     Ok(count.report)
 }
 
-struct Count<'a> {
+/// What a repair can do something about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Finding {
+    /// An inode counts other blocks than it has.
+    Blocks(NodeId, u64),
+    /// A directory counts other entries than it has.
+    Entries(NodeId, u64),
+    /// An inode has so many names, and counts others.
+    Names(NodeId, InodeKind, u32),
+    /// Names lead to it, and it is not there.
+    Missing(NodeId),
+    /// A file's block that is somebody else's too.
+    Shared(NodeId, u64, Pointer),
+}
+
+pub(super) struct Count<'a> {
     core: &'a Core,
     options: CheckOptions,
-    seen: Vec<u64>,
-    report: Report,
+    pub(super) seen: Vec<u64>,
+    pub(super) report: Report,
+    pub(super) findings: Vec<Finding>,
+    /// Nodes and blocks of inodes that could not be read: what is below is not counted.
+    pub(super) unread: u64,
+    /// Directories of which not all names could be read.
+    pub(super) unread_names: std::collections::HashSet<NodeId>,
+    at: NodeId,
     /// Names found for each inode, and its record's own figures.
     links: HashMap<NodeId, u32>,
     records: HashMap<NodeId, (InodeKind, u32)>,
@@ -93,13 +124,17 @@ enum Shared {
 }
 
 impl<'a> Count<'a> {
-    fn new(core: &'a Core, options: CheckOptions) -> Self {
+    pub(super) fn new(core: &'a Core, options: CheckOptions) -> Self {
         let words = core.space.blocks().div_ceil(64) as usize;
         Count {
             core,
             options,
             seen: vec![0; words],
             report: Report::default(),
+            findings: Vec::new(),
+            unread: 0,
+            unread_names: Default::default(),
+            at: NodeId { volume: TABLE, ino: 0 },
             links: HashMap::new(),
             records: HashMap::new(),
             place: String::new(),
@@ -117,7 +152,8 @@ impl<'a> Count<'a> {
         }
     }
 
-    fn run(&mut self) -> Result<()> {
+    /// Everything but the comparison with the free-space map.
+    pub(super) fn run(&mut self) -> Result<()> {
         let (root, reclaim) = {
             let cp = self.core.cp.lock();
             (cp.root.volume_table, cp.reclaim.entries().to_vec())
@@ -138,7 +174,7 @@ impl<'a> Count<'a> {
             }
         }
         self.compare_links();
-        self.compare_space()
+        Ok(())
     }
 
     /// Versions one after the other, each after its parent: a block is counted with the version in
@@ -251,6 +287,9 @@ impl<'a> Count<'a> {
         }
         let shared = p.birth <= self.bound;
         if !(if shared { self.shared_block(p) } else { self.mark(p.block) }) {
+            if height == 0 && !shared {
+                self.findings.push(Finding::Shared(self.at, base, *p));
+            }
             return Ok(());
         }
         if height == 0 {
@@ -264,6 +303,7 @@ impl<'a> Count<'a> {
             Err(e) => {
                 let place = self.place.clone();
                 self.error(format!("{place}: node at block {}: {e}", p.block));
+                self.unread += 1;
                 return Ok(());
             }
         };
@@ -300,7 +340,10 @@ impl<'a> Count<'a> {
                         }
                     }
                 }
-                Err(e) => c.error(format!("volume {}, inode block {block}: {e}", volume.0)),
+                Err(e) => {
+                    c.error(format!("volume {}, inode block {block}: {e}", volume.0));
+                    c.unread += 1;
+                }
             }
             Ok(())
         })?;
@@ -313,6 +356,7 @@ impl<'a> Count<'a> {
     fn inode(&mut self, id: NodeId, inode: &DiskInode) -> Result<()> {
         self.place = format!("volume {}, inode {}", id.volume.0, id.ino);
         self.report.inodes += 1;
+        self.at = id;
         // Of a snapshot only what is its own is walked: its names are not counted.
         let whole = self.bound == 0 || self.shared == Shared::Follow;
         if whole {
@@ -344,9 +388,11 @@ impl<'a> Count<'a> {
         let wrong = blocks != inode.blocks && (!self.counted_late || blocks > inode.blocks);
         if wrong && inode.kind != InodeKind::DeadList && !self.reclaiming(id) {
             self.error(format!("{place}: counts {} blocks, has {blocks}", inode.blocks));
+            self.findings.push(Finding::Blocks(id, blocks));
         }
         if is_dir && entries != inode.entries {
             self.error(format!("{place}: counts {} entries, has {entries}", inode.entries));
+            self.findings.push(Finding::Entries(id, entries));
         }
         if inode.xattr_ino != 0 {
             let x = NodeId { volume: id.volume, ino: inode.xattr_ino };
@@ -367,6 +413,7 @@ impl<'a> Count<'a> {
             Ok(data) => data,
             Err(e) => {
                 self.error(format!("directory {}/{}: {e}", dir.volume.0, dir.ino));
+                self.unread_names.insert(dir);
                 return Ok(0);
             }
         };
@@ -374,6 +421,7 @@ impl<'a> Count<'a> {
             Ok(b) => b,
             Err(e) => {
                 self.error(format!("directory {}/{}: {e}", dir.volume.0, dir.ino));
+                self.unread_names.insert(dir);
                 return Ok(0);
             }
         };
@@ -409,6 +457,7 @@ impl<'a> Count<'a> {
         let mut errors = Vec::new();
         for (id, count) in &self.links {
             if !self.records.contains_key(id) {
+                self.findings.push(Finding::Missing(*id));
                 errors.push(format!(
                     "volume {}, inode {}: has {count} names but does not exist",
                     id.volume.0, id.ino
@@ -424,6 +473,7 @@ impl<'a> Count<'a> {
                 _ => names != *nlink,
             };
             if wrong && *id != NAMES {
+                self.findings.push(Finding::Names(*id, *kind, names));
                 errors.push(format!(
                     "volume {}, inode {}: counts {nlink} links, has {names} names",
                     id.volume.0, id.ino
@@ -435,6 +485,14 @@ impl<'a> Count<'a> {
     }
 
     fn compare_space(&mut self) -> Result<()> {
+        let wrong = self.core.space.wrong_counts(&self.core.store)?;
+        wrong.into_iter().for_each(|what| self.error(what));
+        let gaps = gaps(&self.core.store.segment_map(), self.core.space.blocks() / SEGMENT_BLOCKS);
+        let is_mapped = |block: u64| {
+            let after = gaps.partition_point(|gap| gap.0 <= block / SEGMENT_BLOCKS);
+            let gap = after.checked_sub(1).and_then(|i| gaps.get(i));
+            gap.is_none_or(|(first, count)| block / SEGMENT_BLOCKS >= first + count)
+        };
         for block in 1..self.core.space.blocks() {
             if Space::is_reserved(block) {
                 continue;
@@ -444,7 +502,11 @@ impl<'a> Count<'a> {
             if named && !used {
                 self.error(format!("block {block} is in use but counted as free"));
             }
-            if used && !named {
+            if !is_mapped(block) {
+                if named || !used {
+                    self.error(format!("block {block} is out of service, but not counted so"));
+                }
+            } else if used && !named {
                 self.error(format!("block {block} is counted as used but nothing names it"));
             }
         }

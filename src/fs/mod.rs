@@ -7,8 +7,10 @@
 //! state is that of a prefix of calls, each whole (writes up to [`ATOMIC_WRITE_BYTES`]).
 
 mod check;
+mod copies;
 mod core;
 mod cp;
+mod devices;
 mod diff;
 mod dir;
 mod dump;
@@ -19,17 +21,22 @@ mod guard;
 mod handle;
 mod heal;
 mod inode;
+mod join;
 mod labels;
 mod lists;
 mod members;
+mod moves;
 mod namespace;
 #[cfg(feature = "planted")]
 pub mod planted;
 #[cfg(not(feature = "planted"))]
 mod planted;
 mod pool;
+mod rebalance;
 mod reclaim;
 mod recovery;
+mod regenerate;
+mod repair;
 mod scrub;
 mod segments;
 mod snapshot;
@@ -40,15 +47,19 @@ mod txn;
 mod types;
 mod version;
 mod volume;
+mod wipe;
 mod work;
 mod xattr;
 
 pub use check::{check, CheckOptions, Report};
+pub use devices::DeviceStatus;
 pub use diff::{ChangedExtent, Diff, DiffBase};
 pub use dump::{dump, As as DumpAs, What as DumpWhat};
 pub use error::{Error, Result};
 pub use handle::File;
+pub use join::DeviceChange;
 pub use pool::{FormatOptions, Fs, OpenOptions};
+pub use repair::{repair, Repaired};
 pub use scrub::{BadPlace, Outcome, Part, ScrubStatus, SCRUB_PLACES};
 pub use snapshot::{Bookmark, SnapshotInfo};
 pub use types::*;

@@ -35,6 +35,7 @@ mod reclaim;
 mod recovery;
 mod regenerate;
 mod repair;
+mod roots;
 mod scrub;
 mod segments;
 mod space;

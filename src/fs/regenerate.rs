@@ -19,7 +19,7 @@ use super::core::Core;
 use super::error::{Error, Result};
 use super::labels::{accounts_for, own_id, read_label, MIN_DEVICE_BLOCKS};
 use super::members::{Device, Set};
-use super::recovery::write_segment_map;
+use super::roots::write_segment_map;
 use super::scrub::{Outcome, Walk};
 use crate::device::Block;
 use fs_layout::{

@@ -41,7 +41,7 @@ mod volume;
 mod xattr;
 
 pub use check::{check, CheckOptions, Report};
-pub use dump::{dump, As as DumpAs, What as DumpWhat};
+pub use dump::{dump, As as DumpAs, Object as DumpObject, What as DumpWhat};
 pub use error::{Error, Result};
 pub use handle::File;
 pub use pool::{FormatOptions, Fs, OpenOptions};

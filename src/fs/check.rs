@@ -8,12 +8,14 @@
 use super::core::{Core, NAMES, ORPHANS_INO, TABLE};
 use super::error::{Error, Result};
 use super::pool::{Fs, OpenOptions};
+use super::rebalance::gaps;
 use super::space::Space;
 use super::types::*;
 use crate::device::overlay::OverlayDevice;
 use crate::device::BlockDevice;
 use fs_layout::{
     DeadKind, DirBucket, Inode as DiskInode, InodeKind, Pointer, INODES_PER_BLOCK, INODE_BYTES,
+    SEGMENT_BLOCKS,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -371,6 +373,12 @@ impl<'a> Count<'a> {
     fn compare_space(&mut self) -> Result<()> {
         let wrong = self.core.space.wrong_counts(&self.core.store)?;
         wrong.into_iter().for_each(|what| self.error(what));
+        let gaps = gaps(&self.core.store.segment_map(), self.core.space.blocks() / SEGMENT_BLOCKS);
+        let is_mapped = |block: u64| {
+            let after = gaps.partition_point(|gap| gap.0 <= block / SEGMENT_BLOCKS);
+            let gap = after.checked_sub(1).and_then(|i| gaps.get(i));
+            gap.is_none_or(|(first, count)| block / SEGMENT_BLOCKS >= first + count)
+        };
         for block in 1..self.core.space.blocks() {
             if Space::is_reserved(block) {
                 continue;
@@ -380,7 +388,11 @@ impl<'a> Count<'a> {
             if named && !used {
                 self.error(format!("block {block} is in use but counted as free"));
             }
-            if used && !named {
+            if !is_mapped(block) {
+                if named || !used {
+                    self.error(format!("block {block} is out of service, but not counted so"));
+                }
+            } else if used && !named {
                 self.error(format!("block {block} is counted as used but nothing names it"));
             }
         }

@@ -39,7 +39,7 @@ use std::sync::Arc;
 const DIRTY_SHARE: u64 = 4;
 const DIRTY_BLOCKS_MAX: u64 = 8192;
 /// What three levels of tables above the bitmap pages reach: 2 PiB.
-const MAX_BLOCKS: u64 = 1 << 39;
+pub(crate) const MAX_BLOCKS: u64 = 1 << 39;
 /// Epochs that can have begun after the newest root's next one and left no trace.
 const LOST_EPOCHS: u64 = 2;
 /// A dirty node takes 6 KiB and more; an eighth of the cache may be such nodes.
@@ -245,8 +245,11 @@ fn build(
         inodes,
         volumes,
         scrub,
+        regeneration: Mutex::default(),
+        retired: Mutex::default(),
         bell: Bell::default(),
-        growing: Mutex::new(()),
+        rebalance: Mutex::default(),
+        rebalance_said: Mutex::new(Ok(Rebalance::default())),
         closed: AtomicBool::new(false),
         cp_count: AtomicU64::new(0),
         group_count: AtomicU64::new(0),
@@ -392,7 +395,7 @@ pub(super) fn recovered(loaded: Loaded, damage: Damage) -> Result<Core> {
     } else if uneven {
         core.store.relabel()?;
     }
-    core.recover(damage)?;
+    core.recover(damage).map_err(own_files_are_damaged)?;
     Ok(core)
 }
 
@@ -450,6 +453,16 @@ fn missing(found: &Assembled, why: &str) -> Error {
     let refused: Vec<String> = found.refused.iter().map(|e| format!("{e}; ")).collect();
     let refused = refused.concat();
     Error::Format(format!("{refused}device {slot} of the pool is missing (it was {path}): {why}"))
+}
+
+/// What the pool's own files answer when they are not what they should be is no answer to who
+/// opens a pool.
+fn own_files_are_damaged(error: Error) -> Error {
+    match error {
+        Error::Corrupt { .. } | Error::Format(_) | Error::Io(_) | Error::Latched(_) => error,
+        Error::NoSpace | Error::ReadOnly => error,
+        other => Error::Format(format!("the pool's own files are damaged: {other}")),
+    }
 }
 
 fn is_payload_of(head: &GroupHead, payload: &[u8]) -> bool {
@@ -574,13 +587,17 @@ impl Core {
 
     pub fn consistency_point_forced(&self) -> Result<()> {
         // The new chain must be named by a root even if nothing else changed.
-        let names = self.inode(NAMES)?;
-        {
-            let _shared = self.guard.shared();
-            let mut state = names.state.write();
-            self.touch(&names, &mut state, self.now());
-        }
+        self.touch_names()?;
         self.consistency_point(false)
+    }
+
+    /// Something for a consistency point to do.
+    pub fn touch_names(&self) -> Result<()> {
+        let names = self.inode(NAMES)?;
+        let _shared = self.guard.shared();
+        let mut state = names.state.write();
+        self.touch(&names, &mut state, self.now());
+        Ok(())
     }
 
     /// The chain of groups after the root, as far as it is whole.

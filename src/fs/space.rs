@@ -23,6 +23,8 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+mod service;
+
 const WORDS: usize = BLOCK_BYTES / 8;
 const SEGMENTS: usize = (REGION_BLOCKS / SEGMENT_BLOCKS) as usize;
 const WORDS_PER_SEGMENT: usize = WORDS / SEGMENTS;
@@ -178,12 +180,13 @@ impl Space {
         inner.unknown = unknown;
         let free: i64 = inner.regions.iter().map(|r| i64::from(r.free)).sum();
         let total: u64 = (0..count).map(|r| fresh_free(blocks, r)).sum();
+        let total = total.saturating_sub(Space::out_of_service(store, blocks));
         Ok(Space {
             inner: Mutex::new(inner),
             free: AtomicI64::new(free),
             promised: AtomicI64::new(0),
             waiting: AtomicI64::new(0),
-            reserve: AtomicI64::new(reserve_of(blocks)),
+            reserve: AtomicI64::new(reserve_of(total)),
             total: AtomicI64::new(total as i64),
         })
     }
@@ -281,6 +284,38 @@ impl Space {
         Ok(())
     }
 
+    /// Takes every free run of a segment, to be wiped, in no image; `None`: there is none such.
+    pub fn take_segment(&self, store: &Store, segment: u64) -> Result<Option<Vec<Run>>> {
+        let mut inner = self.inner.lock();
+        let first = segment.saturating_mul(SEGMENT_BLOCKS);
+        if first >= inner.blocks {
+            return Ok(None);
+        }
+        let mut runs: Vec<Run> = Vec::new();
+        for b in first..(first + SEGMENT_BLOCKS).min(inner.blocks) {
+            if !inner.set_busy(store, b)? {
+                continue;
+            }
+            self.free.fetch_sub(1, Ordering::AcqRel);
+            match runs.last_mut().filter(|run| run.0 + run.1 == b) {
+                Some(run) => run.1 += 1,
+                None => runs.push((b, 1)),
+            }
+        }
+        Ok(Some(runs))
+    }
+
+    /// Gives back what `take_segment` took.
+    pub fn return_segment(&self, store: &Store, segment: u64, runs: &[Run]) -> Result<()> {
+        let mut inner = self.inner.lock();
+        for b in runs.iter().flat_map(|run| run.0..run.0 + run.1) {
+            inner.clear_busy(store, b)?;
+            self.free.fetch_add(1, Ordering::AcqRel);
+        }
+        inner.unload_fresh((segment * SEGMENT_BLOCKS / REGION_BLOCKS) as usize);
+        Ok(())
+    }
+
     /// Books the allocations up to `epoch` and these frees into the image.
     pub fn apply(&self, store: &Store, epoch: u64, freed: &[u64]) -> Result<()> {
         let mut inner = self.inner.lock();
@@ -322,44 +357,6 @@ impl Space {
         let refs: Vec<(u64, &Block)> = pages.iter().map(|(b, p)| (*b, &**p)).collect();
         store.write(&refs)?;
         Ok(top)
-    }
-
-    /// The pool is now `blocks` long.
-    pub fn grow(&self, store: &Store, blocks: u64) -> Result<()> {
-        let mut inner = self.inner.lock();
-        let old = inner.blocks;
-        if blocks <= old {
-            return Ok(());
-        }
-        let last = (old.div_ceil(REGION_BLOCKS) - 1) as usize;
-        inner.load_page(store, last)?;
-        let mut gained = 0;
-        let end = region_end(blocks, last as u64);
-        if let Some(page) = inner.regions[last].page.as_mut() {
-            for b in old.max(region_start(last as u64))..end {
-                let i = split(b).1;
-                clear(&mut page.image, i);
-                clear(&mut page.busy, i);
-                page.dirty = true;
-                gained += 1;
-            }
-            inner.regions[last].free += gained as u32;
-        }
-        inner.blocks = blocks;
-        let count = blocks.div_ceil(REGION_BLOCKS);
-        for region in inner.regions.len() as u64..count {
-            let free = fresh_free(blocks, region);
-            gained += free as i64;
-            inner.regions.push(Region { free: free as u32, ..Region::default() });
-        }
-        for level in [1, 2] {
-            inner.tables[level - 1]
-                .resize(tables_at(level as u32, count) as usize, SpaceEntry::default());
-        }
-        self.free.fetch_add(gained, Ordering::AcqRel);
-        self.total.fetch_add(gained, Ordering::AcqRel);
-        self.reserve.store(reserve_of(blocks), Ordering::Relaxed);
-        Ok(())
     }
 
     /// At most `max` pages of all levels from number `from` on; none: there are no more. Under the
@@ -511,6 +508,14 @@ impl Inner {
             r.page = Some(Page { busy: image.clone(), image, dirty: false });
         }
         r.page.as_mut().ok_or(Error::Invalid("page"))
+    }
+
+    /// Forgets the page of a region that was never used: it is made again as it was.
+    fn unload_fresh(&mut self, region: usize) {
+        let Some(r) = self.regions.get_mut(region).filter(|r| !r.entry.written) else { return };
+        if r.page.as_ref().is_some_and(|page| !page.dirty && page.image == page.busy) {
+            r.page = None;
+        }
     }
 
     fn set_busy(&mut self, store: &Store, block: u64) -> Result<bool> {

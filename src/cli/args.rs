@@ -117,7 +117,8 @@ pub enum Pool {
     Dump {
         /// Any device of the pool
         path: Option<PathBuf>,
-        /// block:N, node:N or inodes:N; labels and roots where left out
+        /// space, log, volumes, dead, volume:V, inode:V:I, name:VOLUME/path, block:N, node:N,
+        /// inodes:N or device:D:N; labels, roots and segment map where left out
         #[arg(value_name = "OBJECT")]
         object: Option<String>,
     },
@@ -173,7 +174,8 @@ Examples:
 const DUMP_EXAMPLES: &str = "\
 Examples:
   lunfs pool dump /srv/pool.lunfs
-  lunfs pool dump /srv/pool.lunfs block:1234";
+  lunfs pool dump /srv/pool.lunfs block:1234
+  lunfs pool dump /srv/pool.lunfs name:vm1/data --json";
 
 /// A pool named by its path, or by --pool.
 #[derive(Debug, Args)]

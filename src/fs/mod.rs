@@ -49,7 +49,7 @@ mod xattr;
 
 pub use check::{check, CheckOptions, Report};
 pub use devices::DeviceStatus;
-pub use dump::{dump, As as DumpAs, What as DumpWhat};
+pub use dump::{dump, As as DumpAs, Object as DumpObject, What as DumpWhat};
 pub use error::{Error, Result};
 pub use handle::File;
 pub use join::DeviceChange;

@@ -372,6 +372,12 @@ impl Core {
         Ok(self.read_log(Damage::Cut)?.len() as u64)
     }
 
+    /// Groups that recovery would apply: head, records, and the blocks of the group itself.
+    pub(super) fn log_content(&self) -> Result<Vec<(GroupHead, Vec<FileRecord>, Vec<Run>)>> {
+        let groups = self.read_log(Damage::Cut)?;
+        Ok(groups.into_iter().map(|g| (g.head, g.records, g.blocks)).collect())
+    }
+
     /// Why recovery would refuse the log.
     pub(super) fn log_damage(&self) -> Result<Option<String>> {
         match self.read_log(Damage::Refuse) {

@@ -152,7 +152,15 @@ fn mend_trees(core: &Core, actions: &mut Vec<String>) -> Result<()> {
     let mut count = Count::new(core, METADATA);
     count.run()?;
     let mut missing = BTreeSet::new();
-    for finding in std::mem::take(&mut count.findings) {
+    let mut findings = std::mem::take(&mut count.findings);
+    // One order for each pool, so that a dry run says what is done.
+    findings.sort_by_key(|f| format!("{f:?}"));
+    let shares = |f: &Finding| match f {
+        Finding::Shared(id, ..) => Some(*id),
+        _ => None,
+    };
+    let sharing: BTreeSet<NodeId> = findings.iter().filter_map(shares).collect();
+    for finding in findings {
         let done = match finding {
             // Where something is unread, its inodes may exist and its names may count.
             Finding::Missing(id) => {
@@ -163,6 +171,8 @@ fn mend_trees(core: &Core, actions: &mut Vec<String>) -> Result<()> {
             }
             Finding::Entries(id, _) if count.unread_names.contains(&id) => None,
             Finding::Blocks(..) | Finding::Entries(..) if count.unread > 0 => None,
+            // What it shares was counted with the other owner.
+            Finding::Blocks(id, _) if sharing.contains(&id) => None,
             Finding::Blocks(id, has) => {
                 Some(core.set_record(id, &format!("{has} blocks"), move |m| m.blocks = has)?)
             }

@@ -226,9 +226,11 @@ impl Generator<'_> {
     fn name(&mut self) -> Vec<u8> {
         let names = if self.profile == Profile::Names { 400 } else { 24 };
         let number = self.rng.below(names);
-        match self.rng.below(40) {
+        // Long names fill a directory's bucket soon.
+        let long = if self.profile == Profile::Names { 2 } else { 40 };
+        match self.rng.below(long) {
             0 => format!("n{number:0>254}").into_bytes(),
-            1 => vec![b'n', 0xFF, number as u8 | 0x80],
+            1 if self.rng.chance(1, 20) => vec![b'n', 0xFF, number as u8 | 0x80],
             _ => format!("n{number}").into_bytes(),
         }
     }

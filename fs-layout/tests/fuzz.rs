@@ -60,7 +60,10 @@ impl Rng {
 
 /// Runs `round` for many seeds; a panic names its seed.
 fn rounds(mut round: impl FnMut(&mut Rng)) {
-    for seed in 0..ROUNDS {
+    let first: u64 = std::env::var("LUNFS_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
+    println!("LUNFS_SEED={first}");
+    for n in 0..ROUNDS {
+        let seed = first.wrapping_mul(ROUNDS).wrapping_add(n);
         let mut rng = Rng(seed);
         let run = catch_unwind(AssertUnwindSafe(|| round(&mut rng)));
         assert!(run.is_ok(), "seed {seed}");
@@ -132,7 +135,7 @@ fn put_hash(block: &mut RawBlock) {
 }
 
 #[test]
-fn roots() {
+fn fuzz_roots() {
     rounds(|rng| {
         let (mut block, root) = ([0; BLOCK_BYTES], root(rng));
         let hash = root.encode(&mut block);
@@ -154,7 +157,7 @@ fn member(rng: &mut Rng) -> MemberRecord {
     use MemberState::*;
     MemberRecord {
         state: [Normal, Missing, Merging, Regenerating, Removing, Absent][rng.below(6)],
-        replaces: rng.below(12) as u16,
+        replaces: [None, Some(rng.below(12) as u16)][rng.below(2)],
         segments: rng.bits() as u32,
         good_epoch: rng.number(),
         lineage: rng.bits(),
@@ -162,7 +165,7 @@ fn member(rng: &mut Rng) -> MemberRecord {
 }
 
 #[test]
-fn labels() {
+fn fuzz_labels() {
     rounds(|rng| {
         let device = |rng: &mut Rng| DeviceEntry {
             id: [rng.bits() as u8; 16],
@@ -209,7 +212,7 @@ fn a_long_path_of_an_earlier_label_is_no_membership() {
 }
 
 #[test]
-fn labels_too_long_are_refused() {
+fn fuzz_labels_too_long_are_refused() {
     let mut entry = DeviceEntry { path: "x".repeat(3646), ..DeviceEntry::default() };
     let mut label = Label { devices: vec![entry.clone()], ..Label::default() };
     assert_eq!(label.encode(&mut [0; BLOCK_BYTES]), Ok(()));
@@ -221,7 +224,7 @@ fn labels_too_long_are_refused() {
 }
 
 #[test]
-fn inodes_and_pointers() {
+fn fuzz_inodes_and_pointers() {
     rounds(|rng| {
         let inode = inode(rng);
         let mut bytes = inode.encode();
@@ -249,7 +252,7 @@ fn put_chain(block: &mut RawBlock, seed: &[u8; 32]) {
 }
 
 #[test]
-fn group_heads() {
+fn fuzz_group_heads() {
     rounds(|rng| {
         let mut payload = vec![0; if rng.below(2) == 0 { rng.below(4000) } else { 50_000 }];
         rng.fill(&mut payload);
@@ -313,7 +316,7 @@ fn read_payload(bytes: &[u8]) -> Result<Vec<FileRecord>> {
 }
 
 #[test]
-fn group_payloads() {
+fn fuzz_group_payloads() {
     rounds(|rng| {
         let records: Vec<_> = (0..rng.below(6)).map(|_| record(rng)).collect();
         let mut writer = PayloadWriter::default();
@@ -336,7 +339,7 @@ fn group_payloads() {
 }
 
 #[test]
-fn buckets() {
+fn fuzz_buckets() {
     rounds(|rng| {
         let mut bucket = DirBucket { depth: rng.below(41) as u8, entries: Vec::new() };
         let wanted = rng.below(120);
@@ -368,7 +371,7 @@ fn buckets() {
 }
 
 #[test]
-fn segment_maps() {
+fn fuzz_segment_maps() {
     rounds(|rng| {
         let run = |rng: &mut Rng| SegmentRun {
             logical: 1 + rng.bits() % (1 << 30),
@@ -390,7 +393,7 @@ fn segment_maps() {
 }
 
 #[test]
-fn dead_and_space_entries() {
+fn fuzz_dead_and_space_entries() {
     rounds(|rng| {
         let mut bytes = [0; DEAD_ENTRY_BYTES];
         rng.fill(&mut bytes);

@@ -67,18 +67,18 @@ fn common(label: &Label) -> Label {
     Label { index: 0, device_blocks: 0, ..label.clone() }
 }
 
-fn own_id(label: &Label) -> [u8; 16] {
+pub(crate) fn own_id(label: &Label) -> [u8; 16] {
     label.devices.get(usize::from(label.index)).map_or([0; 16], |d| d.id)
 }
 
 /// The slot that a label gives to the device with this id.
-fn slot_of(label: &Label, id: [u8; 16]) -> Option<usize> {
+pub(crate) fn slot_of(label: &Label, id: [u8; 16]) -> Option<usize> {
     let here = |d: &fs_layout::DeviceEntry| d.id == id && d.member.state != MemberState::Absent;
     label.devices.iter().position(here)
 }
 
 /// Has the device of `other` not gone on by itself, as far as `label` knows?
-fn accounts_for(label: &Label, other: &Label) -> bool {
+pub(crate) fn accounts_for(label: &Label, other: &Label) -> bool {
     if other.lineage == label.lineage || label.ancestors.contains(&other.lineage) {
         return true;
     }
@@ -137,6 +137,10 @@ pub(crate) fn assemble(devices: &[Device]) -> Result<Assembled> {
             let what = "are the same device of the pool: one is a copy";
             return Err(Error::Format(format!("{} and {} {what}", names.0, names.1)));
         }
+        // One that is missing is taken back when somebody says so.
+        if set.record(slot as u16).is_some_and(|r| r.state == MemberState::Missing) {
+            set.devices[slot] = None;
+        }
         let written = set.written(slot as u16).is_some();
         uneven |= written && (f.uneven || common(&f.label) != set.label);
     }
@@ -168,17 +172,24 @@ fn apart(found: &[Labelled]) -> Error {
     ))
 }
 
+/// A device's label as a block.
+pub(crate) fn encode_label(set: &Set, slot: u16, device: &Device) -> io::Result<Box<Block>> {
+    let label = Label { index: slot, device_blocks: device.block_count(), ..set.label.clone() };
+    let mut raw = Block::zeroed();
+    label.encode(&mut raw.0).map_err(|e| io::Error::other(e.to_string()))?;
+    Ok(raw)
+}
+
 /// Writes both labels of all devices that are written, one copy after the other, so that one is
 /// always whole. Fails with the slot of the device that did.
 pub(crate) fn write_labels(set: &Set) -> std::result::Result<(), (u16, io::Error)> {
     for (slot, device) in set.all_written() {
-        let label = Label { index: slot, device_blocks: device.block_count(), ..set.label.clone() };
-        let mut raw = Block::zeroed();
-        let encoded = label.encode(&mut raw.0).map_err(|e| io::Error::other(e.to_string()));
-        let write = |place| device.write(place, &[&raw]).and_then(|()| device.flush());
-        encoded
-            .and_then(|()| LABEL_PLACES.iter().try_for_each(|place| write(*place)))
-            .map_err(|e| (slot, e))?;
+        let write = |raw: Box<Block>| {
+            LABEL_PLACES
+                .iter()
+                .try_for_each(|place| device.write(*place, &[&raw]).and_then(|()| device.flush()))
+        };
+        encode_label(set, slot, device).and_then(write).map_err(|e| (slot, e))?;
     }
     Ok(())
 }

@@ -13,11 +13,12 @@
 //! `change` is held while labels are written, and nothing else is taken under it.
 
 use super::error::{Error, Result};
-use super::labels::write_labels;
+use super::heal::Verdict;
+use super::labels::{encode_label, read_one, slot_of, write_labels};
 use super::planted::{planted, Mutation};
 use super::store::Store;
-use crate::device::{Block, BlockDevice};
-use fs_layout::{Label, MemberRecord, MemberState, SegmentRun, SEGMENT_BLOCKS};
+use crate::device::{says_gone, Block, BlockDevice};
+use fs_layout::{Label, MemberRecord, MemberState, SegmentRun, LABEL_PLACES, SEGMENT_BLOCKS};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::VecDeque;
 use std::io;
@@ -47,6 +48,11 @@ impl Set {
         let state = self.record(slot)?.state;
         let device = self.devices.get(usize::from(slot))?.as_ref();
         device.filter(|_| states.contains(&state))
+    }
+
+    /// The slot of the device with this id.
+    pub fn slot_of(&self, id: [u8; 16]) -> Option<u16> {
+        slot_of(&self.label, id).map(|slot| slot as u16)
     }
 
     /// The device, if it is read.
@@ -88,6 +94,7 @@ impl Set {
             d.member.lineage = lineage;
         }
         d.member.state = MemberState::Missing;
+        self.devices[usize::from(slot)] = None;
     }
 
     /// Does every run keep a device that is read?
@@ -191,13 +198,6 @@ impl Members {
     }
 }
 
-/// Does this error say that the device itself is gone, not that a block is bad?
-pub(crate) fn says_gone(e: &io::Error) -> bool {
-    let gone = [rustix::io::Errno::NODEV, rustix::io::Errno::NXIO, rustix::io::Errno::SHUTDOWN];
-    matches!(e.kind(), io::ErrorKind::NotConnected | io::ErrorKind::BrokenPipe)
-        || e.raw_os_error().is_some_and(|n| gone.iter().any(|g| g.raw_os_error() == n))
-}
-
 impl Store {
     /// A write or flush of a device failed. Ok: the others have recorded it, and go on.
     pub fn failed(&self, slot: u16, why: String) -> Result<()> {
@@ -291,6 +291,31 @@ impl Store {
             };
             self.members.tell(format!("device {name} is {}{because}", state_word(new)));
         }
+    }
+
+    /// Compares both labels of each device with what they should say, and rewrites those that
+    /// differ.
+    pub fn mend_labels(&self) -> Vec<Verdict> {
+        // Not through `read_device`: that would want this lock where the device is gone.
+        let _change = self.members.change.lock();
+        let set = self.members.now();
+        let mend = |(slot, device): (u16, &Device)| {
+            let raw = encode_label(&set, slot, device).ok()?;
+            let mut verdict = Verdict::default();
+            for at in LABEL_PLACES {
+                if read_one(device, at).is_ok_and(|there| there.0 == raw.0) {
+                    continue;
+                }
+                let heals = self.heals.load(Ordering::Relaxed) && self.check_latch().is_ok();
+                match heals && device.write(at, &[&raw]).is_ok() {
+                    true => verdict.healed.push((slot, at)),
+                    false => verdict.bad.push((slot, at)),
+                }
+            }
+            verdict.good = Some(raw);
+            Some(verdict)
+        };
+        set.all_written().filter_map(mend).collect()
     }
 
     /// Brings the labels of all devices that are written to what this set says.

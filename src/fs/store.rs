@@ -151,12 +151,34 @@ pub(crate) struct Counters {
     pub unhealed_blocks: AtomicU64,
 }
 
+/// Segments whose writes go to one place more: first, count, (device, its first segment).
+pub(crate) type Beside = (u64, u64, (u16, u64));
+
+/// The segment map, and where else is written while copies move.
+struct Map {
+    runs: Vec<SegmentRun>,
+    beside: Option<Beside>,
+}
+
+/// Which copy of a block is read.
+#[derive(Clone, Copy)]
+pub(crate) enum Pick {
+    /// The one whose turn it is.
+    Turn,
+    /// Of those that are read, by [`Store::locate_readable`].
+    Readable(usize),
+    /// Of those that are kept up, by [`Store::locate`].
+    Kept(usize),
+}
+
 /// The pool's blocks.
 pub(crate) struct Store {
     pub members: Members,
-    map: RwLock<Vec<SegmentRun>>,
+    map: RwLock<Map>,
     cache: Cache,
     pub counters: Counters,
+    /// Bad copies are rewritten; not where they are only looked for.
+    pub heals: AtomicBool,
     is_latched: AtomicBool,
     flushing: Mutex<()>,
     latch: Mutex<Option<String>>,
@@ -174,9 +196,10 @@ impl Store {
         let limit_per_shard = (cache_blocks / CACHE_SHARDS).max(16);
         Store {
             members,
-            map: RwLock::new(map),
+            map: RwLock::new(Map { runs: map, beside: None }),
             cache: Cache { shards, limit_per_shard },
             counters: Counters::default(),
+            heals: AtomicBool::new(true),
             is_latched: AtomicBool::new(false),
             flushing: Mutex::new(()),
             latch: Mutex::new(None),
@@ -184,11 +207,18 @@ impl Store {
     }
 
     pub fn segment_map(&self) -> Vec<SegmentRun> {
-        self.map.read().clone()
+        self.map.read().runs.clone()
     }
 
-    pub fn set_segment_map(&self, map: Vec<SegmentRun>) {
-        *self.map.write() = map;
+    pub fn set_segment_map(&self, runs: Vec<SegmentRun>) {
+        self.map.write().runs = runs;
+    }
+
+    /// Changes where is written besides, and the map with it.
+    pub fn set_beside(&self, runs: Option<Vec<SegmentRun>>, beside: Option<Beside>) {
+        let mut map = self.map.write();
+        map.runs = runs.unwrap_or_else(|| std::mem::take(&mut map.runs));
+        map.beside = beside;
     }
 
     pub fn cached_blocks(&self) -> u64 {
@@ -221,16 +251,26 @@ impl Store {
     /// The device runs behind `count` blocks at `block`: (copies of (device, device block),
     /// length).
     fn locate_all(&self, block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
-        let segment = block / SEGMENT_BLOCKS;
+        locate_in(&self.map.read().runs, block, count)
+    }
+
+    /// All copies that are kept up, with the place that is written besides.
+    fn locate_written(&self, block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
         let map = self.map.read();
-        let after = map.partition_point(|r| r.logical <= segment);
-        let run = after.checked_sub(1).and_then(|i| map.get(i));
-        let run = run.filter(|r| segment < r.logical + r.count);
-        let run = run.ok_or(Error::Corrupt { block, file_offset_bytes: None })?;
-        let into = block - run.logical * SEGMENT_BLOCKS;
-        let left = run.count * SEGMENT_BLOCKS - into;
-        let at = |(device, first): &(u16, u64)| (*device, first * SEGMENT_BLOCKS + into);
-        Ok((run.members.iter().map(at).collect(), left.min(count)))
+        let (mut places, mut n) = locate_in(&map.runs, block, count)?;
+        if let Some((first, segments, (device, segment))) = map.beside {
+            let (start, end) = (first * SEGMENT_BLOCKS, (first + segments) * SEGMENT_BLOCKS);
+            if (start..end).contains(&block) {
+                n = n.min(end - block);
+                places.push((device, segment * SEGMENT_BLOCKS + block - start));
+            } else if block < start {
+                n = n.min(start - block);
+            }
+        }
+        drop(map);
+        let set = self.members.now();
+        places.retain(|(slot, _)| set.written(*slot).is_some());
+        Ok((places, n))
     }
 
     /// All copies that are kept up: those that are read, and those being brought up to date.
@@ -238,18 +278,15 @@ impl Store {
         let (mut copies, n) = self.locate_all(block, count)?;
         let set = self.members.now();
         copies.retain(|(slot, _)| set.written(*slot).is_some());
-        Ok((copies, n))
+        some_left(copies, n)
     }
 
     /// The copies that are read.
-    fn locate_readable(&self, block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
+    pub(super) fn locate_readable(&self, block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
         let (mut copies, n) = self.locate_all(block, count)?;
         let set = self.members.now();
         copies.retain(|(slot, _)| set.readable(*slot).is_some());
-        match copies.is_empty() {
-            true => Err(Error::Io(Arc::new(io::Error::other("no device left that has it")))),
-            false => Ok((copies, n)),
-        }
+        some_left(copies, n)
     }
 
     /// A device that is written, by its slot.
@@ -262,16 +299,21 @@ impl Store {
         })
     }
 
-    /// Reads blocks as they are from one copy (`None`: the one whose turn it is), unchecked.
-    fn read_copy(&self, copy: Option<usize>, block: u64, out: &mut [Box<Block>]) -> Result<()> {
+    /// Reads blocks as they are from one copy, unchecked.
+    pub(super) fn read_copy(&self, pick: Pick, block: u64, out: &mut [Box<Block>]) -> Result<()> {
         let mut done = 0;
         while done < out.len() {
             let at = block + done as u64;
-            let turn = BALANCE_BLOCKS - at % BALANCE_BLOCKS;
             let left = ((out.len() - done) as u64).min(MAX_RUN_BLOCKS as u64);
-            let (copies, n) = self.locate_readable(at, left)?;
-            let n = if copy.is_none() && copies.len() > 1 { n.min(turn) } else { n };
-            let copy = copy.unwrap_or((at / BALANCE_BLOCKS) as usize);
+            let (copy, copies) = match pick {
+                Pick::Kept(copy) => (copy, self.locate(at, left)),
+                Pick::Readable(copy) => (copy, self.locate_readable(at, left)),
+                Pick::Turn => {
+                    let left = left.min(BALANCE_BLOCKS - at % BALANCE_BLOCKS);
+                    ((at / BALANCE_BLOCKS) as usize, self.locate_readable(at, left))
+                }
+            };
+            let (copies, n) = copies?;
             let (device, at) = copies[copy % copies.len()];
             self.read_device(device, at, &mut out[done..done + n as usize])?;
             done += n as usize;
@@ -316,7 +358,7 @@ impl Store {
             let read = runs.iter().try_for_each(|(block, count)| {
                 let from = out.len();
                 out.extend((0..*count).map(|_| Block::zeroed()));
-                self.read_copy(Some(copy), *block, &mut out[from..])
+                self.read_copy(Pick::Readable(copy), *block, &mut out[from..])
             });
             match read.map(|()| accept(out)) {
                 Ok(Some(taken)) => return Ok(Some(taken)),
@@ -345,7 +387,7 @@ impl Store {
     pub fn read_run(&self, pointers: &[Pointer]) -> Result<Vec<Result<Arc<Data>>>> {
         let Some(first) = pointers.first() else { return Ok(Vec::new()) };
         let mut raw: Vec<_> = pointers.iter().map(|_| Block::zeroed()).collect();
-        let whole = self.read_copy(None, first.block, &mut raw);
+        let whole = self.read_copy(Pick::Turn, first.block, &mut raw);
         let check = |(p, bytes): (&Pointer, Box<Block>)| match &whole {
             Ok(()) if crc32c::crc32c(&bytes.0) == p.crc || planted(Mutation::ChecksumIgnored) => {
                 Ok(self.keep(p, bytes))
@@ -380,14 +422,11 @@ impl Store {
         let mut done = 0;
         while done < data.len() {
             let left = (data.len() - done) as u64;
-            let (members, n) = self.locate(block + done as u64, left)?;
+            let (members, n) = self.locate_written(block + done as u64, left)?;
             let part = &data[done..done + n as usize];
             let copies = if planted(Mutation::SecondCopyNotWritten) { 1 } else { members.len() };
             for (device, at) in members.iter().take(copies) {
                 self.write_device(*device, *at, part)?;
-            }
-            if members.is_empty() {
-                return Err(self.set_latch(format!("block {block} has no device left")));
             }
             done += n as usize;
         }
@@ -396,7 +435,7 @@ impl Store {
 
     /// Writes at a device's own address. Where it fails, the pool goes on without the device, or
     /// latches.
-    fn write_device(&self, slot: u16, at: u64, data: &[&Block]) -> Result<()> {
+    pub(super) fn write_device(&self, slot: u16, at: u64, data: &[&Block]) -> Result<()> {
         self.check_latch()?;
         self.counters.blocks_written.fetch_add(data.len() as u64, Ordering::Relaxed);
         let set = self.members.now();
@@ -447,5 +486,24 @@ impl Store {
     /// The address is about to be given away.
     pub fn forget(&self, block: u64) {
         self.cache.remove(block);
+    }
+}
+
+fn locate_in(map: &[SegmentRun], block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
+    let segment = block / SEGMENT_BLOCKS;
+    let after = map.partition_point(|r| r.logical <= segment);
+    let run = after.checked_sub(1).and_then(|i| map.get(i));
+    let run = run.filter(|r| segment < r.logical + r.count);
+    let run = run.ok_or(Error::Corrupt { block, file_offset_bytes: None })?;
+    let into = block - run.logical * SEGMENT_BLOCKS;
+    let left = run.count * SEGMENT_BLOCKS - into;
+    let at = |(device, first): &(u16, u64)| (*device, first * SEGMENT_BLOCKS + into);
+    Ok((run.members.iter().map(at).collect(), left.min(count)))
+}
+
+fn some_left(copies: Vec<(u16, u64)>, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
+    match copies.is_empty() {
+        true => Err(Error::Io(Arc::new(io::Error::other("no device is left that has it")))),
+        false => Ok((copies, count)),
     }
 }

@@ -5,11 +5,11 @@
 use super::{Found, Owner, Part, Phase, Walk};
 use crate::device::{Block, BLOCK_BYTES};
 use crate::fs::core::{Core, CpState};
-use crate::fs::error::{Error, Result};
+use crate::fs::error::Result;
 use crate::fs::heal::{Copy, Verdict, VERIFY_RUN};
-use crate::fs::labels::read_one;
+use crate::fs::store::Pick;
 use fs_layout::{
-    GroupHead, Label, Root, SegmentMapPage, LABEL_PLACES, ROOT_COPIES, ROOT_SLOTS, RUNS_PER_PAGE,
+    GroupHead, Root, SegmentMapPage, LABEL_PLACES, ROOT_COPIES, ROOT_SLOTS, RUNS_PER_PAGE,
     SEGMENT_MAP_BASE,
 };
 use std::sync::atomic::Ordering;
@@ -37,8 +37,7 @@ impl Core {
             let mut verdict = self.store.verify(&pointer)?;
             if verdict.good.is_none() && self.space.renew(&self.store, page.region) {
                 // The next consistency point writes it into its other place.
-                found.renew = true;
-                verdict.healed.append(&mut verdict.bad);
+                self.renewed(found, &mut verdict);
             }
             found.note(Owner::pool(Part::Space), pointer.block, &verdict);
         }
@@ -67,8 +66,6 @@ impl Core {
             match self.walk_group(&at, found)? {
                 Some(next) => at = next,
                 None => {
-                    // A consistency point cuts off what cannot be followed any more.
-                    found.renew = true;
                     at.number = w.at.ino;
                 }
             }
@@ -92,7 +89,8 @@ impl Core {
         let mut verdict = self.judge(&copies, None, |raw| decode(raw).is_some());
         let next = verdict.good.as_ref().and_then(|raw| decode(raw));
         if next.is_none() {
-            verdict.healed.append(&mut verdict.bad);
+            // A consistency point cuts off what cannot be followed any more.
+            self.renewed(found, &mut verdict);
         }
         found.note(owner, at.block, &verdict);
         let Some((head, seed)) = next else { return Ok(None) };
@@ -120,8 +118,8 @@ impl Core {
                         verdict = self.judge(&places, raw.ok(), |_| false);
                     }
                     None => {
-                        found.renew = true;
-                        verdict.healed = places;
+                        verdict.bad = places;
+                        self.renewed(found, &mut verdict);
                     }
                 }
                 found.note(Owner::pool(Part::Log), block, &verdict);
@@ -135,7 +133,10 @@ impl Core {
         for (first, count) in &head.extents {
             for at in (*first..first + count).step_by(VERIFY_RUN) {
                 let n = (first + count - at).min(VERIFY_RUN as u64);
-                let Ok(raw) = self.read_copy_of(copy, at, n) else { return false };
+                let mut raw: Vec<_> = (0..n).map(|_| Block::zeroed()).collect();
+                if self.store.read_copy(Pick::Kept(copy), at, &mut raw).is_err() {
+                    return false;
+                }
                 for b in &raw {
                     let part = left.min(BLOCK_BYTES);
                     crc = crc32c::crc32c_append(crc, &b.0[..part]);
@@ -144,20 +145,6 @@ impl Core {
             }
         }
         left == 0 && crc == head.payload_crc
-    }
-
-    /// Consecutive blocks of one copy, as they are.
-    fn read_copy_of(&self, copy: usize, block: u64, count: u64) -> Result<Vec<Box<Block>>> {
-        let mut out: Vec<_> = (0..count).map(|_| Block::zeroed()).collect();
-        let mut done = 0;
-        while done < count {
-            let (places, n) = self.store.locate(block + done, count - done)?;
-            let bad = Error::Corrupt { block, file_offset_bytes: None };
-            let (device, at) = places.get(copy % places.len().max(1)).copied().ok_or(bad)?;
-            self.store.read_device(device, at, &mut out[done as usize..(done + n) as usize])?;
-            done += n;
-        }
-        Ok(out)
     }
 
     fn read_place(&self, (device, at): Copy) -> Result<Box<Block>> {
@@ -207,7 +194,7 @@ impl Core {
 
     /// The copies of labels, roots and segment map on every device.
     pub(super) fn walk_fixed(&self, w: &mut Walk, found: &mut Found) -> Result<()> {
-        let Some(_growing) = self.lock_unless_alone(&self.growing) else { return Ok(()) };
+        let Some(_map) = self.lock_unless_alone(&self.rebalance) else { return Ok(()) };
         let Some(cp) = self.lock_unless_alone(&self.cp) else { return Ok(()) };
         self.walk_labels(found);
         self.walk_roots(&cp, found);
@@ -220,32 +207,9 @@ impl Core {
         self.store.members.now().all_written().map(|(slot, _)| (slot, at)).collect()
     }
 
-    /// Memory knows what the labels say; each device's size is its own. The devices are called
-    /// directly: a failure seen by the store would be recorded in the labels, under the same lock.
+    /// What the labels say is in memory.
     fn walk_labels(&self, found: &mut Found) {
-        let Some(_change) = self.lock_unless_alone(&self.store.members.change) else { return };
-        let set = self.store.members.now();
-        for (index, device) in set.all_written() {
-            let raw = LABEL_PLACES.map(|at| read_one(device, at).ok());
-            let own = |raw: &Option<Box<Block>>| Label::decode(&raw.as_ref()?.0).ok();
-            let sizes = raw.iter().filter_map(own).map(|l| l.device_blocks);
-            let device_blocks = sizes.max().unwrap_or(device.block_count());
-            let label = Label { index, device_blocks, ..set.label.clone() };
-            let mut known = Block::zeroed();
-            if label.encode(&mut known.0).is_err() {
-                continue;
-            }
-            let mut verdict = Verdict::default();
-            for (at, raw) in LABEL_PLACES.into_iter().zip(raw) {
-                if raw.is_some_and(|raw| raw.0 == known.0) {
-                    continue;
-                }
-                match device.write(at, &[&known]) {
-                    Ok(()) => verdict.healed.push((index, at)),
-                    Err(_) => verdict.bad.push((index, at)),
-                }
-            }
-            verdict.good = Some(known);
+        for verdict in self.store.mend_labels() {
             found.note(Owner::pool(Part::Label), LABEL_PLACES[0], &verdict);
         }
     }
@@ -270,8 +234,7 @@ impl Core {
             let mut verdict = self.judge(&copies, known, |raw| hash_of(raw) == Some(hash));
             if verdict.good.is_none() {
                 // The consistency points to come write both slots.
-                found.renew = true;
-                verdict.healed.append(&mut verdict.bad);
+                self.renewed(found, &mut verdict);
             }
             found.note(Owner::pool(Part::Root), ROOT_COPIES[0] + slot, &verdict);
         }
@@ -292,6 +255,14 @@ impl Core {
             let is_good = |raw: &Block| crc32c::crc32c(&raw.0) == *crc;
             let verdict = self.judge(&self.on_all_devices(at), known, is_good);
             found.note(Owner::pool(Part::SegmentMap), at, &verdict);
+        }
+    }
+
+    /// No copy is good, but consistency points write anew what is needed of it.
+    fn renewed(&self, found: &mut Found, verdict: &mut Verdict) {
+        if self.store.heals.load(Ordering::Relaxed) {
+            found.renew = true;
+            verdict.healed.append(&mut verdict.bad);
         }
     }
 

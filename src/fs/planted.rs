@@ -78,8 +78,6 @@ mutations! {
     EpochAgain,
     /// Of a mirror's two copies only the first is written.
     SecondCopyNotWritten,
-    /// A device that failed is left out, and no other device records it.
-    FailureNotRecorded,
     /// The copy that was read last counts as good, whatever its checksum, when a mirror is healed.
     HealsFromAnyCopy,
 }

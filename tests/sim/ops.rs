@@ -205,6 +205,10 @@ impl Generator<'_> {
     }
 
     fn dir(&mut self) -> NodeId {
+        // A directory with many names is split.
+        if self.profile == Profile::Names && self.rng.chance(2, 3) {
+            return NodeId::root(VolumeId::TREE);
+        }
         let found = self.pick(|model, id| model.is_dir(id));
         found.unwrap_or(NodeId::root(VolumeId::TREE))
     }

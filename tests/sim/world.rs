@@ -15,7 +15,7 @@ use lunfs::device::sim::{IoEvent, Rng, SimDevice};
 use lunfs::device::BlockDevice;
 use lunfs::fs::{self, Clock, File, FormatOptions, Fs, NodeId, NodeKind, OpenOptions, Redundancy};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -39,6 +39,8 @@ pub struct Inner {
     pub outer_began: usize,
     /// A file that is being read, and all that it was since that began.
     versions: Option<(NodeId, Vec<Arc<Node>>)>,
+    /// Nodes and generations that were ever given away.
+    pub given: BTreeSet<(NodeId, u64)>,
     pub operations: u64,
     pub crashes: u64,
     pub faults: Tally,
@@ -584,6 +586,7 @@ impl Inner {
             outer: Outer::default(),
             outer_began: 0,
             versions: None,
+            given: BTreeSet::new(),
             operations: 0,
             crashes: 0,
             faults: Tally::default(),

@@ -344,6 +344,9 @@ impl Space {
         for b in blocks {
             inner.clear_busy(store, *b)?;
         }
+        if planted(Mutation::ReuseBeforeRoot) || planted(Mutation::ReuseWhilePinned) {
+            inner.cursor = blocks.first().copied().unwrap_or(inner.cursor);
+        }
         self.free.fetch_add(blocks.len() as i64, Ordering::AcqRel);
         if counted {
             self.waiting.fetch_sub(blocks.len() as i64, Ordering::AcqRel);

@@ -45,6 +45,7 @@ pub use devices::DeviceStatus;
 pub use dump::{dump, As as DumpAs, What as DumpWhat};
 pub use error::{Error, Result};
 pub use handle::File;
+pub use labels::newest_label;
 pub use pool::{FormatOptions, Fs, OpenOptions};
 pub use scrub::{BadPlace, Outcome, Part, ScrubStatus, SCRUB_PLACES};
 pub use types::*;

@@ -66,7 +66,7 @@ impl Core {
     }
 
     /// Changes membership while no group and no consistency point is being written.
-    fn change_quietly(&self, change: impl FnOnce(&mut Set) -> Result<()>) -> Result<()> {
+    pub(super) fn change_quietly(&self, change: impl FnOnce(&mut Set) -> Result<()>) -> Result<()> {
         let _cp = Core::busy(self.lock_unless_alone(&self.cp))?;
         let _log = Core::busy(self.lock_unless_alone(&self.log))?;
         self.store.change_members(change)
@@ -217,7 +217,7 @@ impl Core {
 
     /// Makes another map the pool's, durably. One at a time: the places of its pages take turns.
     fn switch_map(&self, change: impl Fn(&mut SegmentRun)) -> Result<()> {
-        let _one = Core::busy(self.lock_unless_alone(&self.growing))?;
+        let _one = Core::busy(self.lock_unless_alone(&self.rebalance))?;
         let before = self.cp_count.load(Ordering::Relaxed);
         {
             let mut cp = Core::busy(self.lock_unless_alone(&self.cp))?;

@@ -137,6 +137,43 @@ pub enum Pool {
         #[command(flatten)]
         change: Change,
     },
+    /// Go on without a device of a mirror, on purpose
+    #[command(after_help = "Examples:\n  lunfs pool offline /srv/a.lunfs /srv/b.lunfs")]
+    Offline {
+        /// Any device of the pool
+        path: PathBuf,
+        /// The device that goes
+        device: PathBuf,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Take a device back that was missing, and bring it up to date
+    #[command(after_help = "Examples:\n  lunfs pool online /srv/a.lunfs /srv/b.lunfs")]
+    Online {
+        /// Any device of the pool
+        path: PathBuf,
+        /// The device that is back
+        device: PathBuf,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Put a new device in the place of another one, which serves until then if it can
+    #[command(
+        after_help = "Examples:\n  lunfs pool replace /srv/a.lunfs /srv/b.lunfs /srv/c.lunfs"
+    )]
+    Replace {
+        /// Any device of the pool
+        path: PathBuf,
+        /// The device that goes
+        device: PathBuf,
+        /// A file to make, as large as the device that goes, or a block device
+        new: PathBuf,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
     /// Use the space that a device has gained; a file is made longer first
     #[command(after_help = "Examples:\n  lunfs pool grow /srv/pool.lunfs --size 200G")]
     Grow {
@@ -439,6 +476,9 @@ mod tests {
             "lunfs pool scrub p --background --json",
             "lunfs pool scrub --cancel --dry-run",
             "lunfs pool grow p --size 2G --dry-run",
+            "lunfs pool offline p q --json",
+            "lunfs pool online p q --dry-run",
+            "lunfs pool replace p q r",
             "lunfs stop --dry-run --pool p",
             "lunfs status --json",
             "lunfs lun create a --size 20G block-size=4096 --pool p",

@@ -53,6 +53,7 @@ pub use dump::{dump, As as DumpAs, Object as DumpObject, What as DumpWhat};
 pub use error::{Error, Result};
 pub use handle::File;
 pub use join::DeviceChange;
+pub use labels::newest_label;
 pub use pool::{FormatOptions, Fs, OpenOptions};
 pub use repair::{repair, Repaired};
 pub use scrub::{BadPlace, Outcome, Part, ScrubStatus, SCRUB_PLACES};

@@ -319,6 +319,11 @@ impl Core {
         Ok(true)
     }
 
+    pub fn is_settled(&self) -> bool {
+        let set = self.store.members.now();
+        set.targets().is_empty() && set.replacements().is_empty()
+    }
+
     fn begin_walk(&self, set: &Set) -> Regeneration {
         let slots = set.targets();
         let good = |slot: &u16| set.record(*slot).map_or(0, |r| r.good_epoch);

@@ -283,6 +283,59 @@ fn holds_and_names() {
     assert!(lab.fs.snapshot_list(v).unwrap().is_empty());
 }
 
+/// Writers count up in one volume and then in another; every snapshot of both must show them as
+/// they were at one moment, though consistency points, deletions and readers run beside.
+#[test]
+fn an_instant_across_threads() {
+    const ROUNDS: u64 = 60;
+    let lab = Lab::new(1 << 16);
+    lab.fs.close().unwrap();
+    let one: Arc<dyn BlockDevice> = lab.device.clone();
+    let clock = lab.clock.clone();
+    let options =
+        OpenOptions { cache_bytes: 8 * MIB, clock, background: true, ..OpenOptions::default() };
+    let lab = Lab { fs: Fs::open(vec![one], options).unwrap(), ..lab };
+    let (a, file_a) = lab.volume("a");
+    let (b, file_b) = lab.volume("b");
+    let stop = AtomicI64::new(0);
+    let value = |v: VolumeId, thread: u64| {
+        let mut out = [0; 8];
+        let n = lab.open(v).read_at(thread * BS * 300, &mut out).unwrap();
+        (n == 8).then(|| u64::from_le_bytes(out)).unwrap_or(0)
+    };
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let (file_a, file_b, stop) = (&file_a, &file_b, &stop);
+            scope.spawn(move || {
+                let mut n = 0u64;
+                while stop.load(Ordering::SeqCst) == 0 {
+                    n += 1;
+                    for file in [file_a, file_b] {
+                        file.write_at(thread * BS * 300, &n.to_le_bytes()).unwrap();
+                    }
+                }
+            });
+        }
+        for round in 0..ROUNDS {
+            let name = format!("s{round}");
+            let ids = lab.fs.snapshot_create(&[(a, &name), (b, &name)], false).unwrap();
+            for thread in 0..3 {
+                let (x, y) = (value(ids[0], thread), value(ids[1], thread));
+                assert!(x == y || x == y + 1, "{x} in one, {y} in the other");
+            }
+            if round % 3 > 0 {
+                let old = format!("s{}", round / 3 * 3);
+                let one = [a, b][round as usize % 3 - 1];
+                lab.fs.snapshot_delete(one, &old).unwrap();
+            }
+        }
+        stop.store(1, Ordering::SeqCst);
+    });
+    drop((file_a, file_b));
+    lab.fs.close().unwrap();
+    lab.check();
+}
+
 fn changed(diff: &Diff, data: bool) -> BTreeSet<u64> {
     let of_kind = diff.extents.iter().filter(|e| e.is_data == data);
     of_kind.flat_map(|e| e.offset_bytes / BS..(e.offset_bytes + e.length_bytes) / BS).collect()

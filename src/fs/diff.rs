@@ -163,6 +163,11 @@ impl Core {
     }
 
     fn diff(&self, base: DiffBase, to: NodeId, from_bytes: u64, max: usize) -> Result<Diff> {
+        // What must be waited for comes before the pin.
+        self.volume(to.volume)?;
+        if let DiffBase::Snapshot(volume) = base {
+            self.volume(volume)?;
+        }
         let _pin = self.pins.pin(&self.epoch);
         let (new, cleared) = self.frozen_tree(to)?.ok_or(Error::Stale)?;
         let (old, since) = match base {

@@ -55,6 +55,11 @@ impl Cut {
     pub fn is_empty(&self) -> bool {
         self.files.is_empty()
     }
+
+    /// Blocks of its links, superseded ones too.
+    pub fn blocks(&self) -> u64 {
+        self.promised
+    }
 }
 
 /// A cut file with its state drawn together.

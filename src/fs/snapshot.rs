@@ -15,6 +15,7 @@ use super::types::*;
 use fs_layout::{
     Inode as DiskInode, InodeKind, VersionPart, FEATURE_VERSIONS, VERSION_CONSISTENT, VERSION_HELD,
 };
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 /// Rights of what nobody sees as a file.
@@ -198,9 +199,10 @@ fn find_kind(edit: &DirEdit, txn: &Txn, name: &str, kind: InodeKind) -> Result<F
 
 impl Core {
     /// From here on older programs must not open the pool. Durable before the first record of a
-    /// version is in the log.
+    /// version is in the log. Under `names`.
     fn enable_versions(&self) -> Result<()> {
         self.writable()?;
+        let before = self.cp_count.load(Ordering::Relaxed);
         {
             let mut cp = self.lock_unless_alone(&self.cp).ok_or(Error::Busy)?;
             if cp.root.incompatible & FEATURE_VERSIONS != 0 {
@@ -208,7 +210,15 @@ impl Core {
             }
             cp.root.incompatible |= FEATURE_VERSIONS;
         }
-        self.consistency_point_forced()
+        self.consistency_point_forced()?;
+        if self.cp_count.load(Ordering::Relaxed) == before {
+            // Who drives the pool alone is within something else: another time.
+            if let Some(mut cp) = self.lock_unless_alone(&self.cp) {
+                cp.root.incompatible &= !FEATURE_VERSIONS;
+            }
+            return Err(Error::Busy);
+        }
+        Ok(())
     }
 
     /// A version's record, without taking it into memory.
@@ -313,9 +323,9 @@ impl Core {
         wanted: &[(VolumeId, &str)],
         consistent: bool,
     ) -> Result<Vec<VolumeId>> {
-        self.enable_versions()?;
         let names = self.inode(NAMES)?;
         let _names = names.volume.names.lock();
+        self.enable_versions()?;
         let mut made = Vec::new();
         let build = |made: &mut Vec<NodeId>| {
             let mut txn = Txn::new(self, false);

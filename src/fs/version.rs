@@ -101,6 +101,8 @@ impl Core {
     /// Ends the epoch with the snapshots that it made. Under the log and the guard alone.
     pub fn freeze_snapshots(&self) -> Cut {
         let (frozen, cut) = self.freeze();
+        // What it captured holds its buffers until it is written.
+        self.epoch_dead_data.fetch_add(cut.blocks(), Ordering::Relaxed);
         self.frozen.lock().push(frozen);
         cut
     }

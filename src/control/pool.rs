@@ -9,7 +9,8 @@ use crate::device::file::{FileDevice, OpenError, OpenMode};
 use crate::device::{BlockDevice, BLOCK_BYTES};
 use crate::fs::{Clock, FormatOptions, Fs, OpenOptions, Redundancy, SystemClock};
 use crate::lun::{Catalog, CatalogOptions};
-use fs_layout::{DeviceEntry, Label};
+use fs_layout::{DeviceEntry, Label, MemberState};
+use parking_lot::RwLock;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,8 +31,8 @@ pub struct OpenPool {
     pub fs: Arc<Fs>,
     /// Its LUNs.
     pub catalog: Arc<Catalog>,
-    /// Its devices, in the order of the label.
-    pub devices: Vec<Arc<FileDevice>>,
+    /// Its devices.
+    pub devices: RwLock<Vec<Arc<FileDevice>>>,
 }
 
 /// A pool whose devices this process has locked, but not opened yet.
@@ -81,7 +82,7 @@ impl LockedPool {
         catalog_options.location = self.paths.iter().map(|p| p.display().to_string()).collect();
         catalog_options.redundancy = fs.redundancy().to_string();
         let catalog = Catalog::open(fs.clone(), catalog_options)?;
-        Ok(OpenPool { fs, catalog, devices: self.devices })
+        Ok(OpenPool { fs, catalog, devices: RwLock::new(self.devices) })
     }
 }
 
@@ -104,7 +105,7 @@ pub fn find_devices(paths: &[PathBuf]) -> Result<(Label, Vec<PathBuf>)> {
     let label = read_label(first)?;
     let given = read_given(paths, &label)?;
     let mut found = Vec::with_capacity(label.devices.len());
-    for entry in &label.devices {
+    for entry in label.devices.iter().filter(|d| d.member.state != MemberState::Absent) {
         let path = given.iter().find(|(_, id)| *id == entry.id).map(|(path, _)| path.clone());
         let path = path.or_else(|| at_label_path(&label, entry));
         let path = path.or_else(|| beside(first, &label, entry));
@@ -223,7 +224,7 @@ pub fn check_new_pool(new: &NewPool) -> Result<Vec<u64>> {
     Ok(sizes)
 }
 
-fn check_new_device(path: &Path, size_bytes: Option<u64>) -> Result<u64> {
+pub(super) fn check_new_device(path: &Path, size_bytes: Option<u64>) -> Result<u64> {
     let size_bytes = match std::fs::metadata(path) {
         Ok(found) if found.is_file() => {
             return Err(device_error(OpenError::Exists(path.to_path_buf())));
@@ -306,7 +307,7 @@ fn create_on(new: &NewPool, made: &mut Vec<PathBuf>) -> Result<[u8; 16]> {
     Ok(pool_id)
 }
 
-fn random_id() -> Result<[u8; 16]> {
+pub(super) fn random_id() -> Result<[u8; 16]> {
     let mut id = [0; 16];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut source| source.read_exact(&mut id))

@@ -4,7 +4,7 @@ use super::doors::Doors;
 use super::error::Result;
 use super::pool::OpenPool;
 use super::run_dir::id_text;
-use crate::device::{BlockDevice, BLOCK_BYTES};
+use crate::device::BLOCK_BYTES;
 use crate::fs::Timestamp;
 use crate::lun::{Access, BadPlace, Holder, Lun, SessionInfo};
 use serde_json::{json, Map, Value};
@@ -35,11 +35,38 @@ pub fn pool(pool: &OpenPool) -> Value {
         "consistency_points": stats.consistency_points,
         "groups": stats.groups,
         "checksum_errors": stats.checksum_errors,
-        "devices": pool.devices.iter().map(|device| json!({
-            "path": device.name(),
-            "size_bytes": device.block_count().saturating_mul(BLOCK_BYTES as u64),
-        })).collect::<Value>(),
+        "devices": devices(pool),
+        "balance": balance(pool),
     })
+}
+
+fn devices(pool: &OpenPool) -> Value {
+    let mapped = pool.fs.mapped_bytes();
+    let one = |device: crate::fs::DeviceStatus| {
+        json!({
+            "path": device.path,
+            "state": device.state,
+            "size_bytes": device.size_bytes,
+            "mapped_bytes": mapped.get(usize::from(device.slot)),
+        })
+    };
+    pool.fs.devices().into_iter().map(one).collect()
+}
+
+/// How far what the devices hold is from where it belongs.
+fn balance(pool: &OpenPool) -> Value {
+    match pool.fs.rebalance_status() {
+        Ok(now) => json!({
+            "state": match (now.is_done, now.is_waiting) {
+                (true, _) => "idle",
+                (_, true) => "waiting",
+                _ => "running",
+            },
+            "moved_bytes": now.moved_bytes,
+            "to_move_bytes": now.to_move_bytes,
+        }),
+        Err(e) => json!({ "state": "stopped", "why": e.to_string() }),
+    }
 }
 
 /// All LUNs. One that is deleted while it is looked at is left out.

@@ -60,5 +60,6 @@ scripts! {
     memory => "interop/memory.py",
     qemu => "interop/qemu.py",
     resize => "interop/resize.py",
+    surroundings => "interop/surroundings.py",
     thin => "interop/thin.py",
 }

@@ -501,7 +501,7 @@ impl Core {
     }
 
     /// Everything before is flushed; then the root, one copy after the other.
-    fn write_root(&self, cp: &mut CpState) -> Result<()> {
+    pub(super) fn write_root(&self, cp: &mut CpState) -> Result<()> {
         if !planted(Mutation::NoFlushBeforeRoot) {
             self.store.flush()?;
         }

@@ -299,7 +299,8 @@ impl Store {
                 if read_one(device, at).is_ok_and(|there| there.0 == raw.0) {
                     continue;
                 }
-                match self.check_latch().is_ok() && device.write(at, &[&raw]).is_ok() {
+                let heals = self.heals.load(Ordering::Relaxed) && self.check_latch().is_ok();
+                match heals && device.write(at, &[&raw]).is_ok() {
                     true => verdict.healed.push((slot, at)),
                     false => verdict.bad.push((slot, at)),
                 }

@@ -7,6 +7,7 @@
 //! state is that of a prefix of calls, each whole (writes up to [`ATOMIC_WRITE_BYTES`]).
 
 mod check;
+mod copies;
 mod core;
 mod cp;
 mod devices;
@@ -33,6 +34,7 @@ mod rebalance;
 mod reclaim;
 mod recovery;
 mod regenerate;
+mod repair;
 mod scrub;
 mod segments;
 mod space;
@@ -41,6 +43,7 @@ mod tree;
 mod txn;
 mod types;
 mod volume;
+mod wipe;
 mod xattr;
 
 pub use check::{check, CheckOptions, Report};
@@ -50,5 +53,6 @@ pub use error::{Error, Result};
 pub use handle::File;
 pub use join::DeviceChange;
 pub use pool::{FormatOptions, Fs, OpenOptions};
+pub use repair::{repair, Repaired};
 pub use scrub::{BadPlace, Outcome, Part, ScrubStatus, SCRUB_PLACES};
 pub use types::*;

@@ -177,6 +177,8 @@ pub(crate) struct Store {
     map: RwLock<Map>,
     cache: Cache,
     pub counters: Counters,
+    /// Bad copies are rewritten; not where they are only looked for.
+    pub heals: AtomicBool,
     is_latched: AtomicBool,
     flushing: Mutex<()>,
     latch: Mutex<Option<String>>,
@@ -197,6 +199,7 @@ impl Store {
             map: RwLock::new(Map { runs: map, beside: None }),
             cache: Cache { shards, limit_per_shard },
             counters: Counters::default(),
+            heals: AtomicBool::new(true),
             is_latched: AtomicBool::new(false),
             flushing: Mutex::new(()),
             latch: Mutex::new(None),

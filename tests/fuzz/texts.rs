@@ -67,8 +67,9 @@ fn request(rng: &mut Rng) -> Vec<u8> {
         "stop",
         "nothing",
     ];
+    let lun = if rng.below(3) > 0 { "vm1".to_owned() } else { word(rng) };
     let mut arguments = json!({
-        "lun": if rng.below(3) > 0 { "vm1".to_owned() } else { word(rng) }, "new": word(rng), "size_bytes": rng.below(1 << 24), "path": word(rng),
+        "lun": lun, "new": word(rng), "size_bytes": rng.below(1 << 24), "path": word(rng),
         "keys": [[word(rng), word(rng)]], "force": rng.below(2) == 0, "into": rng.below(2) == 0,
         "recursive": false, "follow": false, "id": word(rng),
     });

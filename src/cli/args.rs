@@ -137,6 +137,31 @@ pub enum Pool {
         #[command(flatten)]
         change: Change,
     },
+    /// Take a further device into a pool, served or not
+    #[command(after_help = POOL_ADD_EXAMPLES)]
+    Add {
+        /// Any device of the pool
+        path: PathBuf,
+        /// A file to make or a block device to take
+        device: PathBuf,
+        /// Length of the file (sparse): bytes, or K M G T
+        #[arg(long, value_parser = parse::size)]
+        size: Option<Size>,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Empty a device of a pool and leave it out, served or not
+    #[command(after_help = "Examples:\n  lunfs pool remove /srv/pool.lunfs /dev/sdc")]
+    Remove {
+        /// Any device of the pool
+        path: PathBuf,
+        /// The device that leaves
+        device: PathBuf,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
     /// Go on without a device of a mirror, on purpose
     #[command(after_help = "Examples:\n  lunfs pool offline /srv/a.lunfs /srv/b.lunfs")]
     Offline {
@@ -192,6 +217,11 @@ const POOL_CREATE_EXAMPLES: &str = "\
 Examples:
   lunfs pool create /srv/pool.lunfs --size 100G
   lunfs pool create /dev/sdb /dev/sdc";
+
+const POOL_ADD_EXAMPLES: &str = "\
+Examples:
+  lunfs pool add /srv/pool.lunfs /dev/sdd
+  lunfs pool add /srv/pool.lunfs /srv/more.lunfs --size 100G";
 
 const POOL_CHECK_EXAMPLES: &str = "\
 Reads everything and writes nothing, unless --repair is given. Exit code 1 where something is wrong,
@@ -475,6 +505,8 @@ mod tests {
             "lunfs pool scrub p",
             "lunfs pool scrub p --background --json",
             "lunfs pool scrub --cancel --dry-run",
+            "lunfs pool add p q --size 2G --dry-run",
+            "lunfs pool remove p q --json",
             "lunfs pool grow p --size 2G --dry-run",
             "lunfs pool offline p q --json",
             "lunfs pool online p q --dry-run",

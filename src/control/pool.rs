@@ -166,7 +166,7 @@ pub fn check_new_pool(new: &NewPool) -> Result<Vec<u64>> {
     Ok(sizes)
 }
 
-fn check_new_device(path: &Path, size_bytes: Option<u64>) -> Result<u64> {
+pub(super) fn check_new_device(path: &Path, size_bytes: Option<u64>) -> Result<u64> {
     let size_bytes = match std::fs::metadata(path) {
         Ok(found) if found.is_file() => {
             return Err(device_error(OpenError::Exists(path.to_path_buf())));
@@ -255,7 +255,7 @@ fn random_seed() -> Result<u64> {
     Ok(u64::from_le_bytes(seed))
 }
 
-fn random_id() -> Result<[u8; 16]> {
+pub(super) fn random_id() -> Result<[u8; 16]> {
     let mut id = [0; 16];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut source| source.read_exact(&mut id))

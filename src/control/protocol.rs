@@ -63,6 +63,18 @@ pub enum Command {
         /// A file to make, or a block device.
         new: String,
     },
+    /// Takes in a further device: a file to make, or a block device.
+    PoolAdd {
+        /// Where it is.
+        path: String,
+        /// Length of a file.
+        size_bytes: Option<u64>,
+    },
+    /// Empties a device and leaves it out.
+    PoolRemove {
+        /// Where it is.
+        path: String,
+    },
     /// Verifies and heals every copy of every block.
     PoolScrub {
         /// Only begin it.

@@ -39,8 +39,19 @@ pub fn pool(pool: &OpenPool) -> Value {
         "consistency_points": stats.consistency_points,
         "groups": stats.groups,
         "checksum_errors": stats.checksum_errors,
-        "devices": pool.fs.devices().iter().map(device).collect::<Value>(),
+        "devices": devices(pool),
+        "balance": balance(pool),
     })
+}
+
+fn devices(pool: &OpenPool) -> Value {
+    let mapped = pool.fs.mapped_bytes();
+    let one = |status: DeviceStatus| {
+        let mut shown = device(&status);
+        shown["mapped_bytes"] = json!(mapped.get(usize::from(status.slot)));
+        shown
+    };
+    pool.fs.devices().into_iter().map(one).collect()
 }
 
 fn device(device: &DeviceStatus) -> Value {
@@ -53,6 +64,22 @@ fn device(device: &DeviceStatus) -> Value {
         shown["progress"] = json!({ "examined_bytes": done, "total_bytes": of });
     }
     shown
+}
+
+/// How far what the devices hold is from where it belongs.
+fn balance(pool: &OpenPool) -> Value {
+    match pool.fs.rebalance_status() {
+        Ok(now) => json!({
+            "state": match (now.is_done, now.is_waiting) {
+                (true, _) => "idle",
+                (_, true) => "waiting",
+                _ => "running",
+            },
+            "moved_bytes": now.moved_bytes,
+            "to_move_bytes": now.to_move_bytes,
+        }),
+        Err(e) => json!({ "state": "stopped", "why": e.to_string() }),
+    }
 }
 
 /// All LUNs. One that is deleted while it is looked at is left out.

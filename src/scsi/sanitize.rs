@@ -109,15 +109,17 @@ pub(super) fn run(
         _ => SanitizeOrder { pattern: None, passes: 1, invert: false, may_exit: sanitize.may_exit },
     };
     nexus.disk().sanitize(&order).map_err(failed)?;
-    while !sanitize.immediate {
+    if sanitize.immediate {
+        return Ok(());
+    }
+    loop {
         match nexus.disk().sanitize_state() {
-            SanitizeState::Idle => break,
+            SanitizeState::Idle => return Ok(()),
             SanitizeState::Failed { .. } => return Err(Sense::SANITIZE_FAILED),
             SanitizeState::Running(_) => check_cancel(cancel)?,
         }
         std::thread::sleep(LOOK_EVERY);
     }
-    Ok(())
 }
 
 /// The parameter list of OVERWRITE: its pattern is repeated to a logical block.

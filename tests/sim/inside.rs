@@ -192,8 +192,7 @@ impl World {
         let before = self.inner.lock().log.len();
         let result = fs.sync();
         if result.is_ok() {
-            let floor = &mut self.inner.lock().floor;
-            *floor = before.max(*floor);
+            self.inner.lock().raise_floor(before);
         }
         self.unless_broken(result, "sync")
     }

@@ -432,7 +432,9 @@ impl World {
         let result = started.and_then(|_| fs.scrub_step(1 + rng.below(3000)));
         self.end();
         let status = fs.scrub_status();
-        let untouched = !self.hurt.load(SeqCst) && !self.may_fail() && !self.is_mirror();
+        // A growth that was cut off leaves labels to mend.
+        let whole = !self.character.grows && !self.is_mirror();
+        let untouched = whole && !self.hurt.load(SeqCst) && !self.may_fail();
         ensure(!untouched || status.healed + status.bad == 0, || {
             format!("a scrub found rot where there was none: {status:?}")
         })?;
@@ -602,12 +604,15 @@ impl Inner {
         self.floor = 0;
     }
 
+    /// The first `entries` of the log are durable, up to one that may not have happened at all.
+    pub fn raise_floor(&mut self, entries: usize) {
+        let certain = self.log.iter().take_while(|entry| !entry.uncertain).count();
+        self.floor = self.floor.max(entries.min(certain));
+    }
+
     /// The first `entries` of the log are durable: they become part of the base.
     pub fn durable(&mut self, entries: usize) {
-        self.floor = self.floor.max(entries);
-        if self.log.iter().take(self.floor).any(|entry| entry.uncertain) {
-            return;
-        }
+        self.raise_floor(entries);
         for entry in self.log.drain(..self.floor.min(self.log.len())) {
             entry.replay(&mut self.base);
         }

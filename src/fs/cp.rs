@@ -133,6 +133,7 @@ impl Core {
             }
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
+        let _steps = self.store.in_steps();
         let done = self.run_cp(&mut cp);
         self.shrink_inodes();
         if wait_for_space && self.limits.background {

@@ -39,7 +39,7 @@ fn list(rng: &mut Rng, bytes: usize) -> Vec<u8> {
     }
     for _ in 0..rng.below(12) {
         let width = [1, 2, 4, 8][rng.index(4)];
-        let at = rng.index(bytes.max(1).min(96));
+        let at = rng.index(bytes.clamp(1, 96));
         let value = number(rng).to_be_bytes();
         for (to, from) in out.iter_mut().skip(at).take(width).zip(&value[8 - width..]) {
             *to = *from;

@@ -3,6 +3,8 @@
 
 #[path = "iscsi/initiator.rs"]
 mod initiator;
+#[path = "iscsi/sessions.rs"]
+mod sessions;
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -324,6 +326,21 @@ fn a_short_expected_length_is_a_residual() {
     assert_eq!(one.finish(tag, &[]).unwrap().residual, 512);
 }
 
+/// As `manage`, past answers to commands.
+fn manage_until(one: &mut Initiator, function: u8, task: u32) -> u8 {
+    one.tag += 1;
+    let mut header = Header::reply(0x42, 0x80 | function, one.tag);
+    header.set_word(20, task);
+    header.set_word(24, one.cmd_sn);
+    one.send(header, &[]);
+    loop {
+        let (header, _) = one.receive().unwrap();
+        if header.opcode() == 0x22 {
+            return header.0[2];
+        }
+    }
+}
+
 fn manage(one: &mut Initiator, function: u8, task: u32) -> u8 {
     one.tag += 1;
     let mut header = Header::reply(0x42, 0x80 | function, one.tag);
@@ -522,7 +539,7 @@ fn fuzz_the_core_takes_any_bytes() {
         let peer = "127.0.0.1:1".parse().unwrap();
         let end = tokio_util::sync::CancellationToken::new();
         let portal = "127.0.0.1:3260".to_owned();
-        let mut core = Connection::new(door.service.clone(), portal, peer, end);
+        let mut core = Connection::new(door.service.clone(), vec![(portal, 1)], peer, end);
         let digests = if seed % 3 == 0 { "HeaderDigest=CRC32C\0DataDigest=CRC32C\0" } else { "" };
         let keys = format!("InitiatorName=a\0TargetName={TARGET}\0InitialR2T=No\0{digests}");
         let mut login = Header::reply(0x43, 0x87, 0);

@@ -1,8 +1,8 @@
 //! What a label says of each device of the pool.
 //!
-//! 24 bytes: state u8 at 0, 1 reserved, 1 + slot of the device that it replaces u16 at 2, segments of
-//! the device u32 at 4, the root epoch it is good up to u64 at 8, the lineage it shared last u64 at
-//! 16. All zeros: in order, as every device was before labels said anything of this.
+//! 24 bytes: state u8 at 0, 1 reserved, 1 + slot of the device that it replaces u16 at 2, segments
+//! of the device u32 at 4, the root epoch it is good up to u64 at 8, the lineage it shared last u64
+//! at 16. All zeros: in order, as every device was before labels said anything of this.
 
 use crate::bytes::{put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};
 use crate::{LayoutError, Result};

@@ -62,8 +62,8 @@ impl Rng {
 fn rounds(mut round: impl FnMut(&mut Rng)) {
     let first: u64 = std::env::var("LUNFS_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
     println!("LUNFS_SEED={first}");
-    for number in 0..ROUNDS {
-        let seed = first.wrapping_mul(ROUNDS).wrapping_add(number);
+    for n in 0..ROUNDS {
+        let seed = first.wrapping_mul(ROUNDS).wrapping_add(n);
         let mut rng = Rng(seed);
         let run = catch_unwind(AssertUnwindSafe(|| round(&mut rng)));
         assert!(run.is_ok(), "seed {seed}");

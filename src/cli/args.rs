@@ -101,8 +101,17 @@ pub enum Pool {
     #[command(after_help = "Examples:\n  lunfs pool show /srv/pool.lunfs")]
     Show(AtPath),
     /// Verify a pool that is not served: every block, every count
-    #[command(after_help = "Examples:\n  lunfs pool check /srv/pool.lunfs")]
-    Check(AtPath),
+    #[command(after_help = POOL_CHECK_EXAMPLES)]
+    Check {
+        /// Any device of the pool
+        path: Option<PathBuf>,
+        /// Repair what can be repaired; what it does is said
+        #[arg(long)]
+        repair: bool,
+        /// With --repair: say what would be done, and write nothing
+        #[arg(long, requires = "repair")]
+        dry_run: bool,
+    },
     /// Show what is on the disks of a pool that is not served, as text
     #[command(after_help = DUMP_EXAMPLES)]
     Dump {
@@ -145,6 +154,14 @@ const POOL_CREATE_EXAMPLES: &str = "\
 Examples:
   lunfs pool create /srv/pool.lunfs --size 100G
   lunfs pool create /dev/sdb /dev/sdc";
+
+const POOL_CHECK_EXAMPLES: &str = "\
+Reads everything and writes nothing, unless --repair is given. Exit code 1 where something is wrong,
+or stays wrong.
+
+Examples:
+  lunfs pool check /srv/pool.lunfs
+  lunfs pool check /srv/pool.lunfs --repair --dry-run";
 
 const POOL_SCRUB_EXAMPLES: &str = "\
 Exit code 1 where something could not be healed.
@@ -414,6 +431,7 @@ mod tests {
             "lunfs pool list --json",
             "lunfs pool show p",
             "lunfs pool check p",
+            "lunfs pool check p --repair --dry-run",
             "lunfs pool dump p",
             "lunfs pool scrub p",
             "lunfs pool scrub p --background --json",
@@ -454,6 +472,7 @@ mod tests {
             "lunfs lun set a",
             "lunfs pool create",
             "lunfs status --dry-run",
+            "lunfs pool check p --dry-run",
             "lunfs pool create p --redundancy raid6",
         ] {
             assert_eq!(parsed(line).unwrap_err().exit_code(), 2, "{line}");

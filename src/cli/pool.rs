@@ -28,7 +28,13 @@ pub fn run(verb: &Pool, common: &Common) -> Result<ExitCode> {
             let value = value.call(Command::PoolShow, false, None, &mut |_| {})?;
             show(&value, common, output::facts);
         }
-        Pool::Check(at) => return super::offline::check(&named(common, at)?, common),
+        Pool::Check { path, repair, dry_run } => {
+            let path = named(common, &AtPath { path: path.clone() })?;
+            return match repair {
+                true => super::offline::repair(&path, *dry_run, common),
+                false => super::offline::check(&path, common),
+            };
+        }
         Pool::Dump { path, object } => {
             let at = AtPath { path: path.clone() };
             super::offline::dump(&named(common, &at)?, object.as_deref(), common)?;

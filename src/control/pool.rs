@@ -88,6 +88,7 @@ impl LockedPool {
 impl OpenPool {
     /// Takes the last consistency point. The locks go with the pool.
     pub fn close(&self) -> Result<()> {
+        self.catalog.stop();
         self.fs.close().map_err(|e| Error::fs("the pool was not closed in order", &e))
     }
 }

@@ -153,7 +153,7 @@ impl Bell {
         self.ring(BELL_STOP);
     }
 
-    fn is_stopped(&self) -> bool {
+    pub fn is_stopped(&self) -> bool {
         *self.rung.lock() & BELL_STOP != 0
     }
 }
@@ -186,6 +186,7 @@ pub(crate) fn spawn_background(core: &Arc<Core>) -> Vec<std::thread::JoinHandle<
             }
         }
     });
+    let balance = spawn("lunfs-balance", super::moves::in_background);
     let scrub = spawn("lunfs-scrub", |core| {
         while !core.bell.is_stopped() {
             if !core.scrub.is_running() || !core.scrub_paced() {
@@ -200,7 +201,7 @@ pub(crate) fn spawn_background(core: &Arc<Core>) -> Vec<std::thread::JoinHandle<
             }
         }
     });
-    [write_out, points, scrub, members].into_iter().flatten().collect()
+    [write_out, points, scrub, members, balance].into_iter().flatten().collect()
 }
 
 pub(crate) const BELL_SEAL: u32 = 1;
@@ -208,6 +209,7 @@ pub(crate) const BELL_CP: u32 = 2;
 pub(crate) const BELL_STOP: u32 = 4;
 pub(crate) const BELL_SCRUB: u32 = 8;
 pub(crate) const BELL_MEMBERS: u32 = 16;
+pub(crate) const BELL_BALANCE: u32 = 32;
 
 /// What a consistency point keeps between two of them.
 pub(crate) struct CpState {
@@ -257,8 +259,10 @@ pub(crate) struct Core {
     /// A device that was replaced, to be told so: its slot.
     pub retired: Mutex<Option<(u16, super::members::Device)>>,
     pub bell: Bell,
-    /// One growth at a time: two would write the same place of the segment map.
-    pub growing: Mutex<()>,
+    /// What is left of a plan for the segment map, which nobody else changes.
+    pub rebalance: Mutex<super::moves::Work>,
+    /// What the background said of it last.
+    pub rebalance_said: Mutex<Result<Rebalance>>,
     pub closed: AtomicBool,
     pub cp_count: AtomicU64,
     pub group_count: AtomicU64,

@@ -22,6 +22,7 @@ use fs_layout::{
     DeadEntry, DeadKind, Inode as DiskInode, InodeKind, Pointer, DEAD_ENTRY_BYTES,
     INODES_PER_BLOCK, INODE_BYTES, ROOT_COPIES,
 };
+use parking_lot::MutexGuard;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -121,19 +122,7 @@ impl<'a> Writer<'a> {
 impl Core {
     /// Runs one, if there is anything for it to do. A failure latches the pool.
     pub fn consistency_point(&self, wait_for_space: bool) -> Result<()> {
-        let Some(mut cp) = self.lock_unless_alone(&self.cp) else { return Ok(()) };
-        if self.lock_unless_alone(&self.log).is_none() {
-            return Ok(());
-        }
-        self.store.check_latch()?;
-        self.release_ready()?;
-        while !self.pins.may_begin(self.now() + 1) {
-            if !self.limits.background {
-                return Ok(());
-            }
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
-        let _steps = self.store.in_steps();
+        let Some(mut cp) = self.begin_cp()? else { return Ok(()) };
         let done = self.run_cp(&mut cp);
         self.shrink_inodes();
         if wait_for_space && self.limits.background {
@@ -144,7 +133,40 @@ impl Core {
         done.map_err(|e| self.store.set_latch(format!("a consistency point failed: {e}")))
     }
 
+    /// Runs one with whatever `change` does before; false: it did nothing, or this is not the time.
+    pub fn consistency_point_with(
+        &self,
+        change: impl FnOnce(&mut CpState) -> Result<bool>,
+    ) -> Result<bool> {
+        let Some(mut cp) = self.begin_cp()? else { return Ok(false) };
+        if !change(&mut cp)? {
+            return Ok(false);
+        }
+        self.touch_names()?;
+        let done = self.run_cp(&mut cp);
+        done.map_err(|e| self.store.set_latch(format!("a consistency point failed: {e}")))?;
+        Ok(true)
+    }
+
+    /// Waits until one may begin. `None`: who drives the pool alone is within something else.
+    fn begin_cp(&self) -> Result<Option<MutexGuard<'_, CpState>>> {
+        let Some(cp) = self.lock_unless_alone(&self.cp) else { return Ok(None) };
+        if self.lock_unless_alone(&self.log).is_none() {
+            return Ok(None);
+        }
+        self.store.check_latch()?;
+        self.release_ready()?;
+        while !self.pins.may_begin(self.now() + 1) {
+            if !self.limits.background {
+                return Ok(None);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        Ok(Some(cp))
+    }
+
     fn run_cp(&self, cp: &mut CpState) -> Result<()> {
+        let _steps = self.store.in_steps();
         let mut log = self.log.lock();
         let idle = log.blocks.is_empty() && cp.reclaim.len() == 0;
         let (mut frozen, cut) = {
@@ -480,7 +502,7 @@ impl Core {
     }
 
     /// Everything before is flushed; then the root, one copy after the other.
-    fn write_root(&self, cp: &mut CpState) -> Result<()> {
+    pub(super) fn write_root(&self, cp: &mut CpState) -> Result<()> {
         if !planted(Mutation::NoFlushBeforeRoot) {
             self.store.flush()?;
         }

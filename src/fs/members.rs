@@ -16,7 +16,7 @@ use super::error::{Error, Result};
 use super::heal::Verdict;
 use super::labels::{encode_label, read_one, slot_of, write_labels};
 use super::store::Store;
-use crate::device::{Block, BlockDevice};
+use crate::device::{says_gone, Block, BlockDevice};
 use fs_layout::{Label, MemberRecord, MemberState, SegmentRun, LABEL_PLACES, SEGMENT_BLOCKS};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::VecDeque;
@@ -197,13 +197,6 @@ impl Members {
     }
 }
 
-/// Does this error say that the device itself is gone, not that a block is bad?
-pub(crate) fn says_gone(e: &io::Error) -> bool {
-    let gone = [rustix::io::Errno::NODEV, rustix::io::Errno::NXIO, rustix::io::Errno::SHUTDOWN];
-    matches!(e.kind(), io::ErrorKind::NotConnected | io::ErrorKind::BrokenPipe)
-        || e.raw_os_error().is_some_and(|n| gone.iter().any(|g| g.raw_os_error() == n))
-}
-
 impl Store {
     /// A write or flush of a device failed. Ok: the others have recorded it, and go on.
     pub fn failed(&self, slot: u16, why: String) -> Result<()> {
@@ -306,7 +299,8 @@ impl Store {
                 if read_one(device, at).is_ok_and(|there| there.0 == raw.0) {
                     continue;
                 }
-                match self.check_latch().is_ok() && device.write(at, &[&raw]).is_ok() {
+                let heals = self.heals.load(Ordering::Relaxed) && self.check_latch().is_ok();
+                match heals && device.write(at, &[&raw]).is_ok() {
                     true => verdict.healed.push((slot, at)),
                     false => verdict.bad.push((slot, at)),
                 }

@@ -39,7 +39,7 @@ use std::sync::Arc;
 const DIRTY_SHARE: u64 = 4;
 const DIRTY_BLOCKS_MAX: u64 = 8192;
 /// What three levels of tables above the bitmap pages reach: 2 PiB.
-const MAX_BLOCKS: u64 = 1 << 39;
+pub(crate) const MAX_BLOCKS: u64 = 1 << 39;
 /// Epochs that can have begun after the newest root's next one and left no trace.
 const LOST_EPOCHS: u64 = 2;
 /// A dirty node takes 6 KiB and more; an eighth of the cache may be such nodes.
@@ -200,10 +200,11 @@ fn build(
     root_hash: [u8; 32],
     root_slot: u64,
     o: &OpenOptions,
+    repairs: bool,
 ) -> Result<Core> {
     let cache = (o.cache_bytes / BLOCK_BYTES as u64) as usize * 5 / 8;
     let store = Store::new(Members::new(set, root.epoch, o.seed), map, cache);
-    let space = Space::load(&store, root.blocks, root.space)?;
+    let space = Space::load(&store, root.blocks, root.space, repairs)?;
     let log = Log {
         next_block: root.next_group_block,
         next_number: root.next_group,
@@ -247,7 +248,8 @@ fn build(
         regeneration: Mutex::default(),
         retired: Mutex::default(),
         bell: Bell::default(),
-        growing: Mutex::new(()),
+        rebalance: Mutex::default(),
+        rebalance_said: Mutex::new(Ok(Rebalance::default())),
         closed: AtomicBool::new(false),
         cp_count: AtomicU64::new(0),
         group_count: AtomicU64::new(0),
@@ -300,7 +302,7 @@ pub(crate) fn format(devices: &[Device], o: &FormatOptions) -> Result<()> {
     };
     let clock = Arc::new(FixedClock(o.created));
     let options = OpenOptions { cache_bytes: 16 << 20, clock, ..OpenOptions::default() };
-    let core = build(new_set(devices, o)?, map.clone(), root, [0; 32], 1, &options)?;
+    let core = build(new_set(devices, o)?, map.clone(), root, [0; 32], 1, &options, false)?;
     write_segment_map(&core.store, &map, &mut core.cp.lock().root.segment_map)?;
     core.new_chain()?;
     core.populate()?;
@@ -336,8 +338,25 @@ impl Clock for FixedClock {
     }
 }
 
-/// Opens and recovers a pool.
-pub(crate) fn open(devices: Vec<Device>, o: &OpenOptions) -> Result<Core> {
+/// What to do with a group that was durable and cannot be read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Damage {
+    /// Refuse the pool.
+    Refuse,
+    /// The log ends before it: repair alone says so.
+    Cut,
+}
+
+/// A pool as its root says, the log not replayed.
+pub(super) struct Loaded {
+    pub core: Core,
+    readable: Vec<Device>,
+    unrecorded: Vec<u16>,
+    uneven: bool,
+}
+
+/// Reads labels, root and maps; writes nothing. With `repairs` the free-space map may be unreadable.
+pub(super) fn load(devices: Vec<Device>, o: &OpenOptions, repairs: bool) -> Result<Loaded> {
     let found = assemble(&devices)?;
     let readable: Vec<Device> = found.set.all_readable().map(|(_, d)| d.clone()).collect();
     if readable.is_empty() {
@@ -352,9 +371,20 @@ pub(crate) fn open(devices: Vec<Device>, o: &OpenOptions) -> Result<Core> {
         return Err(Error::Format("the root makes no sense".into()));
     }
     check_missing(&found, &map, o.degraded)?;
-    mend_roots(&readable);
     let (unrecorded, uneven) = (found.unrecorded, found.uneven);
-    let core = build(found.set, map, root, hash, slot, o)?;
+    let core = build(found.set, map, root, hash, slot, o, repairs)?;
+    Ok(Loaded { core, readable, unrecorded, uneven })
+}
+
+/// Opens and recovers a pool.
+pub(crate) fn open(devices: Vec<Device>, o: &OpenOptions) -> Result<Core> {
+    recovered(load(devices, o, false)?, Damage::Refuse)
+}
+
+/// Recovers what was loaded.
+pub(super) fn recovered(loaded: Loaded, damage: Damage) -> Result<Core> {
+    let Loaded { core, readable, unrecorded, uneven } = loaded;
+    mend_roots(&readable);
     // Before anything is acknowledged, recovery's own writes included.
     if !unrecorded.is_empty() {
         let epoch = core.store.members.durable_epoch();
@@ -365,8 +395,35 @@ pub(crate) fn open(devices: Vec<Device>, o: &OpenOptions) -> Result<Core> {
     } else if uneven {
         core.store.relabel()?;
     }
-    core.recover().map_err(own_files_are_damaged)?;
+    core.recover(damage).map_err(own_files_are_damaged)?;
     Ok(core)
+}
+
+/// A slot of the root that no device can read though it was written, and the root in the other.
+pub(super) fn lost_root(devices: &[Device]) -> Result<Option<(u64, Root)>> {
+    let set = assemble(devices)?.set;
+    let readable: Vec<Device> = set.all_readable().map(|(_, d)| d.clone()).collect();
+    let slots = [0, 1].map(|slot| read_root_slot(&readable, slot));
+    let lost = |c: &[Copies; 2]| c.iter().all(|c| c.valid.is_none() && c.bad.is_some());
+    for (slot, other) in [(0, 1), (1, 0)] {
+        if let Some((root, _)) = slots[other].iter().find_map(|c| c.valid.as_ref()) {
+            if lost(&slots[slot]) {
+                return Ok(Some((slot as u64, root.clone())));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Makes a slot of the root one that was never written.
+pub(super) fn forget_root(devices: &[Device], slot: u64) -> Result<()> {
+    for device in devices {
+        for at in ROOT_COPIES {
+            device.write(at + slot, &[&Block::zeroed()])?;
+            device.flush()?;
+        }
+    }
+    Ok(())
 }
 
 /// Can the pool be opened without the devices that are not there?
@@ -463,11 +520,31 @@ impl Core {
         txn.commit()
     }
 
-    fn recover(&self) -> Result<()> {
+    /// The list of what waits to be walked and freed, as the root names it.
+    pub(super) fn load_reclaim(&self) -> Result<()> {
         let list = ReclaimList::load(self, &*self.inode(RECLAIM)?)?;
         self.note_reclaim(&list);
         self.cp.lock().reclaim = list;
-        let groups = self.read_log()?;
+        Ok(())
+    }
+
+    /// How many groups recovery would apply, one that is damaged and what follows it left out.
+    pub(super) fn log_length(&self) -> Result<u64> {
+        Ok(self.read_log(Damage::Cut)?.len() as u64)
+    }
+
+    /// Why recovery would refuse the log.
+    pub(super) fn log_damage(&self) -> Result<Option<String>> {
+        match self.read_log(Damage::Refuse) {
+            Ok(_) => Ok(None),
+            Err(Error::Format(why)) => Ok(Some(why)),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn recover(&self, damage: Damage) -> Result<()> {
+        self.load_reclaim()?;
+        let groups = self.read_log(damage)?;
         let last_epoch = groups.iter().map(|g| g.head.epoch).max().unwrap_or(0);
         // Beyond every epoch that can have begun before the crash, its log lost or not: the epoch
         // is the generation of what is made in it, and a handle of something lost must not come to
@@ -504,17 +581,21 @@ impl Core {
 
     pub fn consistency_point_forced(&self) -> Result<()> {
         // The new chain must be named by a root even if nothing else changed.
-        let names = self.inode(NAMES)?;
-        {
-            let _shared = self.guard.shared();
-            let mut state = names.state.write();
-            self.touch(&names, &mut state, self.now());
-        }
+        self.touch_names()?;
         self.consistency_point(false)
     }
 
+    /// Something for a consistency point to do.
+    pub fn touch_names(&self) -> Result<()> {
+        let names = self.inode(NAMES)?;
+        let _shared = self.guard.shared();
+        let mut state = names.state.write();
+        self.touch(&names, &mut state, self.now());
+        Ok(())
+    }
+
     /// The chain of groups after the root, as far as it is whole.
-    fn read_log(&self) -> Result<Vec<LoggedGroup>> {
+    fn read_log(&self, damage: Damage) -> Result<Vec<LoggedGroup>> {
         let (mut block, mut number, mut seed) = {
             let log = self.log.lock();
             (log.next_block, log.next_number, log.seed)
@@ -540,6 +621,10 @@ impl Core {
         let mut whole = groups.len();
         for (i, g) in groups.iter().enumerate() {
             if g.head.number <= mark {
+                if !g.whole && damage == Damage::Cut {
+                    whole = i;
+                    break;
+                }
                 if !g.whole {
                     return Err(Error::Format(format!(
                         "group {} of the log is damaged, though it was durable",
@@ -605,11 +690,12 @@ impl Core {
                 if pointers.iter().any(|p| p.block >= self.space.blocks()) {
                     return Ok(false);
                 }
-                for read in self.store.read_run(&pointers)? {
-                    match read {
-                        Ok(_) => {}
-                        Err(Error::Corrupt { .. }) => return Ok(false),
-                        Err(e) => return Err(e),
+                // Every copy: one that was torn is good again before anybody relies on it.
+                for verdict in self.store.verify_run(&pointers)? {
+                    match (verdict.good, verdict.failure) {
+                        (Some(_), _) => {}
+                        (None, None) => return Ok(false),
+                        (None, Some(e)) => return Err(e),
                     }
                 }
             }

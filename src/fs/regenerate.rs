@@ -66,7 +66,7 @@ impl Core {
     }
 
     /// Changes membership while no group and no consistency point is being written.
-    fn change_quietly(&self, change: impl FnOnce(&mut Set) -> Result<()>) -> Result<()> {
+    pub(super) fn change_quietly(&self, change: impl FnOnce(&mut Set) -> Result<()>) -> Result<()> {
         let _cp = Core::busy(self.lock_unless_alone(&self.cp))?;
         let _log = Core::busy(self.lock_unless_alone(&self.log))?;
         self.store.change_members(change)
@@ -131,6 +131,7 @@ impl Core {
     /// Puts a new device in another's place, which serves on meanwhile if it can; its slot.
     pub fn replace(&self, old: u16, device: &Device, path: &str) -> Result<u16> {
         self.writable()?;
+        self.abandon_replacement(old)?;
         self.check_replacement(old, device)?;
         // Roots of an earlier life must never be taken for this pool's.
         let zero = Block::zeroed();
@@ -176,6 +177,16 @@ impl Core {
         Ok(slot)
     }
 
+    /// A replacement whose new device is missing is given up: another one comes.
+    fn abandon_replacement(&self, old: u16) -> Result<()> {
+        let set = self.store.members.now();
+        let missing = |slot: u16| set.record(slot).map(|r| r.state) == Some(MemberState::Missing);
+        match set.replacements().into_iter().find(|(new, o)| *o == old && missing(*new)) {
+            Some((new, _)) => self.take_out(new),
+            None => Ok(()),
+        }
+    }
+
     fn check_replacement(&self, old: u16, device: &Device) -> Result<()> {
         let set = self.store.members.now();
         match set.record(old).map(|r| r.state) {
@@ -185,8 +196,11 @@ impl Core {
             }
             Some(_) => {}
         }
+        // A device that is missing may come in its own place, as a new one.
+        let is_free = |slot: u16| slot == old && set.written(slot).is_none();
         let there = read_label(device).ok().map(|l| l.label);
-        if there.is_some_and(|l| l.pool_id == self.pool_id && set.slot_of(own_id(&l)).is_some()) {
+        let there = there.filter(|l| l.pool_id == self.pool_id);
+        if there.and_then(|l| set.slot_of(own_id(&l))).is_some_and(|slot| !is_free(slot)) {
             return Err(Error::Invalid("the new device is one of the pool already"));
         }
         let map = self.store.segment_map();
@@ -203,7 +217,7 @@ impl Core {
 
     /// Makes another map the pool's, durably. One at a time: the places of its pages take turns.
     fn switch_map(&self, change: impl Fn(&mut SegmentRun)) -> Result<()> {
-        let _one = Core::busy(self.lock_unless_alone(&self.growing))?;
+        let _one = Core::busy(self.lock_unless_alone(&self.rebalance))?;
         let before = self.cp_count.load(Ordering::Relaxed);
         {
             let mut cp = Core::busy(self.lock_unless_alone(&self.cp))?;
@@ -233,22 +247,26 @@ impl Core {
         })
     }
 
-    /// Takes a device out that another one has replaced.
-    fn retire(&self, new: u16, old: u16) -> Result<()> {
-        if self.store.segment_map().iter().any(|run| has(run, old).is_some()) {
-            self.switch_map(|run| run.members.retain(|m| m.0 != old))?;
+    /// Takes a device out of the map and out of the pool, and ends the replacements it is part of.
+    fn take_out(&self, slot: u16) -> Result<()> {
+        if self.store.segment_map().iter().any(|run| has(run, slot).is_some()) {
+            self.switch_map(|run| run.members.retain(|m| m.0 != slot))?;
         }
         self.store.change_members(|set| {
-            if let Some(d) = set.label.devices.get_mut(usize::from(old)) {
+            if let Some(d) = set.label.devices.get_mut(usize::from(slot)) {
                 let member = MemberRecord { state: MemberState::Absent, ..Default::default() };
                 *d = DeviceEntry { member, ..DeviceEntry::default() };
-                set.devices[usize::from(old)] = None;
+                set.devices[usize::from(slot)] = None;
             }
-            if let Some(d) = set.label.devices.get_mut(usize::from(new)) {
-                d.member.replaces = None;
-            }
+            let others = set.label.devices.iter_mut().map(|d| &mut d.member.replaces);
+            others.filter(|r| **r == Some(slot)).for_each(|r| *r = None);
             Ok(())
-        })?;
+        })
+    }
+
+    /// Takes a device out that another one has replaced.
+    fn retire(&self, old: u16) -> Result<()> {
+        self.take_out(old)?;
         let retired = self.retired.lock().take().filter(|(slot, _)| *slot == old);
         if let Some((_, device)) = retired {
             // It is no part of the pool any more, and should not look like one.
@@ -270,7 +288,7 @@ impl Core {
         for (new, old) in set.replacements() {
             match set.record(new).map(|r| r.state) {
                 Some(MemberState::Normal) => {
-                    self.retire(new, old)?;
+                    self.retire(old)?;
                     return Ok(true);
                 }
                 Some(MemberState::Regenerating) => self.stand_beside(new, old)?,

@@ -166,6 +166,15 @@ pub(crate) struct Counters {
     pub unhealed_blocks: AtomicU64,
 }
 
+/// Segments whose writes go to one place more: first, count, (device, its first segment).
+pub(crate) type Beside = (u64, u64, (u16, u64));
+
+/// The segment map, and where else is written while copies move.
+struct Map {
+    runs: Vec<SegmentRun>,
+    beside: Option<Beside>,
+}
+
 /// Which copy of a block is read.
 #[derive(Clone, Copy)]
 pub(crate) enum Pick {
@@ -180,9 +189,11 @@ pub(crate) enum Pick {
 /// The pool's blocks.
 pub(crate) struct Store {
     pub members: Members,
-    map: RwLock<Vec<SegmentRun>>,
+    map: RwLock<Map>,
     cache: Cache,
     pub counters: Counters,
+    /// Bad copies are rewritten; not where they are only looked for.
+    pub heals: AtomicBool,
     is_latched: AtomicBool,
     flushing: Mutex<()>,
     latch: Mutex<Option<String>>,
@@ -200,9 +211,10 @@ impl Store {
         let limit_per_shard = (cache_blocks / CACHE_SHARDS).max(16);
         Store {
             members,
-            map: RwLock::new(map),
+            map: RwLock::new(Map { runs: map, beside: None }),
             cache: Cache { shards, limit_per_shard },
             counters: Counters::default(),
+            heals: AtomicBool::new(true),
             is_latched: AtomicBool::new(false),
             flushing: Mutex::new(()),
             latch: Mutex::new(None),
@@ -210,11 +222,18 @@ impl Store {
     }
 
     pub fn segment_map(&self) -> Vec<SegmentRun> {
-        self.map.read().clone()
+        self.map.read().runs.clone()
     }
 
-    pub fn set_segment_map(&self, map: Vec<SegmentRun>) {
-        *self.map.write() = map;
+    pub fn set_segment_map(&self, runs: Vec<SegmentRun>) {
+        self.map.write().runs = runs;
+    }
+
+    /// Changes where is written besides, and the map with it.
+    pub fn set_beside(&self, runs: Option<Vec<SegmentRun>>, beside: Option<Beside>) {
+        let mut map = self.map.write();
+        map.runs = runs.unwrap_or_else(|| std::mem::take(&mut map.runs));
+        map.beside = beside;
     }
 
     pub fn cached_blocks(&self) -> u64 {
@@ -253,16 +272,26 @@ impl Store {
     /// The device runs behind `count` blocks at `block`: (copies of (device, device block),
     /// length).
     fn locate_all(&self, block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
-        let segment = block / SEGMENT_BLOCKS;
+        locate_in(&self.map.read().runs, block, count)
+    }
+
+    /// All copies that are kept up, with the place that is written besides.
+    fn locate_written(&self, block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
         let map = self.map.read();
-        let after = map.partition_point(|r| r.logical <= segment);
-        let run = after.checked_sub(1).and_then(|i| map.get(i));
-        let run = run.filter(|r| segment < r.logical + r.count);
-        let run = run.ok_or(Error::Corrupt { block, file_offset_bytes: None })?;
-        let into = block - run.logical * SEGMENT_BLOCKS;
-        let left = run.count * SEGMENT_BLOCKS - into;
-        let at = |(device, first): &(u16, u64)| (*device, first * SEGMENT_BLOCKS + into);
-        Ok((run.members.iter().map(at).collect(), left.min(count)))
+        let (mut places, mut n) = locate_in(&map.runs, block, count)?;
+        if let Some((first, segments, (device, segment))) = map.beside {
+            let (start, end) = (first * SEGMENT_BLOCKS, (first + segments) * SEGMENT_BLOCKS);
+            if (start..end).contains(&block) {
+                n = n.min(end - block);
+                places.push((device, segment * SEGMENT_BLOCKS + block - start));
+            } else if block < start {
+                n = n.min(start - block);
+            }
+        }
+        drop(map);
+        let set = self.members.now();
+        places.retain(|(slot, _)| set.written(*slot).is_some());
+        Ok((places, n))
     }
 
     /// All copies that are kept up: those that are read, and those being brought up to date.
@@ -274,7 +303,7 @@ impl Store {
     }
 
     /// The copies that are read.
-    fn locate_readable(&self, block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
+    pub(super) fn locate_readable(&self, block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
         let (mut copies, n) = self.locate_all(block, count)?;
         let set = self.members.now();
         copies.retain(|(slot, _)| set.readable(*slot).is_some());
@@ -414,7 +443,7 @@ impl Store {
         let mut done = 0;
         while done < data.len() {
             let left = (data.len() - done) as u64;
-            let (members, n) = self.locate(block + done as u64, left)?;
+            let (members, n) = self.locate_written(block + done as u64, left)?;
             let part = &data[done..done + n as usize];
             for (device, at) in &members {
                 self.write_device(*device, *at, part)?;
@@ -426,7 +455,7 @@ impl Store {
 
     /// Writes at a device's own address. Where it fails, the pool goes on without the device, or
     /// latches.
-    fn write_device(&self, slot: u16, at: u64, data: &[&Block]) -> Result<()> {
+    pub(super) fn write_device(&self, slot: u16, at: u64, data: &[&Block]) -> Result<()> {
         self.check_latch()?;
         self.counters.blocks_written.fetch_add(data.len() as u64, Ordering::Relaxed);
         let set = self.members.now();
@@ -478,6 +507,18 @@ impl Store {
     pub fn forget(&self, block: u64) {
         self.cache.remove(block);
     }
+}
+
+fn locate_in(map: &[SegmentRun], block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
+    let segment = block / SEGMENT_BLOCKS;
+    let after = map.partition_point(|r| r.logical <= segment);
+    let run = after.checked_sub(1).and_then(|i| map.get(i));
+    let run = run.filter(|r| segment < r.logical + r.count);
+    let run = run.ok_or(Error::Corrupt { block, file_offset_bytes: None })?;
+    let into = block - run.logical * SEGMENT_BLOCKS;
+    let left = run.count * SEGMENT_BLOCKS - into;
+    let at = |(device, first): &(u16, u64)| (*device, first * SEGMENT_BLOCKS + into);
+    Ok((run.members.iter().map(at).collect(), left.min(count)))
 }
 
 fn some_left(copies: Vec<(u16, u64)>, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {

@@ -10,8 +10,6 @@ use super::params::{Params, Reply, OUR_RECV_SEGMENT_BYTES};
 use super::pdu::{response, Header, CONTINUE, FINAL};
 use super::text;
 
-/// Target portal group tag: all addresses of a server are one group.
-pub const PORTAL_GROUP: u16 = 1;
 /// Login steps that an initiator may take; a negotiation needs two or three.
 const MAX_STEPS: u32 = 32;
 /// The longest name (RFC 7143 §4.2.7.1).
@@ -51,6 +49,8 @@ pub struct Wish {
     pub target: Option<String>,
     /// Initiator session identifier.
     pub isid: [u8; 6],
+    /// Target portal group tag of the portal.
+    pub group: u16,
 }
 
 /// What to do after a Login Request.
@@ -69,6 +69,8 @@ pub enum Step {
 pub struct Login {
     /// What was agreed so far.
     pub params: Params,
+    /// Target portal group tag of the portal.
+    group: u16,
     pending: Vec<u8>,
     steps: u32,
     names: Names,
@@ -93,6 +95,11 @@ pub fn reply(request: &Header, flags: u8, status: Status) -> Header {
 }
 
 impl Login {
+    /// A login through a portal of this group.
+    pub fn at(group: u16) -> Login {
+        Login { group, ..Login::default() }
+    }
+
     /// Takes one Login Request with its data segment.
     pub fn request(&mut self, header: &Header, data: &[u8]) -> Step {
         match self.step(header, data) {
@@ -177,7 +184,7 @@ impl Login {
         }
         if !self.names.discovery && !self.names.group_told {
             self.names.group_told = true;
-            text::put(&mut out, "TargetPortalGroupTag", &PORTAL_GROUP.to_string());
+            text::put(&mut out, "TargetPortalGroupTag", &self.group.to_string());
         }
         let transit = flags & FINAL != 0;
         let finish = transit && flags & 3 == 3;
@@ -215,7 +222,7 @@ impl Login {
         let target = self.names.target.clone().filter(|_| !self.names.discovery);
         let mut isid = [0; 6];
         isid.copy_from_slice(&header.0[8..14]);
-        Ok(Wish { initiator, target, isid })
+        Ok(Wish { initiator, target, isid, group: self.group })
     }
 }
 
@@ -238,7 +245,7 @@ mod tests {
     #[test]
     fn one_step_is_enough() {
         let text = b"InitiatorName=iqn.a\0TargetName=iqn.t\0InitialR2T=No\0";
-        let step = ask(&mut Login::default(), 0x87, text);
+        let step = ask(&mut Login { group: 1, ..Login::default() }, 0x87, text);
         let Step::Finish(header, out, wish) = step else { panic!("{step:?}") };
         assert_eq!(header.flags(), 0x87);
         assert_eq!((wish.initiator.as_str(), wish.target.as_deref()), ("iqn.a", Some("iqn.t")));

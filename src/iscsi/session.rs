@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -34,11 +34,19 @@ pub struct Options {
     pub max_connections: usize,
     /// From the connection's start to full feature phase.
     pub login_timeout: Duration,
+    /// A session that is silent for so long is asked whether it is there; after two such questions
+    /// without any answer it is ended.
+    pub ping_every: Duration,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { advertise: None, max_connections: 256, login_timeout: Duration::from_secs(15) }
+        Options {
+            advertise: None,
+            max_connections: 256,
+            login_timeout: Duration::from_secs(15),
+            ping_every: Duration::from_secs(30),
+        }
     }
 }
 
@@ -51,6 +59,8 @@ pub struct SessionKey {
     pub isid: [u8; 6],
     /// TargetName.
     pub target: String,
+    /// Target portal group.
+    pub group: u16,
 }
 
 /// Work done for a session.
@@ -92,6 +102,7 @@ struct Entry {
     since: SystemTime,
     counters: Arc<Counters>,
     end: CancellationToken,
+    replaced: Arc<AtomicBool>,
 }
 
 /// A session's place in the table; its drop frees it.
@@ -103,6 +114,8 @@ pub struct Registration {
     pub counters: Arc<Counters>,
     /// Target session identifying handle: never zero.
     pub tsih: u16,
+    /// Its initiator has begun it anew: nobody is there to be asked.
+    pub replaced: Arc<AtomicBool>,
 }
 
 impl Drop for Registration {
@@ -121,6 +134,8 @@ pub struct Service {
     next_id: AtomicU64,
     next_tsih: AtomicU16,
     units: Mutex<HashMap<[u8; 16], Arc<LogicalUnit>>>,
+    /// Listening addresses; the target portal group of each is its place, counted from 1.
+    portals: Mutex<Vec<SocketAddr>>,
 }
 
 impl std::fmt::Debug for Service {
@@ -140,6 +155,7 @@ impl Service {
             next_id: AtomicU64::new(1),
             next_tsih: AtomicU16::new(1),
             units: Mutex::default(),
+            portals: Mutex::default(),
         })
     }
 
@@ -167,6 +183,7 @@ impl Service {
     ) -> Option<Registration> {
         let mut table = self.sessions.lock();
         while let Some(old) = table.values().find(|entry| entry.key == key) {
+            old.replaced.store(true, Ordering::Release);
             old.end.cancel();
             if self.ended.wait_for(&mut table, REINSTATE_WAIT).timed_out() {
                 return None;
@@ -175,9 +192,29 @@ impl Service {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let counters = Arc::new(Counters::default());
         let since = SystemTime::now();
-        let entry = Entry { key, peer, since, counters: Arc::clone(&counters), end };
+        let replaced = Arc::new(AtomicBool::new(false));
+        let entry = Entry {
+            key,
+            peer,
+            since,
+            counters: Arc::clone(&counters),
+            end,
+            replaced: Arc::clone(&replaced),
+        };
         table.insert(id, entry);
-        Some(Registration { service: Arc::clone(self), id, counters, tsih: self.tsih() })
+        Some(Registration { service: Arc::clone(self), id, counters, tsih: self.tsih(), replaced })
+    }
+
+    /// A listening address begins; its target portal group.
+    pub(super) fn add_portal(&self, address: SocketAddr) -> u16 {
+        let mut all = self.portals.lock();
+        all.push(address);
+        u16::try_from(all.len()).unwrap_or(u16::MAX)
+    }
+
+    /// All listening addresses, in the order of their groups.
+    pub(super) fn portals(&self) -> Vec<SocketAddr> {
+        self.portals.lock().clone()
     }
 
     pub(super) fn tsih(&self) -> u16 {
@@ -191,7 +228,7 @@ impl Service {
     pub(super) fn unit(&self, identity: &Identity) -> Arc<LogicalUnit> {
         let mut units = self.units.lock();
         if units.len() >= MAX_IDLE_UNITS && !units.contains_key(&identity.naa) {
-            units.retain(|_, unit| Arc::strong_count(unit) > 1);
+            units.retain(|_, unit| Arc::strong_count(unit) > 1 || unit.is_needed());
         }
         Arc::clone(units.entry(identity.naa).or_default())
     }

@@ -104,6 +104,8 @@ pub struct Attachment {
     grant: AtomicU64,
     gone: AtomicBool,
     pub(super) lost: AtomicBool,
+    /// It judges reservations by itself.
+    pub(super) knows_reservations: AtomicBool,
     kick: Mutex<Option<Kick>>,
     pub(super) counters: Counters,
 }
@@ -121,6 +123,7 @@ impl Attachment {
             grant: AtomicU64::new(0),
             gone: AtomicBool::new(false),
             lost: AtomicBool::new(false),
+            knows_reservations: AtomicBool::new(false),
             kick: Mutex::new(None),
             counters: Counters::default(),
         });
@@ -250,6 +253,10 @@ impl Attachment {
         }
         if !self.writable || self.lun.live.read_only.load(Ordering::Acquire) {
             return Err(BlockError::ReadOnly);
+        }
+        let foreign = !self.knows_reservations.load(Ordering::Acquire);
+        if foreign && self.lun.live.reserved.load(Ordering::Acquire) {
+            return Err(BlockError::Reserved);
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use super::damage::{BadPlace, Damage};
 use super::error::{Error, Result};
 use super::lease::LeaseTiming;
 use super::names::{check_name, key_of};
+use super::sanitize::Sanitizers;
 use super::unit::{Found, Lun, Shared};
 use crate::fs::{self, Clock, Fs, NodeId, Owner, VolumeId};
 use parking_lot::{RwLock, RwLockReadGuard};
@@ -99,8 +100,14 @@ impl Catalog {
     /// Finds the LUNs of a pool; finishes what a crash interrupted.
     pub fn open(fs: Arc<Fs>, options: CatalogOptions) -> Result<Arc<Catalog>> {
         let hub = Arc::new(Hub::default());
-        let (next_id, damage) = (AtomicU64::new(1), Damage::default());
-        let shared = Arc::new(Shared { fs, options, hub, next_id, damage });
+        let shared = Arc::new(Shared {
+            fs,
+            options,
+            hub,
+            next_id: AtomicU64::new(1),
+            damage: Damage::default(),
+            sanitizers: Sanitizers::default(),
+        });
         let mut index = Index::default();
         for (name, volume) in shared.fs.volume_list()? {
             match Lun::find(&shared, &name, volume) {
@@ -123,6 +130,18 @@ impl Catalog {
     /// [`Catalog::delete`] with force removes them.
     pub fn unusable(&self) -> Vec<(String, String)> {
         self.index.read().unusable.clone()
+    }
+
+    /// Goes on with what was left unfinished: for a server.
+    pub fn resume(&self) {
+        for lun in self.list() {
+            lun.resume_sanitize();
+        }
+    }
+
+    /// Ends the work of [`Catalog::resume`] and its like, before the filesystem is closed.
+    pub fn stop(&self) {
+        self.shared.sanitizers.stop();
     }
 
     /// The filesystem below.

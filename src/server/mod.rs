@@ -79,6 +79,7 @@ pub fn serve(config: ServeConfig, announce: &mut dyn FnMut(&Ready)) -> Result<()
     let runtime = runtime.map_err(|e| Error::io("the server has no threads", &e))?;
     let stop = StopSignal::new();
     let pool = locked.open(config.cache_bytes)?;
+    pool.catalog.resume();
     let doors = Arc::new(Doors::default());
     let engine = Arc::new(Engine { pool, doors, stop: Some(stop.clone()) });
     let outcome = run(&runtime, &config, engine, &stop, announce);

@@ -40,10 +40,7 @@ impl Clock for Fixed {
 
 fn open(device: Arc<dyn BlockDevice>) -> lunfs::fs::Result<Arc<Fs>> {
     let clock = Arc::new(Fixed);
-    Fs::open(
-        vec![device],
-        OpenOptions { cache_bytes: 4 << 20, clock, background: false, seed: 1, degraded: false },
-    )
+    Fs::open(vec![device], OpenOptions { cache_bytes: 4 << 20, clock, ..OpenOptions::default() })
 }
 
 fn noise(seed: u64, length: usize) -> Vec<u8> {

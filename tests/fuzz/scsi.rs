@@ -58,6 +58,7 @@ fn nexus(unit: &Arc<LogicalUnit>, disk: &Arc<MemoryLun>, name: &str) -> Nexus {
         device: "iqn.d".to_owned(),
         port: "iqn.d,t,0x0001".to_owned(),
         relative_port: 1,
+        port_count: 1,
         port_group: 1,
         protocol: 5,
     };

@@ -37,8 +37,7 @@ impl Core {
             let mut verdict = self.store.verify(&pointer)?;
             if verdict.good.is_none() && self.space.renew(&self.store, page.region) {
                 // The next consistency point writes it into its other place.
-                found.renew = true;
-                verdict.healed.append(&mut verdict.bad);
+                self.renewed(found, &mut verdict);
             }
             found.note(Owner::pool(Part::Space), pointer.block, &verdict);
         }
@@ -67,8 +66,6 @@ impl Core {
             match self.walk_group(&at, found)? {
                 Some(next) => at = next,
                 None => {
-                    // A consistency point cuts off what cannot be followed any more.
-                    found.renew = true;
                     at.number = w.at.ino;
                 }
             }
@@ -92,7 +89,8 @@ impl Core {
         let mut verdict = self.judge(&copies, None, |raw| decode(raw).is_some());
         let next = verdict.good.as_ref().and_then(|raw| decode(raw));
         if next.is_none() {
-            verdict.healed.append(&mut verdict.bad);
+            // A consistency point cuts off what cannot be followed any more.
+            self.renewed(found, &mut verdict);
         }
         found.note(owner, at.block, &verdict);
         let Some((head, seed)) = next else { return Ok(None) };
@@ -120,8 +118,8 @@ impl Core {
                         verdict = self.judge(&places, raw.ok(), |_| false);
                     }
                     None => {
-                        found.renew = true;
-                        verdict.healed = places;
+                        verdict.bad = places;
+                        self.renewed(found, &mut verdict);
                     }
                 }
                 found.note(Owner::pool(Part::Log), block, &verdict);
@@ -196,7 +194,7 @@ impl Core {
 
     /// The copies of labels, roots and segment map on every device.
     pub(super) fn walk_fixed(&self, w: &mut Walk, found: &mut Found) -> Result<()> {
-        let Some(_growing) = self.lock_unless_alone(&self.growing) else { return Ok(()) };
+        let Some(_map) = self.lock_unless_alone(&self.rebalance) else { return Ok(()) };
         let Some(cp) = self.lock_unless_alone(&self.cp) else { return Ok(()) };
         self.walk_labels(found);
         self.walk_roots(&cp, found);
@@ -236,8 +234,7 @@ impl Core {
             let mut verdict = self.judge(&copies, known, |raw| hash_of(raw) == Some(hash));
             if verdict.good.is_none() {
                 // The consistency points to come write both slots.
-                found.renew = true;
-                verdict.healed.append(&mut verdict.bad);
+                self.renewed(found, &mut verdict);
             }
             found.note(Owner::pool(Part::Root), ROOT_COPIES[0] + slot, &verdict);
         }
@@ -258,6 +255,14 @@ impl Core {
             let is_good = |raw: &Block| crc32c::crc32c(&raw.0) == *crc;
             let verdict = self.judge(&self.on_all_devices(at), known, is_good);
             found.note(Owner::pool(Part::SegmentMap), at, &verdict);
+        }
+    }
+
+    /// No copy is good, but consistency points write anew what is needed of it.
+    fn renewed(&self, found: &mut Found, verdict: &mut Verdict) {
+        if self.store.heals.load(Ordering::Relaxed) {
+            found.renew = true;
+            verdict.healed.append(&mut verdict.bad);
         }
     }
 

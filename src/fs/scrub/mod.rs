@@ -218,7 +218,7 @@ impl Core {
         Ok(found)
     }
 
-    fn walk_piece(&self, walk: &mut Walk, budget: u64, found: &mut Found) -> Result<()> {
+    pub(super) fn walk_piece(&self, walk: &mut Walk, budget: u64, found: &mut Found) -> Result<()> {
         match walk.at.phase {
             Phase::Trees => self.walk_trees(walk, budget, found),
             Phase::Dead => self.walk_dead(walk, budget, found),

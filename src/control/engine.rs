@@ -103,6 +103,9 @@ impl Session<'_> {
             Command::Stop => Err(Message::new("stop is not a command of a pool").into()),
             Command::PoolShow => Ok(report::pool(&self.engine.pool)),
             Command::PoolGrow { path, size_bytes } => self.pool_grow(&path, size_bytes),
+            Command::PoolOffline { path } => self.pool_offline(&path),
+            Command::PoolOnline { path } => self.pool_online(&path),
+            Command::PoolReplace { path, new } => self.pool_replace(&path, &new),
             Command::PoolScrub { background, cancel } => self.pool_scrub(background, cancel),
             Command::LunList => self.lun_list(),
             Command::LunShow { lun } => self.show(&*self.lun(&lun)?),
@@ -203,7 +206,8 @@ impl Session<'_> {
     fn pool_grow(&self, path: &str, size_bytes: Option<u64>) -> Result<Value> {
         let wanted = std::fs::canonicalize(path).ok();
         let same = |own: &Path| own == Path::new(path) || std::fs::canonicalize(own).ok() == wanted;
-        let device = self.engine.pool.devices.iter().find(|device| same(device.path()));
+        let devices = self.engine.pool.devices.lock().clone();
+        let device = devices.iter().find(|device| same(device.path()));
         let device = device.ok_or_else(|| {
             Message::new(format!("{path} is not a device of this pool"))
                 .todo("`lunfs pool show` lists its devices")

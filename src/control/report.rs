@@ -4,8 +4,8 @@ use super::doors::Doors;
 use super::error::Result;
 use super::pool::OpenPool;
 use super::run_dir::id_text;
-use crate::device::{BlockDevice, BLOCK_BYTES};
-use crate::fs::Timestamp;
+use crate::device::BLOCK_BYTES;
+use crate::fs::{DeviceStatus, Timestamp};
 use crate::lun::{Access, BadPlace, Holder, Lun, SessionInfo};
 use serde_json::{json, Map, Value};
 
@@ -20,7 +20,11 @@ pub fn pool(pool: &OpenPool) -> Value {
     let stats = pool.fs.stats();
     json!({
         "id": id_text(&pool.fs.pool_id()),
-        "state": if stats.latched.is_some() { "read-only" } else { "online" },
+        "state": match (stats.latched.is_some(), pool.fs.is_whole()) {
+            (true, _) => "read-only",
+            (false, false) => "degraded",
+            (false, true) => "online",
+        },
         "redundancy": pool.fs.redundancy().to_string(),
         "size_bytes": stats.size_bytes,
         "free_bytes": stats.free_bytes,
@@ -35,11 +39,20 @@ pub fn pool(pool: &OpenPool) -> Value {
         "consistency_points": stats.consistency_points,
         "groups": stats.groups,
         "checksum_errors": stats.checksum_errors,
-        "devices": pool.devices.iter().map(|device| json!({
-            "path": device.name(),
-            "size_bytes": device.block_count().saturating_mul(BLOCK_BYTES as u64),
-        })).collect::<Value>(),
+        "devices": pool.fs.devices().iter().map(device).collect::<Value>(),
     })
+}
+
+fn device(device: &DeviceStatus) -> Value {
+    let mut shown = json!({
+        "path": device.path,
+        "state": device.state,
+        "size_bytes": device.size_bytes,
+    });
+    if let Some((done, of)) = device.progress {
+        shown["progress"] = json!({ "examined_bytes": done, "total_bytes": of });
+    }
+    shown
 }
 
 /// All LUNs. One that is deleted while it is looked at is left out.
@@ -159,6 +172,10 @@ fn errors(pool: &OpenPool, luns: &[std::sync::Arc<Lun>], doors: &Doors) -> Value
     if let Some(why) = stats.latched {
         found.push(("pool", format!("the pool stopped accepting writes: {why}")));
     }
+    for d in pool.fs.devices().iter().filter(|d| !d.is_normal()) {
+        found.push(("device", format!("{} is {}", d.path, d.state)));
+    }
+    found.extend(pool.fs.device_events().into_iter().map(|text| ("device", text)));
     if stats.checksum_errors > 0 {
         let count = stats.checksum_errors;
         found.push(("pool", format!("{count} reads of blocks did not match their checksums")));

@@ -176,9 +176,7 @@ impl Core {
         log.written = head.number;
         log.next_number += 1;
         log.next_block = next_block;
-        if !planted(Mutation::HeadsNotChained) {
-            log.seed = seed;
-        }
+        log.seed = seed;
         self.group_count.fetch_add(1, Ordering::Relaxed);
         self.settle(&files, promised);
         Ok(())

@@ -424,7 +424,8 @@ impl Store {
             let left = (data.len() - done) as u64;
             let (members, n) = self.locate_written(block + done as u64, left)?;
             let part = &data[done..done + n as usize];
-            for (device, at) in &members {
+            let copies = if planted(Mutation::SecondCopyNotWritten) { 1 } else { members.len() };
+            for (device, at) in members.iter().take(copies) {
                 self.write_device(*device, *at, part)?;
             }
             done += n as usize;

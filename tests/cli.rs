@@ -381,3 +381,72 @@ fn an_interrupted_import_leaves_no_lun() {
     lab.stop();
     lab.good("pool check pool");
 }
+
+/// Changes every block of a pool's file that holds one of these pieces of 4 KiB; how many.
+fn rot(path: &std::path::Path, pieces: &[u8]) -> usize {
+    let mut bytes = fs::read(path).unwrap();
+    let wanted: std::collections::HashSet<&[u8]> = pieces.chunks(4096).collect();
+    let mut changed = 0;
+    for block in bytes.chunks_mut(4096).skip(512) {
+        if wanted.contains(&block[..]) {
+            block[100] ^= 1;
+            changed += 1;
+        }
+    }
+    fs::write(path, bytes).unwrap();
+    changed
+}
+
+#[test]
+fn a_scrub_heals_a_mirror_and_names_what_is_lost() {
+    let lab = Lab::new();
+    lab.good("pool create a b --size 64M --redundancy mirror");
+    let image: Vec<u8> = (0..100u32 * 1024).flat_map(|i| (i * 7 + 1).to_le_bytes()).collect();
+    fs::write(lab.path("image"), &image).unwrap();
+    lab.good("lun import vm1 image --pool a");
+    assert_eq!(lab.json("pool scrub a --dry-run")["dry_run"], true);
+    assert_eq!(rot(&lab.path("b"), &image), 100);
+    lab.refused("pool check a", "");
+    let done = lab.json("pool scrub a");
+    assert_eq!((done["healed"].as_u64(), done["bad"].as_u64()), (Some(100), Some(0)), "{done}");
+    assert_eq!(done["state"], "idle");
+    lab.good("pool check a");
+    assert_eq!(lab.json("pool scrub b")["healed"], 0);
+    // Both copies of one block.
+    assert_eq!(rot(&lab.path("a"), &image[8192..12_288]), 1);
+    assert_eq!(rot(&lab.path("b"), &image[8192..12_288]), 1);
+    let failed = lab.run("pool scrub a");
+    assert_eq!(failed.code, 1);
+    assert!(failed.err.contains("vm1/data: 4096 bytes at 8192"), "{}", failed.err);
+    let failed = lab.run("pool scrub a --json");
+    assert_eq!(failed.code, 1);
+    let value: Value = serde_json::from_str(&failed.out).unwrap();
+    assert_eq!((&value["places"][0]["lun"], &value["bad"]), (&"vm1".into(), &1.into()));
+    let failed = lab.run("pool check a --repair --json");
+    assert_eq!(failed.code, 1, "{}", failed.out);
+    for object in ["", "space", "log", "volumes", "dead", "volume:16", "block:1024", "device:0:16"]
+    {
+        assert!(lab.good(&format!("pool dump a {object}")).contains(": "), "{object}");
+    }
+    let file = lab.json("pool dump a name:vm1/data");
+    assert_eq!(file["fields"]["size"], 100 * 4096);
+}
+
+#[test]
+fn a_served_pool_is_scrubbed_beside_its_doors() {
+    let mut lab = Lab::with_pool();
+    lab.good("lun create vm1 --size 8M");
+    lab.serve("--nbd unix:nbd.sock");
+    let before = lab.json("status");
+    assert_eq!(
+        (&before["scrub"]["state"], &before["scrub"]["started"]),
+        (&"idle".into(), &Value::Null)
+    );
+    let begun = lab.json("pool scrub --background");
+    assert!(begun["started"].is_string());
+    let done = lab.json("pool scrub");
+    assert_eq!((&done["state"], &done["bad"]), (&"idle".into(), &0.into()));
+    assert!(done["examined_bytes"].as_u64().unwrap() > 4096);
+    assert!(lab.json("status")["scrub"]["finished"].is_string());
+    lab.good("stop");
+}

@@ -386,8 +386,6 @@ impl<'a> Count<'a> {
     }
 
     fn compare_space(&mut self) -> Result<()> {
-        let wrong = self.core.space.wrong_counts(&self.core.store)?;
-        wrong.into_iter().for_each(|what| self.error(what));
         let gaps = gaps(&self.core.store.segment_map(), self.segments());
         let is_mapped = |block: u64| {
             let after = gaps.partition_point(|gap| gap.0 <= block / SEGMENT_BLOCKS);

@@ -11,18 +11,23 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, Semaphore};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection::Connection;
+use super::crowd::Place;
+use super::directory::Client;
 use super::job::{Done, Job};
 use super::session::Service;
+use crate::access::Reason;
 
 /// Slices given to one vectored write.
 const MAX_SLICES: usize = 64;
 /// After a failed accept (out of file descriptors, mostly): not at once again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A discovery session asks what there is, and goes.
+const DISCOVERY_TIME: Duration = Duration::from_secs(120);
 /// A closing connection's client has this long to take its last answers.
 const LINGER: Duration = Duration::from_secs(2);
 /// Silence after which TCP asks whether the peer is still there, how often, and how many times.
@@ -34,7 +39,6 @@ const UNACKNOWLEDGED_MS: u32 = 60_000;
 
 /// Serves one listening address until `stop`; returns when its connections have ended.
 pub async fn serve(service: Arc<Service>, listener: TcpListener, stop: CancellationToken) {
-    let room = Arc::new(Semaphore::new(service.options.max_connections));
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -45,14 +49,14 @@ pub async fn serve(service: Arc<Service>, listener: TcpListener, stop: Cancellat
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        // beyond the limit a connection is closed at once: the client sees it and may come again
-        if let Ok(permit) = Arc::clone(&room).try_acquire_owned() {
-            let (service, end) = (Arc::clone(&service), stop.child_token());
-            connections.spawn(async move {
-                carry(service, stream, peer, end).await;
-                drop(permit);
-            });
-        }
+        // beyond the bounds a connection is closed at once: the client sees it and may come again
+        let Some(place) = service.crowd.enter(peer.ip()) else {
+            let client = Client { initiator: String::new(), peer, proof: None };
+            service.directory.refused(&client, None, Reason::Flood);
+            continue;
+        };
+        let (service, end) = (Arc::clone(&service), stop.child_token());
+        connections.spawn(carry(service, stream, peer, end, place));
     }
     connections.close();
     connections.wait().await;
@@ -85,7 +89,13 @@ fn prepare(stream: &TcpStream) {
     let _ = sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_MS);
 }
 
-async fn carry(service: Arc<Service>, stream: TcpStream, peer: SocketAddr, end: CancellationToken) {
+async fn carry(
+    service: Arc<Service>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    end: CancellationToken,
+    place: Place,
+) {
     let Ok(local) = stream.local_addr() else {
         return;
     };
@@ -94,15 +104,16 @@ async fn carry(service: Arc<Service>, stream: TcpStream, peer: SocketAddr, end: 
     let login_timeout = service.options.login_timeout;
     let core = Connection::new(service, portal, peer, end.clone());
     let (done_to, done) = mpsc::unbounded_channel(); // bounded by the connection's running jobs
-    let mut carrier = Carrier { core, stream, done_to, done };
+    let mut carrier = Carrier { core, stream, done_to, done, place };
     carrier.run(end, login_timeout).await;
     carrier.core.close();
     carrier.wait_for_jobs().await;
-    let Carrier { core, mut stream, .. } = carrier;
+    let Carrier { core, mut stream, place, .. } = carrier;
     let _ = stream.shutdown().await;
     // letting go of a disk may wait for it
     let _ = tokio::task::spawn_blocking(move || drop(core)).await;
     let _ = tokio::time::timeout(LINGER, drain(stream)).await;
+    drop(place);
 }
 
 /// Takes what the client still sends: closing with unread bytes would reset the connection, and the
@@ -145,6 +156,7 @@ struct Carrier {
     stream: TcpStream,
     done_to: mpsc::UnboundedSender<Done>,
     done: mpsc::UnboundedReceiver<Done>,
+    place: Place,
 }
 
 impl Carrier {
@@ -155,6 +167,10 @@ impl Carrier {
         loop {
             self.core.process();
             self.start_jobs();
+            if let Some(penalty) = self.core.take_penalty() {
+                // the place is kept although the client may have gone: guessing takes its time
+                let _ = tokio::time::timeout(penalty, end.cancelled()).await;
+            }
             if self.send().is_err() {
                 return;
             }
@@ -165,7 +181,11 @@ impl Carrier {
                 lingering = true;
                 deadline.as_mut().reset(tokio::time::Instant::now() + LINGER);
             }
-            let timed = lingering || !self.core.is_logged_in();
+            let login = !self.core.is_logged_in();
+            if !login && self.place.logged_in() && self.core.is_discovery() {
+                deadline.as_mut().reset(tokio::time::Instant::now() + DISCOVERY_TIME);
+            }
+            let timed = lingering || login || self.core.is_discovery();
             let event = poll_fn(|cx| {
                 let timer = if timed { Some(deadline.as_mut()) } else { None };
                 self.poll_event(cx, ended.as_mut(), timer)

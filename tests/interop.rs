@@ -46,6 +46,7 @@ macro_rules! scripts {
 }
 
 scripts! {
+    access => "interop/access.py",
     commands => "interop/commands.py",
     errors => "interop/errors.py",
     exerciser => "interop/exerciser.py",

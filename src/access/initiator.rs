@@ -71,8 +71,8 @@ impl Limits {
     /// More than the 32 to 64 that Linux and Windows keep by default, so that no queue of theirs
     /// ever waits for ours.
     pub const DEFAULT_COMMANDS: u32 = 128;
-    /// Some 1500 writes of 64 KiB in flight, or 16 of the longest.
-    pub const DEFAULT_MEMORY_BYTES: u64 = 96 << 20;
+    /// Four sessions with the longest bursts that one takes, or 2000 writes of 64 KiB.
+    pub const DEFAULT_MEMORY_BYTES: u64 = 128 << 20;
     /// The door has no more connections.
     pub const MAX_SESSIONS: u32 = 256;
     /// The most that the door announces.

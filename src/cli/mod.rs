@@ -2,6 +2,7 @@
 
 mod args;
 mod image;
+mod initiator;
 mod lun;
 mod offline;
 mod output;
@@ -60,6 +61,7 @@ fn obey(cli: &Cli) -> Result<ExitCode> {
     match &cli.noun {
         Noun::Pool(verb) => return pool::run(verb, common),
         Noun::Lun(verb) => lun::run(verb, common)?,
+        Noun::Initiator(verb) => initiator::run(verb, common)?,
         Noun::Session(verb) => session(verb, common)?,
         Noun::Status => return status(common),
         Noun::Serve(serve) => {
@@ -115,7 +117,7 @@ fn rows(value: &Value) -> &[Value] {
 }
 
 const SESSION_COLUMNS: &[&str] =
-    &["id", "lun", "door", "client", "peer", "writable", "holds_lease", "since"];
+    &["id", "lun", "door", "client", "peer", "writable", "since", "iops", "latency_p99_us"];
 
 fn session(verb: &Session, common: &Common) -> Result<()> {
     match verb {

@@ -10,6 +10,7 @@ pub mod client;
 pub mod doors;
 pub mod engine;
 pub mod error;
+mod initiator;
 pub mod label;
 pub mod listener;
 mod log;

@@ -5,6 +5,7 @@
 
 use super::error::{Error, Message, Result};
 use super::label::read_label;
+use crate::access::Book;
 use crate::device::file::{FileDevice, OpenError, OpenMode};
 use crate::device::{BlockDevice, BLOCK_BYTES};
 use crate::fs::{Clock, FormatOptions, Fs, OpenOptions, SystemClock};
@@ -30,6 +31,8 @@ pub struct OpenPool {
     pub fs: Arc<Fs>,
     /// Its LUNs.
     pub catalog: Arc<Catalog>,
+    /// Who may use them.
+    pub book: Arc<Book>,
     /// Its devices, in the order of the label.
     pub devices: Vec<Arc<FileDevice>>,
 }
@@ -72,10 +75,11 @@ impl LockedPool {
         let what = format!("the pool at {} cannot be opened", names(&self.paths));
         let devices = as_block_devices(&self.devices);
         let fs = Fs::open(devices, options).map_err(|e| Error::fs(what, &e))?;
-        let mut catalog_options = CatalogOptions::new(clock);
+        let mut catalog_options = CatalogOptions::new(clock.clone());
         catalog_options.location = self.paths.iter().map(|p| p.display().to_string()).collect();
         let catalog = Catalog::open(fs.clone(), catalog_options)?;
-        Ok(OpenPool { fs, catalog, devices: self.devices })
+        let book = Book::open(catalog.clone(), clock);
+        Ok(OpenPool { fs, catalog, book, devices: self.devices })
     }
 }
 

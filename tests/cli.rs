@@ -66,13 +66,28 @@ fn a_pool_is_made_with_care() {
     lab.refused("pool create p --size 1M", "at least 64 MiB");
     lab.refused("pool create p p --size 64M", "twice");
     lab.refused("pool create none/p --size 64M", "no such file");
-    lab.refused("pool create p q --size 64M --redundancy mirror", "not possible yet");
+    lab.refused("pool create p --size 64M --redundancy mirror", "at least two devices");
     fs::write(lab.path("there"), b"precious").unwrap();
     lab.refused("pool create there --size 64M", "exists already");
     let plan = lab.json("pool create p q --size 64M --dry-run");
     assert_eq!(plan["dry_run"], true);
     assert!(!lab.path("p").exists() && !lab.path("q").exists());
     assert_eq!(fs::read(lab.path("there")).unwrap(), b"precious");
+}
+
+#[test]
+fn a_mirror_has_the_size_of_one_device() {
+    let lab = Lab::new();
+    let plan = lab.json("pool create p q --size 128M --redundancy mirror --dry-run");
+    assert!(plan["would"].as_str().unwrap().contains("a pool of 132120576 bytes"), "{plan}");
+    assert_eq!(lab.json("pool create p q --size 128M --redundancy mirror")["redundancy"], "mirror");
+    let shown = lab.json("pool show q");
+    assert_eq!(shown["redundancy"], "mirror");
+    let size = shown["size_bytes"].as_u64().unwrap();
+    assert!(size > 120 << 20 && size <= 126 << 20, "{size}");
+    lab.json("lun create vm1 --size 16M --pool p");
+    assert_eq!(lab.json("lun show vm1 --pool q")["redundancy"], "mirror");
+    assert_eq!(lab.json("pool check p")["sound"], true);
 }
 
 #[test]

@@ -47,6 +47,7 @@ fn make() -> Result<Arc<SimDevice>> {
         pool_id: *b"golden image v1.",
         created: Fixed.now(),
         paths: vec!["golden.pool".into()],
+        redundancy: Default::default(),
     };
     Fs::format(&[device.clone() as Arc<dyn BlockDevice>], &options)?;
     let fs = open(&device)?;

@@ -94,6 +94,32 @@ fn written_data_is_read_back_by_every_way_it_can_come() {
 }
 
 #[test]
+fn a_write_reaches_the_disk_as_one_however_it_comes() {
+    let door = Door::open(64 * MIB);
+    let keys = "InitialR2T=No\0ImmediateData=Yes\0FirstBurstLength=65536\0MaxBurstLength=131072\0\
+                MaxOutstandingR2T=4\0";
+    let mut one = door.connect();
+    one.login("iqn.2026-11.local.test:one", keys).unwrap();
+    one.settle();
+    let data = Random(9).bytes(2 << 20);
+    let length = data.len() as u32;
+    let mut atomic = [0x9C, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0];
+    atomic[12..14].copy_from_slice(&((data.len() / 512) as u16).to_be_bytes());
+    for slow in [None, Some(Duration::ZERO)] {
+        door.disk.set_blocking(slow);
+        for cdb in [&write10(1, data.len())[..], &atomic] {
+            let before = door.disk.write_count();
+            // immediate, unsolicited, then sixteen R2Ts
+            let tag = one.command(cdb, 0x20, length, &data[..8192]);
+            one.data_out(tag, 0xFFFF_FFFF, &data[8192..65536], 8192);
+            assert_eq!(one.finish(tag, &data).unwrap().status, 0);
+            assert_eq!(door.disk.write_count(), before + 1);
+        }
+    }
+    assert!(one.read(3, 4096).data == data);
+}
+
+#[test]
 fn a_disk_that_has_to_wait_answers_all_the_same() {
     let door = Door::open(8 * MIB);
     door.disk.set_blocking(Some(Duration::from_millis(20)));

@@ -32,7 +32,7 @@ REGION = 8 * MIB
 SECTOR = 512
 FLUSH_ONE_IN = 12
 SIZES = [1, 1, 2, 7, 8, 8, 8, 16, 64, 128]
-LARGE = 2048  # 1 MiB, below the announced atomic limit
+LARGE = 4096  # 2 MiB, the announced atomic limit
 ENDED = (ConnectionError, nbd.Error, OSError, ScsiError)
 
 

@@ -77,8 +77,12 @@ fn work(fs: &Fs, files: &[File], thread: u64, believed: &mut Believed) {
 #[test]
 fn many_threads_keep_their_bytes() {
     let device: Arc<dyn BlockDevice> = Arc::new(SimDevice::new(65_536 * 4, 1));
-    let format =
-        FormatOptions { pool_id: [7; 16], created: Timestamp(1), paths: vec!["sim".into()] };
+    let format = FormatOptions {
+        pool_id: [7; 16],
+        created: Timestamp(1),
+        paths: vec!["sim".into()],
+        redundancy: Default::default(),
+    };
     Fs::format(std::slice::from_ref(&device), &format).expect("format");
     let fs = Fs::open(vec![device.clone()], options()).expect("open");
     let owner = Owner { mode: 0o644, uid: 0, gid: 0 };

@@ -12,6 +12,7 @@ mod inode;
 mod label;
 mod pointer;
 mod root;
+mod scrub;
 mod segment_map;
 mod space_page;
 
@@ -24,6 +25,7 @@ pub use inode::{Inode, InodeKind, VersionPart, INODES_PER_BLOCK, INODE_BYTES};
 pub use label::{DeviceEntry, Label, LABEL_PLACES, MAX_DEVICES};
 pub use pointer::{Pointer, MAX_BLOCK, POINTERS_PER_NODE, POINTER_BYTES};
 pub use root::{Root, ROOT_COPIES, ROOT_SLOTS};
+pub use scrub::{ScrubRecord, ScrubResult, SCRUB_RECORD_BYTES};
 pub use segment_map::{
     SegmentMapPage, SegmentRun, MAX_MEMBERS, RUNS_PER_PAGE, SEGMENT_MAP_BASE, SEGMENT_MAP_PAGES,
 };

@@ -6,13 +6,13 @@
 //! id 40..56, epoch u64 56, lineage u64 64, predecessor's hash 72..104, time i64 104, blocks u64
 //! 112, next group: place u64 120, number u64 128, seed 136..168, top entry of the free-space
 //! tables
-//! 168..184, segment-map entries 8 x 8 (crc u32, place u8) 192..256, volume table's inode
-//! 512..1024. The last 32 bytes are the BLAKE3 of what stands before.
+//! 168..184, segment-map entries 8 x 8 (crc u32, place u8) 192..256, the scrub's record 256..328,
+//! volume table's inode 512..1024. The last 32 bytes are the BLAKE3 of what stands before.
 
 use crate::bytes::{array_at, put_bytes, put_u32, put_u64, u32_at, u64_at};
 use crate::{
-    Inode, LayoutError, RawBlock, Result, SpaceEntry, BLOCK_BYTES, FEATURES_INCOMPAT,
-    FEATURES_RO_COMPAT, FORMAT_VERSION, INODE_BYTES, SEGMENT_MAP_PAGES,
+    Inode, LayoutError, RawBlock, Result, ScrubRecord, SpaceEntry, BLOCK_BYTES, FEATURES_INCOMPAT,
+    FEATURES_RO_COMPAT, FORMAT_VERSION, INODE_BYTES, SCRUB_RECORD_BYTES, SEGMENT_MAP_PAGES,
 };
 
 /// Slots, used in turn.
@@ -22,9 +22,11 @@ pub const ROOT_COPIES: [u64; 2] = [16, 256];
 const MAGIC: &[u8; 8] = b"LUNFSROT";
 const HASH_AT: usize = BLOCK_BYTES - 32;
 const MAP_AT: usize = 192;
+const SCRUB_AT: usize = 256;
 const TABLE_AT: usize = 512;
-const _: () =
-    assert!(MAP_AT + SEGMENT_MAP_PAGES * 8 <= TABLE_AT && TABLE_AT + INODE_BYTES < HASH_AT);
+const _: () = assert!(MAP_AT + SEGMENT_MAP_PAGES * 8 <= SCRUB_AT);
+const _: () = assert!(SCRUB_AT + SCRUB_RECORD_BYTES <= TABLE_AT);
+const _: () = assert!(TABLE_AT + INODE_BYTES < HASH_AT);
 
 /// A root decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +53,8 @@ pub struct Root {
     pub space: SpaceEntry,
     /// For each page of the segment map: CRC-32C and current place (0, 1; 255: no page).
     pub segment_map: [(u32, u8); SEGMENT_MAP_PAGES],
+    /// The scrub that runs, or the last one.
+    pub scrub: ScrubRecord,
     /// Inode of the volume table.
     pub volume_table: Inode,
 }
@@ -76,6 +80,7 @@ impl Root {
             put_u32(out, MAP_AT + i * 8, *crc);
             out[MAP_AT + i * 8 + 4] = *place;
         }
+        self.scrub.encode(&mut out[SCRUB_AT..TABLE_AT]);
         put_bytes(out, TABLE_AT, &self.volume_table.encode());
         let hash = *blake3::hash(&out[..HASH_AT]).as_bytes();
         put_bytes(out, HASH_AT, &hash);
@@ -116,6 +121,7 @@ impl Root {
             group_seed: array_at(b, 136),
             space: SpaceEntry::decode(&b[168..184])?,
             segment_map: std::array::from_fn(entry),
+            scrub: ScrubRecord::decode(&b[SCRUB_AT..TABLE_AT]),
             volume_table: Inode::decode(&b[TABLE_AT..TABLE_AT + INODE_BYTES])?,
         })
     }

@@ -15,6 +15,7 @@ fn encoded() -> [u8; BLOCK_BYTES] {
         group_seed: [4; 32],
         space: SpaceEntry::default(),
         segment_map: [(0, 255); SEGMENT_MAP_PAGES],
+        scrub: Default::default(),
         volume_table: Inode::empty(InodeKind::Version),
     };
     let mut block = [0; BLOCK_BYTES];

@@ -102,7 +102,26 @@ fn root(rng: &mut Rng) -> Root {
         group_seed: [rng.bits() as u8; 32],
         space: SpaceEntry { written: true, second: rng.below(2) == 0, crc: 7, free: rng.number() },
         segment_map: std::array::from_fn(|i| (i as u32, [0, 1, 255][rng.below(3)])),
+        scrub: scrub(rng),
         volume_table: inode(rng),
+    }
+}
+
+fn scrub(rng: &mut Rng) -> ScrubRecord {
+    ScrubRecord {
+        running: rng.below(2) == 0,
+        phase: rng.below(6) as u8,
+        entered: rng.below(2) == 0,
+        result: [ScrubResult::None, ScrubResult::Done, ScrubResult::Cancelled][rng.below(3)],
+        volume: rng.bits() as u32,
+        ino: rng.number(),
+        block: rng.number(),
+        started: rng.bits() as i64,
+        finished: rng.bits() as i64,
+        examined_blocks: rng.number(),
+        total_blocks: rng.number(),
+        healed: rng.number(),
+        bad: rng.number(),
     }
 }
 

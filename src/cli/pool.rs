@@ -8,7 +8,8 @@ use crate::control::pool::{self, NewPool};
 use crate::control::protocol::Command;
 use crate::control::report::would;
 use crate::control::run_dir::{id_text, RunDirs};
-use crate::control::{Message, Result};
+use crate::control::Result;
+use crate::fs::{self, Fs};
 use serde_json::{json, Value};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -54,16 +55,15 @@ fn create(
     change: Change,
     common: &Common,
 ) -> Result<()> {
-    if redundancy == Redundancy::Mirror {
-        let message = Message::new("--redundancy mirror is not possible yet")
-            .why("this version keeps one copy of each block")
-            .todo("leave it out, or put the pool on a mirrored block device");
-        return Err(message.into());
-    }
-    let new = NewPool { paths: paths.to_vec(), size_bytes: size.map(|size| size.0) };
+    let redundancy = match redundancy {
+        Redundancy::None => fs::Redundancy::None,
+        Redundancy::Mirror => fs::Redundancy::Mirror,
+    };
+    let new = NewPool { paths: paths.to_vec(), size_bytes: size.map(|size| size.0), redundancy };
     let sizes = pool::check_new_pool(&new)?;
+    let size_bytes = Fs::capacity_bytes(redundancy, &sizes);
     if change.dry_run {
-        let text = format!("make a pool of {} bytes in {}", sum(&sizes), pool::names(paths));
+        let text = format!("make a pool of {size_bytes} bytes in {}", pool::names(paths));
         show(&would(text), common, output::facts);
         return Ok(());
     }
@@ -73,15 +73,12 @@ fn create(
         .zip(&sizes)
         .map(|(path, size)| json!({ "path": path.display().to_string(), "size_bytes": size }))
         .collect();
-    let value = json!({ "id": id, "devices": devices, "redundancy": "none" });
+    let value = json!({ "id": id, "devices": devices, "redundancy": redundancy.to_string() });
     show(&value, common, |_| {
-        output::line(&format!("made the pool {id} in {}", pool::names(paths)));
+        let size = output::bytes_text(size_bytes);
+        output::line(&format!("made the pool {id} of {size} in {}", pool::names(paths)));
     });
     Ok(())
-}
-
-fn sum(sizes: &[u64]) -> u64 {
-    sizes.iter().fold(0, |sum, size| sum.saturating_add(*size))
 }
 
 /// How long a server may take to say how its pool is.

@@ -8,7 +8,7 @@ use super::label::read_label;
 use crate::access::Book;
 use crate::device::file::{FileDevice, OpenError, OpenMode};
 use crate::device::{BlockDevice, BLOCK_BYTES};
-use crate::fs::{Clock, FormatOptions, Fs, OpenOptions, SystemClock};
+use crate::fs::{Clock, FormatOptions, Fs, OpenOptions, Redundancy, SystemClock};
 use crate::lun::{Catalog, CatalogOptions};
 use fs_layout::{DeviceEntry, Label};
 use std::io::Read;
@@ -77,6 +77,7 @@ impl LockedPool {
         let fs = Fs::open(devices, options).map_err(|e| Error::fs(what, &e))?;
         let mut catalog_options = CatalogOptions::new(clock.clone());
         catalog_options.location = self.paths.iter().map(|p| p.display().to_string()).collect();
+        catalog_options.redundancy = fs.redundancy().to_string();
         let catalog = Catalog::open(fs.clone(), catalog_options)?;
         let book = Book::open(catalog.clone(), clock);
         Ok(OpenPool { fs, catalog, book, devices: self.devices })
@@ -191,6 +192,8 @@ pub struct NewPool {
     pub paths: Vec<PathBuf>,
     /// Length of each file.
     pub size_bytes: Option<u64>,
+    /// What it survives.
+    pub redundancy: Redundancy,
 }
 
 /// Checks everything that can be checked without making anything; the devices' sizes.
@@ -199,6 +202,12 @@ pub fn check_new_pool(new: &NewPool) -> Result<Vec<u64>> {
         let what = format!("{} devices are too many", new.paths.len());
         let why = format!("a pool has at most {}", fs_layout::MAX_DEVICES);
         return Err(Message::new(what).why(why).into());
+    }
+    if new.redundancy == Redundancy::Mirror && new.paths.len() < 2 {
+        return Err(Message::new("a mirror needs at least two devices")
+            .why("each block is kept on two of them")
+            .todo("give another PATH, or leave --redundancy out")
+            .into());
     }
     let mut seen: Vec<PathBuf> = Vec::new();
     let mut sizes = Vec::with_capacity(new.paths.len());
@@ -289,7 +298,8 @@ fn create_on(new: &NewPool, made: &mut Vec<PathBuf>) -> Result<[u8; 16]> {
         paths.push(absolute(path)?.display().to_string());
     }
     let pool_id = random_id()?;
-    let options = FormatOptions { pool_id, created: SystemClock.now(), paths };
+    let options =
+        FormatOptions { pool_id, created: SystemClock.now(), paths, redundancy: new.redundancy };
     Fs::format(&as_block_devices(&devices), &options)
         .map_err(|e| Error::fs("the pool was not made", &e))?;
     Ok(pool_id)

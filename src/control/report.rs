@@ -6,7 +6,7 @@ use super::pool::OpenPool;
 use super::run_dir::id_text;
 use crate::device::{BlockDevice, BLOCK_BYTES};
 use crate::fs::Timestamp;
-use crate::lun::{Access, Holder, Lun, SessionInfo};
+use crate::lun::{Access, BadPlace, Holder, Lun, SessionInfo};
 use serde_json::{json, Map, Value};
 
 /// RFC 3339 in UTC, to the millisecond.
@@ -21,7 +21,7 @@ pub fn pool(pool: &OpenPool) -> Value {
     json!({
         "id": id_text(&pool.fs.pool_id()),
         "state": if stats.latched.is_some() { "read-only" } else { "online" },
-        "redundancy": "none",
+        "redundancy": pool.fs.redundancy().to_string(),
         "size_bytes": stats.size_bytes,
         "free_bytes": stats.free_bytes,
         "used_bytes": stats.used_bytes,
@@ -190,16 +190,54 @@ fn errors(pool: &OpenPool, luns: &[std::sync::Arc<Lun>], doors: &Doors) -> Value
     }
     if stats.checksum_errors > 0 {
         let count = stats.checksum_errors;
-        found.push(("pool", format!("{count} blocks did not match their checksum")));
-    }
-    for lun in luns.iter().filter(|lun| lun.medium_errors() > 0) {
-        found.push(("lun", format!("{}: {} unreadable ranges", lun.name(), lun.medium_errors())));
+        found.push(("pool", format!("{count} reads of blocks did not match their checksums")));
     }
     if let Some(why) = pool.book.failure() {
         found.push(("initiators", format!("nobody is let in: {why}")));
     }
     found.extend(doors.failures().into_iter().map(|text| ("door", text)));
-    found.into_iter().map(|(source, text)| json!({ "source": source, "text": text })).collect()
+    let unusable = pool.catalog.unusable().into_iter();
+    found.extend(unusable.map(|(name, why)| ("lun", format!("{name} cannot be served: {why}"))));
+    let (places, unlisted) = pool.catalog.bad_places();
+    if unlisted > 0 {
+        let text = format!("{unlisted} more reads met bad blocks than can be listed");
+        found.push(("pool", text));
+    }
+    let all = found.into_iter().map(|(source, text)| json!({ "source": source, "text": text }));
+    all.chain(places.iter().map(|place| bad_place(place, luns))).collect()
+}
+
+/// A place that cannot be read: whose it is, where, and on which block of the pool.
+fn bad_place(place: &BadPlace, luns: &[std::sync::Arc<Lun>]) -> Value {
+    let lun = luns.iter().find(|lun| lun.volume() == place.node.volume);
+    let mut all = json!({
+        "source": if lun.is_some() { "lun" } else { "file" },
+        "block": place.block,
+        "since": time_text(place.since),
+    });
+    let mut text = match lun {
+        Some(lun) => {
+            let (name, file) = (lun.name(), lun.file_name(place.node));
+            let text = format!("{name}/{file}");
+            (all["lun"], all["file"]) = (name.into(), file.into());
+            text
+        }
+        None => {
+            all["inode"] = place.node.number().into();
+            format!("the file with inode {}", place.node.number())
+        }
+    };
+    if let Some(start) = place.offset_bytes {
+        all["offset_bytes"] = start.into();
+        all["length_bytes"] = BLOCK_BYTES.into();
+        text += &format!(": {BLOCK_BYTES} bytes at {start}");
+        if let Some((lba, blocks)) = lun.and_then(|lun| lun.blocks_at(place.node, start)) {
+            (all["lba"], all["blocks"]) = (lba.into(), blocks.into());
+            text += &format!(" (LBA {lba} to {})", lba + blocks - 1);
+        }
+    }
+    all["text"] = format!("{text} cannot be read: bad block {} of the pool", place.block).into();
+    all
 }
 
 /// What a dry run answers.

@@ -160,7 +160,7 @@ const CP_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
 /// Pause between two consistency points that walk the reclaim list.
 const RECLAIM_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
-/// The write-out thread and the consistency-point thread.
+/// The write-out thread, the consistency-point thread and the scrub's.
 pub(crate) fn spawn_background(core: &Arc<Core>) -> Vec<std::thread::JoinHandle<()>> {
     let spawn = |name: &str, run: fn(&Core)| {
         let core = core.clone();
@@ -183,12 +183,20 @@ pub(crate) fn spawn_background(core: &Arc<Core>) -> Vec<std::thread::JoinHandle<
             }
         }
     });
-    [write_out, points].into_iter().flatten().collect()
+    let scrub = spawn("lunfs-scrub", |core| {
+        while !core.bell.is_stopped() {
+            if !core.scrub.is_running() || !core.scrub_paced() {
+                core.bell.wait(BELL_SCRUB, CP_INTERVAL);
+            }
+        }
+    });
+    [write_out, points, scrub].into_iter().flatten().collect()
 }
 
 pub(crate) const BELL_SEAL: u32 = 1;
 pub(crate) const BELL_CP: u32 = 2;
 pub(crate) const BELL_STOP: u32 = 4;
+pub(crate) const BELL_SCRUB: u32 = 8;
 
 /// What a consistency point keeps between two of them.
 pub(crate) struct CpState {
@@ -232,6 +240,7 @@ pub(crate) struct Core {
     pub releases: Mutex<std::collections::VecDeque<(u64, Vec<u64>)>>,
     pub inodes: DashMap<NodeId, Arc<Inode>>,
     pub volumes: DashMap<VolumeId, Arc<Volume>>,
+    pub scrub: super::scrub::Scrub,
     pub bell: Bell,
     /// One growth at a time: two would write the same place of the segment map.
     pub growing: Mutex<()>,

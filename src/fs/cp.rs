@@ -11,6 +11,7 @@
 
 use super::core::*;
 use super::error::Result;
+use super::planted::{planted, Mutation};
 use super::reclaim::{children, Owners, Walked};
 use super::space::Run;
 use super::store::Data;
@@ -166,6 +167,9 @@ impl Core {
         let table = self.write_trees(&mut frozen, cp, &mut meta_freed)?;
         self.space.apply(&self.store, epoch, &freed)?;
         self.space.apply(&self.store, epoch, &meta_freed)?;
+        if planted(Mutation::ReuseBeforeRoot) {
+            self.space.release(&self.store, &std::mem::take(&mut freed), true)?;
+        }
         let space = self.space.write_pages(&self.store)?;
         cp.root.epoch = epoch;
         cp.root.previous = cp.root_hash;
@@ -174,6 +178,7 @@ impl Core {
         (cp.root.next_group_block, cp.root.next_group, cp.root.group_seed) = next;
         cp.root.space = space;
         cp.root.volume_table = table;
+        cp.root.scrub = self.scrub.record();
         self.write_root(cp)?;
         // Inode files are changed while the next epoch runs: its readers may have found the old
         // blocks.
@@ -447,6 +452,10 @@ impl Core {
         freed: &mut Vec<u64>,
     ) -> Result<DiskInode> {
         let file = self.inode(RECLAIM)?;
+        let shrank = ((cp.reclaim.len() * DEAD_ENTRY_BYTES) as u64) < file.state.read().meta.size;
+        if planted(Mutation::WalkNotCommitted) && shrank {
+            return self.write_meta_tree(&file, writer);
+        }
         for (block, raw) in cp.reclaim.changed_blocks() {
             let data = Data::new(raw);
             self.meta_change(&file, epoch, freed, |tree, c| {
@@ -466,15 +475,22 @@ impl Core {
 
     /// Everything before is flushed; then the root, one copy after the other.
     fn write_root(&self, cp: &mut CpState) -> Result<()> {
-        self.store.flush()?;
-        let slot = 1 - cp.root_slot;
+        if !planted(Mutation::NoFlushBeforeRoot) {
+            self.store.flush()?;
+        }
+        let mut slot = 1 - cp.root_slot;
+        if planted(Mutation::RootSlotNotTurned) {
+            slot = cp.root_slot;
+        }
         let mut raw = Block::zeroed();
         cp.root_hash = cp.root.encode(&mut raw.0);
         for copy in ROOT_COPIES {
             for device in 0..self.store.devices.len() {
                 self.store.write_device(device as u16, copy + slot, &[&raw])?;
             }
-            self.store.flush()?;
+            if !planted(Mutation::NoFlushBetweenRootCopies) || copy != ROOT_COPIES[0] {
+                self.store.flush()?;
+            }
         }
         cp.root_slot = slot;
         Ok(())

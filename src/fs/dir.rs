@@ -6,6 +6,7 @@
 
 use super::core::{Core, Inode};
 use super::error::{Error, Result};
+use super::planted::{planted, Mutation};
 use super::store::Data;
 use super::txn::Txn;
 use super::types::*;
@@ -244,7 +245,10 @@ impl<'t> DirEdit<'t> {
             return Err(Error::NoSpace);
         }
         let moves = |e: &BucketEntry| index(e.cookie >> 8, depth + 1) != at;
-        let (there, here) = bucket.entries.into_iter().partition(moves);
+        let (mut there, here): (Vec<_>, Vec<_>) = bucket.entries.into_iter().partition(moves);
+        if planted(Mutation::SplitLosesHalf) {
+            there.clear();
+        }
         self.put(txn, at, &DirBucket { depth: depth + 1, entries: here });
         self.put(txn, at + (1 << depth), &DirBucket { depth: depth + 1, entries: there });
         self.depth = self.depth.max(depth + 1);

@@ -13,6 +13,7 @@
 
 use super::core::{Core, Inode, Pending};
 use super::error::{Error, Result};
+use super::planted::{planted, Mutation};
 use super::space::Run;
 use super::store::Data;
 use crate::device::{Block, BLOCK_BYTES};
@@ -67,7 +68,10 @@ struct GroupFile {
 impl Core {
     /// Takes all that is pending. The caller holds the guard alone.
     pub fn cut(&self) -> Cut {
-        let inodes = std::mem::take(&mut *self.group_files.lock());
+        let mut inodes = std::mem::take(&mut *self.group_files.lock());
+        if planted(Mutation::SealMissesFile) && inodes.len() > 2 {
+            self.group_files.lock().extend(inodes.pop());
+        }
         let take = |inode: Arc<Inode>| {
             let mut s = inode.state.write();
             s.in_group = false;
@@ -113,7 +117,9 @@ impl Core {
         };
         self.write_group(&mut log, cut)?;
         if flush && log.written > self.durable_group.load(Ordering::Acquire) {
-            self.store.flush()?;
+            if !planted(Mutation::AcknowledgeBeforeFlush) {
+                self.store.flush()?;
+            }
             self.durable_group.store(log.written, Ordering::Release);
         }
         Ok(())
@@ -146,7 +152,10 @@ impl Core {
         let head = GroupHead {
             number: log.next_number,
             epoch,
-            durable_mark: self.durable_group.load(Ordering::Acquire),
+            durable_mark: match planted(Mutation::DurableMarkTooHigh) {
+                true => log.next_number,
+                false => self.durable_group.load(Ordering::Acquire),
+            },
             next_block,
             payload_bytes: payload.len() as u32,
             payload_crc: crc32c::crc32c(&payload),
@@ -167,7 +176,9 @@ impl Core {
         log.written = head.number;
         log.next_number += 1;
         log.next_block = next_block;
-        log.seed = seed;
+        if !planted(Mutation::HeadsNotChained) {
+            log.seed = seed;
+        }
         self.group_count.fetch_add(1, Ordering::Relaxed);
         self.settle(&files, promised);
         Ok(())
@@ -241,9 +252,11 @@ fn draw_together(f: CutFile) -> GroupFile {
             Pending::Hole(first, count) => {
                 let end = first.saturating_add(count);
                 let gone: Vec<u64> = map.range(first..end).map(|(b, _)| *b).collect();
-                gone.iter().for_each(|b| {
-                    map.remove(b);
-                });
+                if !planted(Mutation::HoleLosesToLink) {
+                    gone.iter().for_each(|b| {
+                        map.remove(b);
+                    });
+                }
                 holes.push((first, count));
             }
         }

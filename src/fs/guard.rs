@@ -6,6 +6,7 @@
 //! memory; a block freed by a consistency point is reused only after every pin of its epoch is
 //! gone.
 
+use super::planted::{planted, Mutation};
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -85,6 +86,9 @@ impl Pins {
 
     /// Is a reader that began in `epoch` or before still under way? `now` is the running epoch.
     pub fn is_pinned(&self, epoch: u64, now: u64) -> bool {
+        if planted(Mutation::ReuseWhilePinned) {
+            return false;
+        }
         let later = now.saturating_sub(epoch).min(RING / 2);
         (later..RING).any(|back| self.readers(now + RING - back) > 0)
     }

@@ -16,11 +16,18 @@ mod file;
 mod group;
 mod guard;
 mod handle;
+mod heal;
 mod inode;
 mod namespace;
+#[cfg(feature = "planted")]
+pub mod planted;
+#[cfg(not(feature = "planted"))]
+mod planted;
 mod pool;
 mod reclaim;
 mod recovery;
+mod scrub;
+mod segments;
 mod space;
 mod store;
 mod tree;
@@ -34,4 +41,5 @@ pub use dump::{dump, As as DumpAs, What as DumpWhat};
 pub use error::{Error, Result};
 pub use handle::File;
 pub use pool::{FormatOptions, Fs, OpenOptions};
+pub use scrub::{BadPlace, Outcome, Part, ScrubStatus, SCRUB_PLACES};
 pub use types::*;

@@ -8,6 +8,7 @@ use super::core::{Core, Inode, ORPHANS_INO};
 use super::dir::{check_name, DirEdit, Found};
 use super::error::{Error, Result};
 use super::inode::{attr_of, disk_kind, new_inode};
+use super::planted::{planted, Mutation};
 use super::txn::Txn;
 use super::types::*;
 use crate::device::{Block, BLOCK_BYTES};
@@ -201,7 +202,10 @@ impl Core {
         if inode.opens.load(Ordering::SeqCst) > 0 {
             let id = NodeId { volume: inode.id.volume, ino: ORPHANS_INO };
             let mut orphans = DirEdit::new(self, self.inode(id)?)?;
-            orphans.insert(txn, orphan_name(inode.id.ino).as_bytes(), inode.id.ino, kind as u8)?;
+            if !planted(Mutation::OrphanForgotten) {
+                let name = orphan_name(inode.id.ino);
+                orphans.insert(txn, name.as_bytes(), inode.id.ino, kind as u8)?;
+            }
             let time = self.time();
             txn.edit(inode, move |m| (m.nlink, m.ctime) = (0, time));
             return Ok(());

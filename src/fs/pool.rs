@@ -3,8 +3,10 @@
 use super::core::{Core, Inode, TABLE};
 use super::error::{Error, Result};
 use super::handle::File;
+use super::scrub::ScrubStatus;
+use super::segments::push_run;
 use super::types::*;
-use super::{inode, recovery};
+use super::{inode, recovery, segments};
 use crate::device::{BlockDevice, BLOCK_BYTES};
 use fs_layout::{SegmentRun, SEGMENT_BLOCKS};
 use parking_lot::Mutex;
@@ -31,6 +33,8 @@ pub struct FormatOptions {
     pub created: Timestamp,
     /// Where each device is found, for its label.
     pub paths: Vec<String>,
+    /// What survives the loss of a device.
+    pub redundancy: Redundancy,
 }
 
 /// An open pool.
@@ -44,6 +48,15 @@ impl Fs {
     /// empty.
     pub fn format(devices: &[Arc<dyn BlockDevice>], options: &FormatOptions) -> Result<()> {
         recovery::format(devices, options)
+    }
+
+    /// How large a pool over devices of these sizes would be, in bytes. What it keeps for itself
+    /// (about a thousandth) is not taken off.
+    pub fn capacity_bytes(redundancy: Redundancy, device_bytes: &[u64]) -> u64 {
+        let usable = |bytes: &u64| segments::usable_segments(bytes / BLOCK_BYTES as u64);
+        let usable: Vec<u64> = device_bytes.iter().map(usable).collect();
+        let segments = segments::capacity(redundancy, &usable);
+        segments.saturating_mul(SEGMENT_BLOCKS * BLOCK_BYTES as u64)
     }
 
     /// Opens and recovers. `Format` if it is none, of another version, incomplete or damaged.
@@ -63,6 +76,9 @@ impl Fs {
         for thread in self.threads.lock().drain(..) {
             let _ = thread.join();
         }
+        if self.core.scrub.is_unsaved() {
+            return self.core.consistency_point_forced();
+        }
         self.core.consistency_point(false)
     }
 
@@ -73,6 +89,11 @@ impl Fs {
     /// The pool's identity.
     pub fn pool_id(&self) -> [u8; 16] {
         self.core.pool_id
+    }
+
+    /// What the pool survives.
+    pub fn redundancy(&self) -> Redundancy {
+        segments::redundancy_of(&self.core.store.segment_map())
     }
 
     /// Figures of this moment.
@@ -116,6 +137,27 @@ impl Fs {
         self.core.writable()?;
         self.core.consistency_point(false)?;
         Ok(self.core.reclaim_pending.load(Ordering::Relaxed) > 0)
+    }
+
+    /// Begins to verify, and heal, every copy of every block; false: that is going on already.
+    pub fn scrub_start(&self) -> Result<bool> {
+        self.core.scrub_start()
+    }
+
+    /// Ends a scrub before it is done; false: there is none.
+    pub fn scrub_cancel(&self) -> Result<bool> {
+        self.core.scrub_cancel()
+    }
+
+    /// How far the scrub is, or what the last one found.
+    pub fn scrub_status(&self) -> ScrubStatus {
+        self.core.scrub.status()
+    }
+
+    /// Examines about so many blocks on this thread; true while there is more to do. A pool with
+    /// background threads does this by itself, paced.
+    pub fn scrub_step(&self, budget_blocks: u64) -> Result<bool> {
+        self.core.scrub_step(budget_blocks)
     }
 
     /// Takes over space that the devices have gained; by how many bytes the pool grew.
@@ -323,17 +365,4 @@ impl Core {
         let label = recovery::read_label(first)?;
         recovery::write_labels(&self.store.devices, self.pool_id, label.created, &label.devices)
     }
-}
-
-fn push_run(map: &mut Vec<SegmentRun>, run: SegmentRun) {
-    if let (Some(last), [(device, segment)]) = (map.last_mut(), &run.members[..]) {
-        if last.class == run.class
-            && last.logical + last.count == run.logical
-            && last.members == [(*device, segment - last.count)]
-        {
-            last.count += run.count;
-            return;
-        }
-    }
-    map.push(run);
 }

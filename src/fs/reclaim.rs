@@ -12,7 +12,7 @@ use fs_layout::{
     DeadEntry, DeadKind, Inode as DiskInode, InodeKind, Pointer, DEAD_ENTRY_BYTES,
     INODES_PER_BLOCK, INODE_BYTES, POINTERS_PER_NODE,
 };
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 /// Nodes that one consistency point walks: with a million blocks freed it stays well below a
@@ -36,8 +36,8 @@ pub(crate) struct Walked {
     pub owners: Owners,
 }
 
-/// Data blocks freed, by (volume, inode).
-pub(crate) type Owners = HashMap<(u32, u64), u64>;
+/// Data blocks freed, by (volume, inode). In order: who walks it reads the device.
+pub(crate) type Owners = BTreeMap<(u32, u64), u64>;
 
 impl ReclaimList {
     /// Reads the list that a root names.

@@ -12,7 +12,9 @@ use super::error::{Error, Result};
 use super::group::Log;
 use super::guard::{Guard, Pins};
 use super::inode::new_inode;
+use super::planted::{planted, Mutation};
 use super::reclaim::ReclaimList;
+use super::segments;
 use super::space::{Run, Space};
 use super::store::Store;
 use super::tree::{Dead, Miss, Slot, Tree};
@@ -24,7 +26,7 @@ use dashmap::DashMap;
 use fs_layout::{
     DeviceEntry, FileRecord, GroupHead, Inode as DiskInode, InodeKind, Label, PayloadReader,
     Pointer, Root, SegmentMapPage, SegmentRun, SpaceEntry, VersionPart, LABEL_PLACES, MAX_DEVICES,
-    ROOT_COPIES, ROOT_SLOTS, RUNS_PER_PAGE, SEGMENT_BLOCKS, SEGMENT_MAP_BASE, SEGMENT_MAP_PAGES,
+    ROOT_COPIES, ROOT_SLOTS, RUNS_PER_PAGE, SEGMENT_MAP_BASE, SEGMENT_MAP_PAGES,
 };
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -243,18 +245,6 @@ pub(crate) fn write_segment_map(
     Ok(())
 }
 
-/// Maps devices one behind the other; the first segment of each is its own.
-pub(crate) fn map_devices(sizes: &[u64]) -> (Vec<SegmentRun>, u64) {
-    let mut logical = 1;
-    let mut runs = Vec::new();
-    for (i, blocks) in sizes.iter().enumerate() {
-        let count = blocks / SEGMENT_BLOCKS - 1;
-        runs.push(SegmentRun { logical, count, class: 0, members: vec![(i as u16, 1)] });
-        logical += count;
-    }
-    (runs, logical * SEGMENT_BLOCKS)
-}
-
 pub(crate) fn write_labels(
     devices: &[Arc<dyn BlockDevice>],
     pool_id: [u8; 16],
@@ -307,6 +297,7 @@ fn build(
         blocks: Default::default(),
     };
     let (inodes, volumes) = (DashMap::new(), DashMap::new());
+    let scrub = super::scrub::Scrub::load(root.scrub);
     let next = root.volume_table.version.next_ino.max(FIRST_INO);
     let table = Arc::new(Volume::new(next));
     let file = Inode::new(TABLE_FILE, root.volume_table, table.clone());
@@ -337,6 +328,7 @@ fn build(
         cp: Mutex::new(CpState { root, root_hash, root_slot, reclaim: ReclaimList::default() }),
         inodes,
         volumes,
+        scrub,
         bell: Bell::default(),
         growing: Mutex::new(()),
         closed: AtomicBool::new(false),
@@ -364,7 +356,10 @@ pub(crate) fn format(devices: &[Arc<dyn BlockDevice>], o: &FormatOptions) -> Res
         d.flush()?;
     }
     let sizes: Vec<u64> = devices.iter().map(|d| d.block_count()).collect();
-    let (map, blocks) = map_devices(&sizes);
+    if o.redundancy == Redundancy::Mirror && devices.len() < 2 {
+        return Err(Error::Invalid("a mirror needs at least two devices"));
+    }
+    let (map, blocks) = segments::lay_out(o.redundancy, &sizes);
     if blocks > MAX_BLOCKS {
         return Err(Error::Invalid("a pool holds at most 2 PiB"));
     }
@@ -382,6 +377,7 @@ pub(crate) fn format(devices: &[Arc<dyn BlockDevice>], o: &FormatOptions) -> Res
         group_seed: *blake3::hash(&o.pool_id).as_bytes(),
         space: SpaceEntry::default(),
         segment_map: [(0, 255); SEGMENT_MAP_PAGES],
+        scrub: Default::default(),
         volume_table: table,
     };
     let options = OpenOptions {
@@ -450,7 +446,9 @@ impl Core {
         hasher.update(&log.seed);
         hasher.update(&self.time().to_le_bytes());
         hasher.update(&self.now().to_le_bytes());
-        log.seed = *hasher.finalize().as_bytes();
+        if !planted(Mutation::HeadsNotChained) {
+            log.seed = *hasher.finalize().as_bytes();
+        }
         log.next_block = block;
         log.written = log.next_number - 1;
         self.group.store(log.next_number, Ordering::Release);
@@ -491,7 +489,10 @@ impl Core {
         // Beyond every epoch that can have begun before the crash, its log lost or not: the epoch
         // is the generation of what is made in it, and a handle of something lost must not come to
         // life.
-        let recovery_epoch = last_epoch.max(self.now()) + LOST_EPOCHS;
+        let recovery_epoch = match planted(Mutation::EpochAgain) {
+            true => last_epoch.max(self.now()),
+            false => last_epoch.max(self.now()) + LOST_EPOCHS,
+        };
         for g in &groups {
             self.mark_group(g, recovery_epoch)?;
         }
@@ -511,6 +512,9 @@ impl Core {
                 Ok(()) | Err(Error::Corrupt { .. }) | Err(Error::Stale) => {}
                 Err(e) => return Err(e),
             }
+        }
+        if planted(Mutation::RecoveryWithoutRoot) {
+            return Ok(());
         }
         self.consistency_point_forced()
     }
@@ -544,7 +548,10 @@ impl Core {
             let Some((head, next_seed, raw)) = self.store.read_raw(block, 1, next)? else { break };
             mark = mark.max(head.durable_mark);
             let group = self.read_group(block, head, &raw)?;
-            (block, number, seed) = (group.head.next_block, number + 1, next_seed);
+            (block, number) = (group.head.next_block, number + 1);
+            if !planted(Mutation::HeadsNotChained) {
+                seed = next_seed;
+            }
             groups.push(group);
         }
         let mut whole = groups.len();
@@ -560,6 +567,10 @@ impl Core {
                 whole = i;
                 break;
             }
+        }
+        if planted(Mutation::ReplayPastTornGroup) && whole < groups.len() {
+            groups.remove(whole);
+            return Ok(groups);
         }
         groups.truncate(whole);
         Ok(groups)
@@ -599,6 +610,9 @@ impl Core {
     }
 
     fn data_is_whole(&self, g: &LoggedGroup) -> Result<bool> {
+        if planted(Mutation::TornDataTrusted) {
+            return Ok(true);
+        }
         let links: Vec<_> = g.records.iter().flat_map(|r| &r.links).collect();
         for part in links.chunk_by(|a, b| a.disk_block + 1 == b.disk_block) {
             for part in part.chunks(256) {
@@ -622,7 +636,7 @@ impl Core {
 
     /// Every block a group names is in use: its own ones until the next root, its data for good.
     fn mark_group(&self, g: &LoggedGroup, epoch: u64) -> Result<()> {
-        for run in &g.blocks {
+        for run in g.blocks.iter().filter(|_| !planted(Mutation::LogNotMarked)) {
             self.space.mark(&self.store, *run, None)?;
             self.log.lock().blocks.push_back((g.head.number, *run));
         }
@@ -645,7 +659,9 @@ impl Core {
             }
             Err(e) => return Err(e),
         };
-        volume.next_ino.fetch_max(r.ino + 1, Ordering::Relaxed);
+        if !planted(Mutation::ReplayReusesNumbers) {
+            volume.next_ino.fetch_max(r.ino + 1, Ordering::Relaxed);
+        }
         let inode = match self.inode(id) {
             Ok(inode) => inode,
             Err(Error::Stale) => {
@@ -666,6 +682,9 @@ impl Core {
     }
 
     fn replay_record(&self, inode: &Arc<Inode>, state: &mut State, meta: DiskInode) {
+        if planted(Mutation::ReplaySkipsFrees) && meta.kind == InodeKind::Free {
+            return;
+        }
         state.gone = meta.kind == InodeKind::Free;
         // Blocks are counted as the tree is replayed: the record's count may already lack what a
         // consistency point that was lost had walked.
@@ -697,7 +716,7 @@ impl Core {
                 }
             }
         };
-        for (first, count) in &r.holes {
+        for (first, count) in r.holes.iter().filter(|_| !planted(Mutation::ReplaySkipsHoles)) {
             run(&mut |s| {
                 self.change(inode, s, epoch, &held, |tree, c| tree.punch(c, *first, *count))
             })?;

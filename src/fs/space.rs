@@ -12,10 +12,11 @@
 //! it; deletes, the log and consistency points may use the reserve.
 
 use super::error::{Error, Result};
+use super::planted::{planted, Mutation};
 use super::store::Store;
 use crate::device::{Block, BLOCK_BYTES};
 use fs_layout::{
-    page_places, SpaceEntry, ENTRIES_PER_TABLE, REGION_BLOCKS, REGION_RESERVED_BLOCKS,
+    page_places, Pointer, SpaceEntry, ENTRIES_PER_TABLE, REGION_BLOCKS, REGION_RESERVED_BLOCKS,
     SEGMENT_BLOCKS,
 };
 use parking_lot::Mutex;
@@ -29,6 +30,9 @@ const WORDS_PER_SEGMENT: usize = WORDS / SEGMENTS;
 /// Kept back for deletes, the log and consistency points: a 64th of the pool, at least 8 MiB (a
 /// quarter of a tiny pool), at most 512 MiB.
 fn reserve_of(blocks: u64) -> i64 {
+    if planted(Mutation::NoReserve) {
+        return 0;
+    }
     (blocks / 64).clamp(2048.min(blocks / 4), 131_072) as i64
 }
 
@@ -55,6 +59,14 @@ struct Region {
     /// Clear bits of `busy`; for a page not loaded, of the image.
     free: u32,
     page: Option<Page>,
+}
+
+/// A page of the map.
+pub(crate) struct PageAt {
+    /// Where it is and its checksum, unless it was never written.
+    pub pointer: Option<Pointer>,
+    /// A region that it covers.
+    pub region: usize,
 }
 
 /// A run of blocks: first, count.
@@ -170,6 +182,12 @@ impl Space {
         (a, b, c, d)
     }
 
+    /// Is the lock free?
+    #[cfg(feature = "planted")]
+    pub fn is_free(&self) -> bool {
+        self.inner.try_lock().is_some()
+    }
+
     /// Total blocks of the address space.
     pub fn blocks(&self) -> u64 {
         self.inner.lock().blocks
@@ -251,7 +269,8 @@ impl Space {
     /// Books the allocations up to `epoch` and these frees into the image.
     pub fn apply(&self, store: &Store, epoch: u64, freed: &[u64]) -> Result<()> {
         let mut inner = self.inner.lock();
-        let later = inner.allocated.split_off(&(epoch + 1));
+        let next = if planted(Mutation::BitmapOfNextEpoch) { epoch + 2 } else { epoch + 1 };
+        let later = inner.allocated.split_off(&next);
         for (first, count) in std::mem::replace(&mut inner.allocated, later).into_values().flatten()
         {
             for b in first..first + count {
@@ -326,6 +345,32 @@ impl Space {
         self.total.fetch_add(gained, Ordering::AcqRel);
         self.reserve.store(reserve_of(blocks), Ordering::Relaxed);
         Ok(())
+    }
+
+    /// At most `max` pages of all levels from number `from` on; none: there are no more. Under the
+    /// lock of consistency points, so that each stands where its entry says. `None`: the map is in
+    /// use by this thread or another.
+    pub fn pages(&self, from: u64, max: u64) -> Option<Vec<PageAt>> {
+        let inner = self.inner.try_lock()?;
+        let regions = inner.regions.iter().map(|r| &r.entry).enumerate().map(|e| (0, e));
+        let level1 = inner.tables[0].iter().enumerate().map(|e| (1, e));
+        let level2 = inner.tables[1].iter().enumerate().map(|e| (2, e));
+        let all = regions.chain(level1).chain(level2).chain([(3, (0, &inner.top))]);
+        let page = |(level, (index, entry)): (u8, (usize, &SpaceEntry))| {
+            let block = page_places(level, index as u64)[usize::from(entry.second)];
+            let pointer = Pointer { block, birth: 1, crc: entry.crc };
+            let region = index * (ENTRIES_PER_TABLE as usize).pow(u32::from(level));
+            PageAt { pointer: entry.written.then_some(pointer), region }
+        };
+        Some(all.skip(from as usize).take(max as usize).map(page).collect())
+    }
+
+    /// The next consistency point shall write this region's page, and all tables above it, anew;
+    /// false where the page cannot be had.
+    pub fn renew(&self, store: &Store, region: usize) -> bool {
+        let mut inner = self.inner.lock();
+        let page = inner.load_page(store, region);
+        page.map(|page| page.dirty = true).is_ok()
     }
 
     /// Is the block set in the image? For check.
@@ -566,7 +611,10 @@ fn turn(
     raw: Box<Block>,
     free: u64,
 ) -> (u64, Box<Block>) {
-    let second = entry.written && !entry.second;
+    let mut second = entry.written && !entry.second;
+    if planted(Mutation::PageInPlace) {
+        second = false;
+    }
     *entry = SpaceEntry { written: true, second, crc: crc32c::crc32c(&raw.0), free };
     (page_places(level, index)[usize::from(second)], raw)
 }

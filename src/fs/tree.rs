@@ -11,6 +11,7 @@
 //!   was changed that anybody could see.
 
 use super::error::Error;
+use super::planted::{planted, Mutation};
 use super::store::Data;
 use fs_layout::{Pointer, POINTERS_PER_NODE};
 use std::sync::{Arc, OnceLock};
@@ -145,7 +146,7 @@ fn span(height: u8) -> u64 {
 }
 
 /// Blocks that a tree of this height can hold.
-fn reach(height: u8) -> u64 {
+pub(crate) fn reach(height: u8) -> u64 {
     FAN.saturating_pow(u32::from(height))
 }
 
@@ -279,6 +280,10 @@ impl Tree {
             at = &mut node.slots[(rest / s) as usize];
             rest %= s;
             height -= 1;
+        }
+        if planted(Mutation::SettleUnchecked) {
+            *at = Slot::Ptr(Pointer { block: data.place(), birth: now, crc: data.crc });
+            return;
         }
         let ours = matches!(at, Slot::Data(_, d) if Arc::ptr_eq(d, data));
         if let Some(p) = at.pointer().filter(|_| ours) {

@@ -34,6 +34,11 @@ impl NodeId {
     pub const fn root(volume: VolumeId) -> NodeId {
         NodeId { volume, ino: ROOT_INO }
     }
+
+    /// Both as one number, which a mount shows: inode numbers are below 2^40.
+    pub const fn number(self) -> u64 {
+        (self.volume.0 as u64) << 40 | self.ino
+    }
 }
 
 /// Inode number of every volume's root directory.
@@ -158,6 +163,25 @@ pub enum XattrMode {
     Create,
     /// ENODATA if it is not (XATTR_REPLACE).
     Replace,
+}
+
+/// What a pool survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Redundancy {
+    /// One copy of each block: the pool needs all its devices.
+    #[default]
+    None,
+    /// Two copies, on different devices: any one device may be lost.
+    Mirror,
+}
+
+impl std::fmt::Display for Redundancy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Redundancy::None => "none",
+            Redundancy::Mirror => "mirror",
+        })
+    }
 }
 
 /// A directory entry as `readdir` gives it.

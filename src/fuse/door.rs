@@ -1,6 +1,6 @@
 //! The file door's state, and who is asking.
 
-use super::errno::{OrErrno, Result};
+use super::errno::Result;
 use super::handles::{Handle, Handles};
 use super::ids::Node;
 use super::names::Maker;
@@ -161,7 +161,7 @@ impl Door {
     /// readlink(2).
     pub fn readlink(&self, number: INodeNo) -> Result<Vec<u8>> {
         match self.tree.place(number)? {
-            Place::Tree(id) => self.tree.fs().readlink(id).or_errno(),
+            Place::Tree(id) => self.tree.told(id, Some(0), self.tree.fs().readlink(id)),
             _ => Err(Errno::EINVAL),
         }
     }

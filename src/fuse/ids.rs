@@ -47,7 +47,7 @@ impl Node {
             Node::Snapshots(volume) => (volume, SNAPSHOTS_INO),
         };
         let fits = volume.0 <= MAX_VOLUME && ino < 1 << INO_BITS;
-        fits.then_some(INodeNo(u64::from(volume.0) << INO_BITS | ino))
+        fits.then_some(INodeNo(NodeId { volume, ino }.number()))
     }
 }
 

@@ -131,11 +131,14 @@ impl Door {
                 if !open.read_only && flags.0 & libc::O_NOATIME == 0 {
                     self.note_access(&open.file);
                 }
-                open.file.read_at(offset, out).or_errno()
+                let read = open.file.read_at(offset, out);
+                self.tree.told(open.file.id(), Some(offset), read)
             }
             Handle::Data(data) => data.file.read_at(offset, out).or_errno(),
             Handle::Attributes(open) => open.read(offset, out),
-            Handle::Log(file, _) => file.read_at(offset, out).or_errno(),
+            Handle::Log(file, _) => {
+                self.tree.told(file.id(), Some(offset), file.read_at(offset, out))
+            }
             Handle::Directory(_) => Err(Errno::EISDIR),
         }
     }
@@ -147,7 +150,8 @@ impl Door {
         match &*self.handles.get(handle)? {
             Handle::File(open) if !open.read_only => {
                 self.prepare_write(open, how.kills().then_some(how.caller))?;
-                open.file.write_at(offset, data).or_errno()?;
+                let written = open.file.write_at(offset, data);
+                self.tree.told(open.file.id(), Some(offset), written)?;
                 if around {
                     self.notices.note_direct_write(how.number, offset, data.len() as u64);
                 }

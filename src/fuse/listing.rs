@@ -6,7 +6,7 @@
 //! their volume.
 
 use super::attr;
-use super::errno::{OrErrno, Result};
+use super::errno::Result;
 use super::ids::Node;
 use super::tree::{Place, Tree, SNAPSHOTS};
 use crate::fs::{DirEntry, NodeId};
@@ -95,7 +95,7 @@ impl Tree {
     }
 
     fn inode_items(&self, id: NodeId, cookie: u64) -> Result<Vec<Item>> {
-        let entries = self.fs().readdir(id, cookie, BATCH).or_errno()?;
+        let entries = self.told(id, None, self.fs().readdir(id, cookie, BATCH))?;
         entries.into_iter().map(|entry| self.item(entry)).collect()
     }
 

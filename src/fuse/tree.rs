@@ -13,7 +13,7 @@ use super::attr::{self, S_ISGID, S_ISUID};
 use super::errno::{OrErrno, Result};
 use super::ids::Node;
 use super::notify;
-use crate::fs::{Attr, Fs, NodeId, Timestamp, VolumeId, ROOT_INO};
+use crate::fs::{self, Attr, Fs, NodeId, Timestamp, VolumeId, ROOT_INO};
 use crate::lun::{Catalog, DeleteOptions, Lun};
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -116,6 +116,11 @@ impl Tree {
         &self.catalog
     }
 
+    /// The errno of a result; a block that cannot be read is told to the operator too.
+    pub fn told<T>(&self, id: NodeId, at: Option<u64>, result: fs::Result<T>) -> Result<T> {
+        result.inspect_err(|e| self.catalog.note_error(id, at, e)).or_errno()
+    }
+
     /// The filesystem below.
     pub fn fs(&self) -> &Arc<Fs> {
         &self.fs
@@ -170,7 +175,7 @@ impl Tree {
                 if let Some(lun) = dir.is_root().then(|| self.lun_named(name)).flatten() {
                     return Ok(Place::LunDirectory(lun));
                 }
-                Ok(Place::Tree(self.fs.lookup(*id, name).or_errno()?.id))
+                Ok(Place::Tree(self.told(*id, None, self.fs.lookup(*id, name))?.id))
             }
             (Place::LunDirectory(lun), SNAPSHOTS) => Ok(Place::Snapshots(Arc::clone(lun))),
             (Place::LunDirectory(lun), name) => {

@@ -163,7 +163,7 @@ mod tests {
     fn wrong_secrets_are_answered_ever_later() {
         let crowd = Crowd::new(10, 3);
         let now = Instant::now();
-        let mut wrong = |at| crowd.wrong_secret_at(address("10.0.0.1"), at).as_millis();
+        let wrong = |at| crowd.wrong_secret_at(address("10.0.0.1"), at).as_millis();
         assert_eq!(
             (0..6).map(|_| wrong(now)).collect::<Vec<_>>(),
             [250, 500, 1000, 2000, 4000, 4000]

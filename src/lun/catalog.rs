@@ -8,11 +8,12 @@ use super::attachment::{Attachment, Rights, SessionId, SessionInfo};
 use super::attributes::{Settings, Wanted};
 use super::change::{check_size, LOGOUT};
 use super::changes::{Change, Hub, Subscription};
+use super::damage::{BadPlace, Damage};
 use super::error::{Error, Result};
 use super::lease::LeaseTiming;
 use super::names::{check_name, key_of};
 use super::unit::{Found, Lun, Refused, Shared};
-use crate::fs::{Clock, Fs, NodeId, Owner, VolumeId};
+use crate::fs::{self, Clock, Fs, NodeId, Owner, VolumeId};
 use parking_lot::{RwLock, RwLockReadGuard};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
@@ -98,8 +99,9 @@ impl Catalog {
     /// Finds the LUNs of a pool; finishes what a crash interrupted.
     pub fn open(fs: Arc<Fs>, options: CatalogOptions) -> Result<Arc<Catalog>> {
         let hub = Arc::new(Hub::default());
-        let (next_id, refused) = (AtomicU64::new(1), Refused::default());
-        let shared = Arc::new(Shared { fs, options, hub, next_id, refused });
+        let next_id = AtomicU64::new(1);
+        let (refused, damage) = (Refused::default(), Damage::default());
+        let shared = Arc::new(Shared { fs, options, hub, next_id, refused, damage });
         let mut index = Index::default();
         let volumes = shared.fs.volume_list()?.into_iter();
         for (name, volume) in volumes.filter(|(name, _)| !is_reserved(name)) {
@@ -128,6 +130,26 @@ impl Catalog {
     /// The filesystem below.
     pub fn fs(&self) -> &Arc<Fs> {
         &self.shared.fs
+    }
+
+    /// Places that cannot be read, as far as readers have met them, and how often one was met that
+    /// the list has no room for.
+    pub fn bad_places(&self) -> (Vec<BadPlace>, u64) {
+        self.shared.damage.list(&self.shared.fs, self.shared.options.clock.now())
+    }
+
+    /// A reader of a file beside the LUNs' `data` met `error` at this byte: if it is a bad block it
+    /// is listed, and told in the `log` of the LUN it belongs to.
+    pub fn note_error(&self, node: NodeId, offset: Option<u64>, error: &fs::Error) {
+        let fs::Error::Corrupt { block, file_offset_bytes } = error else { return };
+        let offset = file_offset_bytes.or(offset);
+        match self.by_volume(node.volume) {
+            Some(lun) => lun.unreadable(node, offset, *block),
+            None => {
+                let now = self.shared.options.clock.now();
+                self.shared.damage.note(node, offset, *block, now);
+            }
+        }
     }
 
     /// Makes a LUN: O(1) in its size. Durable on return.

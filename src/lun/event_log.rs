@@ -5,6 +5,7 @@
 //! ones).
 
 use super::attributes::rfc3339;
+use crate::device::BLOCK_BYTES;
 use crate::fs::{self, Clock, File, Fs, NewNode, NodeId, Owner};
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
@@ -27,6 +28,14 @@ const REFILL_NS: i64 = 125_000_000;
 pub struct LogLine {
     /// The line as it stands, without its newline.
     pub text: String,
+}
+
+/// A block of a log that cannot be read: what stood in it is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BadLines {
+    pub node: NodeId,
+    pub offset_bytes: u64,
+    pub block: u64,
 }
 
 /// The log of one LUN.
@@ -87,47 +96,53 @@ impl EventLog {
     }
 
     /// `log.1` and `log`.
-    pub(super) fn lines(&self) -> fs::Result<Vec<LogLine>> {
+    pub(super) fn lines(&self) -> fs::Result<(Vec<LogLine>, Vec<BadLines>)> {
         let _state = self.state.lock();
+        let mut bad = Vec::new();
         let mut bytes = match self.fs.lookup(self.dir, OLDER_NAME) {
-            Ok(attr) => tail(&self.fs.open_file(attr.id)?)?,
+            Ok(attr) => tail(&self.fs.open_file(attr.id)?, &mut bad)?,
             Err(fs::Error::NotFound) => Vec::new(),
             Err(e) => return Err(e),
         };
-        bytes.extend(tail(&self.file)?);
-        Ok(lines_of(&bytes))
+        bytes.extend(tail(&self.file, &mut bad)?);
+        Ok((lines_of(&bytes), bad))
     }
 
     /// What was added since `cursor` (0: all of `log`), and the cursor for the next call.
-    pub(super) fn after(&self, cursor: u64) -> fs::Result<(Vec<u8>, u64)> {
+    pub(super) fn after(&self, cursor: u64) -> fs::Result<(Vec<u8>, u64, Vec<BadLines>)> {
         let state = self.state.lock();
         let size = self.file.size_bytes();
         let end = state.cut_bytes.saturating_add(size);
         let from = cursor.clamp(state.cut_bytes, end) - state.cut_bytes;
         let from = from.max(size.saturating_sub(LOG_LIMIT_BYTES));
-        Ok((read_range(&self.file, from, size)?, end))
+        let mut bad = Vec::new();
+        Ok((read_range(&self.file, from, size, &mut bad)?, end, bad))
     }
 
     fn append(&self, state: &mut State, bytes: &[u8]) -> fs::Result<()> {
         if self.file.size_bytes().saturating_add(bytes.len() as u64) > LOG_LIMIT_BYTES {
             self.cut(state)?;
         }
-        self.file.append(bytes).map(drop)
+        match self.file.append(bytes) {
+            Err(fs::Error::Corrupt { .. }) => {
+                self.cut(state)?;
+                self.file.append(bytes).map(drop)
+            }
+            appended => appended.map(drop),
+        }
     }
 
     fn cut(&self, state: &mut State) -> fs::Result<()> {
         let size_before = self.file.size_bytes();
         // Lines that cannot be read back must not stop those to come.
-        let bytes = match tail(&self.file) {
-            Err(fs::Error::Corrupt { .. }) => Vec::new(),
-            bytes => bytes?,
-        };
+        let bytes = tail(&self.file, &mut Vec::new())?;
         let half = bytes.len() / 2;
         let newline = bytes.iter().skip(half).position(|b| *b == b'\n');
         let (older, newer) = bytes.split_at(newline.map_or(bytes.len(), |at| half + at + 1));
         replace(&self.older()?, older)?;
         replace(&self.file, newer)?;
-        state.cut_bytes = state.cut_bytes.saturating_add(size_before - newer.len() as u64);
+        state.cut_bytes =
+            state.cut_bytes.saturating_add(size_before.saturating_sub(newer.len() as u64));
         Ok(())
     }
 
@@ -164,28 +179,47 @@ impl Bucket {
 }
 
 /// Makes `bytes` the contents of a small file, whole under a crash: one atomic write that blanks
-/// what is longer, then the length.
+/// what is longer, then the length. One whose last block is bad is emptied first.
 pub(super) fn replace(file: &File, bytes: &[u8]) -> fs::Result<()> {
     let old = usize::try_from(file.size_bytes()).unwrap_or(usize::MAX);
     let mut padded = bytes.to_vec();
     padded.resize(bytes.len().max(old.min(fs::ATOMIC_WRITE_BYTES)), b'\n');
-    file.write_at(0, &padded)?;
+    match file.write_at(0, &padded) {
+        Err(fs::Error::Corrupt { .. }) => {
+            file.set_size(0)?;
+            file.write_at(0, bytes)?;
+        }
+        written => written?,
+    }
     file.set_size(bytes.len() as u64)
 }
 
 /// The last [`LOG_LIMIT_BYTES`] of a file.
-fn tail(file: &File) -> fs::Result<Vec<u8>> {
+fn tail(file: &File, bad: &mut Vec<BadLines>) -> fs::Result<Vec<u8>> {
     let size = file.size_bytes();
-    read_range(file, size.saturating_sub(LOG_LIMIT_BYTES), size)
+    read_range(file, size.saturating_sub(LOG_LIMIT_BYTES), size, bad)
 }
 
-fn read_range(file: &File, from: u64, to: u64) -> fs::Result<Vec<u8>> {
+/// A part of a file. Where a block of it cannot be read it is read block by block, and a newline
+/// stands for each byte that is lost.
+fn read_range(file: &File, from: u64, to: u64, bad: &mut Vec<BadLines>) -> fs::Result<Vec<u8>> {
     let mut bytes = vec![0; to.saturating_sub(from).min(LOG_LIMIT_BYTES) as usize];
-    let mut filled = 0;
-    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(from + filled as u64, rest)? {
-            0 => break,
-            n => filled += n,
+    let (mut filled, mut by_blocks) = (0, false);
+    loop {
+        let at = from + filled as u64;
+        let step = BLOCK_BYTES - (at % BLOCK_BYTES as u64) as usize;
+        let end = if by_blocks { bytes.len().min(filled + step) } else { bytes.len() };
+        let Some(rest) = bytes.get_mut(filled..end).filter(|rest| !rest.is_empty()) else { break };
+        match file.read_at(at, rest) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(fs::Error::Corrupt { .. }) if !by_blocks => by_blocks = true,
+            Err(fs::Error::Corrupt { block, .. }) => {
+                rest.fill(b'\n');
+                bad.push(BadLines { node: file.id(), offset_bytes: at, block });
+                filled = end;
+            }
+            Err(e) => return Err(e),
         }
     }
     bytes.truncate(filled);

@@ -34,6 +34,7 @@ struct State {
     bad: BTreeSet<u64>,
     failing: Option<BlockError>,
     blocking: Option<Duration>,
+    writes: u64,
 }
 
 /// The part of one request that lies in one block of 4 KiB.
@@ -70,6 +71,7 @@ impl MemoryLun {
                 bad: BTreeSet::new(),
                 failing: None,
                 blocking: None,
+                writes: 0,
             }),
         }
     }
@@ -121,6 +123,11 @@ impl MemoryLun {
     /// How many flushes (and writes with `fua`) were done.
     pub fn flush_count(&self) -> u64 {
         self.flushes.load(Ordering::Relaxed)
+    }
+
+    /// How many calls wrote data: one for each write of a client that comes as a whole.
+    pub fn write_count(&self) -> u64 {
+        self.state.read().writes
     }
 
     /// Bytes of mapped blocks.
@@ -281,6 +288,7 @@ impl State {
         self.check_edges(offset, length)?;
         self.check_space(offset, length)?;
         self.copy_in(offset, data);
+        self.writes += 1;
         Ok(())
     }
 

@@ -13,12 +13,14 @@ use super::attributes::{Access, Attributes, Settings, Wanted};
 use super::block_io::{BlockError, Geometry, Identity};
 use super::catalog::CatalogOptions;
 use super::changes::{Change, Hub};
+use super::damage::Damage;
 use super::data_file::{DataFile, OpenIntent};
 use super::error::{Error, Result};
-use super::event_log::{self, EventLog, LogLine};
+use super::event_log::{self, BadLines, EventLog, LogLine};
 use super::identity;
 use super::lease::Holder;
 use super::lease_room::{LeaseRoom, Noted};
+use crate::device::BLOCK_BYTES;
 use crate::fs::{self, Attr, File, Fs, NewNode, NodeId, Owner, Timestamp, VolumeId};
 use parking_lot::{Mutex, RwLock};
 use serde_json::{json, Value};
@@ -39,6 +41,7 @@ pub(super) struct Shared {
     /// Numbers for sessions and file handles.
     pub(super) next_id: AtomicU64,
     pub(super) refused: Refused,
+    pub(super) damage: Damage,
 }
 
 /// Writes of block clients that were refused since the pool was opened.
@@ -164,6 +167,10 @@ impl Lun {
         let clock = Arc::clone(&shared.options.clock);
         let log = EventLog::new(Arc::clone(&shared.fs), root, log, clock);
         let settings = load_settings(&stored).unwrap_or_else(|why| {
+            if let LoadError::Fs(fs::Error::Corrupt { block, .. }) = &why {
+                shared.damage.note(stored.id(), Some(0), *block, shared.options.clock.now());
+            }
+            let why = why.to_string();
             log.event("error", json!({"file": "attributes", "why": why}));
             // Whether writing was allowed is not known any more.
             Settings { read_only: true, ..Settings::default() }
@@ -319,12 +326,20 @@ impl Lun {
 
     /// `log.1` and `log`, oldest line first.
     pub fn read_log(&self) -> Result<Vec<LogLine>> {
-        Ok(self.log.lines()?)
+        let (lines, bad) = self.log.lines()?;
+        self.unreadable_lines(&bad);
+        Ok(lines)
     }
 
     /// What `log` gained since `cursor` (0: all of it), and the next cursor: for `lun log -f`.
     pub fn read_log_after(&self, cursor: u64) -> Result<(Vec<u8>, u64)> {
-        Ok(self.log.after(cursor)?)
+        let (bytes, next, bad) = self.log.after(cursor)?;
+        self.unreadable_lines(&bad);
+        Ok((bytes, next))
+    }
+
+    fn unreadable_lines(&self, bad: &[BadLines]) {
+        bad.iter().for_each(|bad| self.unreadable(bad.node, Some(bad.offset_bytes), bad.block));
     }
 
     /// A block client logs in.
@@ -410,11 +425,50 @@ impl Lun {
     }
 
     pub(super) fn medium_error(&self, block: u64, offset_bytes: u64) {
+        self.unreadable(self.data.id(), Some(offset_bytes), block);
+    }
+
+    /// A block of one of its files cannot be read: counted, listed, and logged once.
+    pub(super) fn unreadable(&self, node: NodeId, offset: Option<u64>, block: u64) {
         self.live.medium_errors.fetch_add(1, Ordering::Relaxed);
-        let why = "the block does not match its checksum";
-        let fields =
-            json!({"kind": "medium", "why": why, "block": block, "offset_bytes": offset_bytes});
+        if !self.shared.damage.note(node, offset, block, self.shared.options.clock.now()) {
+            return;
+        }
+        let mut fields = json!({
+            "kind": "medium",
+            "why": "the block does not match its checksum",
+            "lun": self.name(),
+            "file": self.file_name(node),
+            "block": block,
+        });
+        if let Some(offset) = offset {
+            let start = offset - offset % BLOCK_BYTES as u64;
+            fields["offset_bytes"] = start.into();
+            fields["length_bytes"] = BLOCK_BYTES.into();
+            if let Some((lba, blocks)) = self.blocks_at(node, start) {
+                fields["lba"] = lba.into();
+                fields["blocks"] = blocks.into();
+            }
+        }
         self.log.event("error", fields);
+    }
+
+    /// What one of its inodes is called in its directory.
+    pub fn file_name(&self, node: NodeId) -> &'static str {
+        match node {
+            _ if node == self.data.id() => "data",
+            _ if node == self.stored.id() => "attributes",
+            _ if node == self.log.node() => "log",
+            _ if node == NodeId::root(self.volume) => ".",
+            _ => "log.1",
+        }
+    }
+
+    /// First logical block, and how many, of a block of 4 KiB of `data`; `None` in other files.
+    pub fn blocks_at(&self, node: NodeId, offset_bytes: u64) -> Option<(u64, u64)> {
+        let block = u64::from(self.live.block_bytes.load(Ordering::Acquire).max(1));
+        let blocks = (offset_bytes / block, (BLOCK_BYTES as u64 / block).max(1));
+        (node == self.data.id()).then_some(blocks)
     }
 }
 
@@ -449,10 +503,19 @@ impl fmt::Debug for Lun {
     }
 }
 
-fn load_settings(stored: &File) -> std::result::Result<Settings, String> {
+/// Why `attributes` cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum LoadError {
+    #[error("{0}")]
+    Fs(#[from] fs::Error),
+    #[error("{0}")]
+    Text(String),
+}
+
+fn load_settings(stored: &File) -> std::result::Result<Settings, LoadError> {
     let mut bytes = vec![0; stored.size_bytes().min(fs::ATOMIC_WRITE_BYTES as u64) as usize];
-    let length = stored.read_at(0, &mut bytes).map_err(|e| e.to_string())?;
+    let length = stored.read_at(0, &mut bytes)?;
     bytes.truncate(length);
-    let text = String::from_utf8(bytes).map_err(|e| e.to_string())?;
-    Settings::from_toml(text.trim_end()).map_err(|e| e.to_string())
+    let text = String::from_utf8(bytes).map_err(|e| LoadError::Text(e.to_string()))?;
+    Settings::from_toml(text.trim_end()).map_err(|e| LoadError::Text(e.to_string()))
 }

@@ -1,6 +1,6 @@
 //! INQUIRY: standard data and vital product data (SPC-4 §6.6, §7.8; SBC-3 §6.6).
 
-use super::media::{MAX_COMPARE_BLOCKS, MAX_TRANSFER_BYTES};
+use super::media::{atomic_max_blocks, MAX_COMPARE_BLOCKS, MAX_TRANSFER_BYTES};
 use super::nexus::{Nexus, PortNames};
 use super::provision::{MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS, MAX_WRITE_SAME_BYTES};
 use super::{copy, Sense};
@@ -138,10 +138,7 @@ fn block_limits(geometry: &Geometry) -> Vec<u8> {
     let block = geometry.block_bytes.max(1);
     let blocks = |bytes: u64| (bytes / u64::from(block)) as u32;
     let physical = 1u32 << geometry.physical_exponent.min(15);
-    // atomic writes are never longer than what the CDB's 16 bits hold
-    let atomic = (geometry.atomic_max_bytes / block)
-        .min(u32::from(u16::MAX))
-        .min(blocks(MAX_TRANSFER_BYTES));
+    let atomic = atomic_max_blocks(geometry);
     let mut body = vec![0, MAX_COMPARE_BLOCKS];
     body.extend_from_slice(&(physical as u16).to_be_bytes());
     for field in [
@@ -156,8 +153,11 @@ fn block_limits(geometry: &Geometry) -> Vec<u8> {
         body.extend_from_slice(&field.to_be_bytes());
     }
     body.extend_from_slice(&u64::from(blocks(MAX_WRITE_SAME_BYTES)).to_be_bytes());
-    body.extend_from_slice(&atomic.to_be_bytes());
-    body.resize(60, 0);
+    // MAXIMUM ATOMIC TRANSFER LENGTH; any alignment and granularity; with a boundary of any size
+    // the same length (SBC-4 §6.6.4)
+    for field in [atomic, 0, 0, atomic, atomic] {
+        body.extend_from_slice(&field.to_be_bytes());
+    }
     body
 }
 

@@ -20,6 +20,7 @@ pub(super) const PIECE_BYTES: usize = 1 << 20;
 pub(super) enum Kind {
     Read { offset: u64, fua: bool },
     Write { offset: u64, fua: bool },
+    WriteAtomic { offset: u64, fua: bool },
     WriteAndVerify { offset: u64 },
     VerifyMedium { offset: u64, length: u64 },
     VerifyEach { offset: u64 },
@@ -69,6 +70,7 @@ impl Task {
         matches!(
             self.kind,
             Kind::Write { .. }
+                | Kind::WriteAtomic { .. }
                 | Kind::WriteAndVerify { .. }
                 | Kind::OrWrite { .. }
                 | Kind::CompareAndWrite { .. }
@@ -77,7 +79,8 @@ impl Task {
 
     /// Fits the task to the length that the transport will deliver, or says why it must not be run:
     /// parameter lists may not be cut short, and the length of the other commands' data must be
-    /// exactly theirs. A write goes as far as its data (FCP-4 §9.4.2 rule a, which targets follow).
+    /// exactly theirs. A write goes as far as its data (FCP-4 §9.4.2 rule a, which targets follow),
+    /// unless it was to be atomic.
     pub fn fit(&mut self, expected_bytes: usize) -> Result<(), Sense> {
         let short = expected_bytes < self.data_out_bytes;
         match self.kind {
@@ -95,6 +98,7 @@ impl Task {
             // NUMBER OF LOGICAL BLOCKS is one byte: the data tells that it overflowed
             Kind::CompareAndWrite { .. } => Err(Sense::INVALID_FIELD),
             Kind::WriteSame { .. }
+            | Kind::WriteAtomic { .. }
             | Kind::OrWrite { .. }
             | Kind::VerifyEach { .. }
             | Kind::VerifySame { .. } => Err(Sense::INVALID_INFORMATION_UNIT),
@@ -112,6 +116,11 @@ pub(super) fn bytes_of(geometry: &Geometry, range: Range) -> Result<(u64, u64), 
         return Err(Sense::LBA_OUT_OF_RANGE);
     }
     Ok((range.lba * block, range.blocks * block))
+}
+
+/// Most blocks of WRITE ATOMIC: what the disk promises, as far as the CDB's 16 bits go.
+pub(super) fn atomic_max_blocks(geometry: &Geometry) -> u32 {
+    (geometry.atomic_max_bytes / geometry.block_bytes.max(1)).min(u32::from(u16::MAX))
 }
 
 /// As [`bytes_of`], for data that is transferred: not longer than VPD B0h says.
@@ -189,13 +198,16 @@ impl Nexus {
         Ok(Plan::Run(Task::with_out(kind(offset), bytes * factor)))
     }
 
+    /// With a boundary each part between two of its multiples is to be atomic: here the whole is.
     fn plan_write_atomic(&self, range: Range, fua: bool, boundary: u16) -> Result<Plan, Sense> {
         let geometry = self.geometry();
-        let (_, bytes) = transfer_of(&geometry, range)?;
-        if boundary != 0 || bytes > geometry.atomic_max_bytes as usize {
+        transfer_of(&geometry, range)?;
+        let most = atomic_max_blocks(&geometry);
+        if range.blocks > u64::from(most) || u32::from(boundary) > most {
             return Err(Sense::INVALID_FIELD);
         }
-        self.plan_write(range, fua)
+        let fua = fua || self.write_through();
+        self.plan_out(range, 1, |offset| Kind::WriteAtomic { offset, fua })
     }
 
     fn plan_verify(&self, range: Range, check: ByteCheck) -> Result<Plan, Sense> {
@@ -231,7 +243,9 @@ impl Nexus {
             Kind::Read { offset, fua: false } => {
                 return Some(self.answer(self.disk().try_read(offset, into)?, false));
             }
-            Kind::Write { offset, fua: false } => self.disk().try_write(offset, out)?,
+            Kind::Write { offset, fua: false } | Kind::WriteAtomic { offset, fua: false } => {
+                self.disk().try_write(offset, out)?
+            }
             Kind::ModeSelect { ten } => {
                 return Some(match mode::select(self, ten, out) {
                     Ok(()) => Answer::good(),
@@ -251,7 +265,9 @@ impl Nexus {
                 let flushed = if fua { disk.flush() } else { Ok(()) };
                 return self.answer(flushed.and_then(|()| disk.read(offset, into)), false);
             }
-            Kind::Write { offset, fua } => disk.write(offset, out, fua),
+            Kind::Write { offset, fua } | Kind::WriteAtomic { offset, fua } => {
+                disk.write(offset, out, fua)
+            }
             Kind::OrWrite { offset, fua } => {
                 disk.or_write(offset, out).and_then(|()| self.durable(fua))
             }

@@ -308,3 +308,56 @@ fn a_copy_within_the_unit_may_overlap_itself() {
     list[24] ^= 1;
     assert_eq!(code(&run(&nexus, &cdb, &list)), (0xA, 0x0D, 2));
 }
+
+/// WRITE ATOMIC(16): the CDB with its LBA, boundary and length.
+fn atomic(lba: u64, boundary: u16, blocks: u16) -> Vec<u8> {
+    let mut cdb = vec![0x9C, 0];
+    cdb.extend(lba.to_be_bytes());
+    cdb.extend(boundary.to_be_bytes());
+    cdb.extend(blocks.to_be_bytes());
+    cdb.extend([0, 0]);
+    cdb
+}
+
+#[test]
+fn atomic_writes_go_as_far_as_the_page_says_and_never_in_part() {
+    let bench = Bench::new();
+    bench.disk.resize(8 << 20);
+    let nexus = bench.nexus("a");
+    while run(&nexus, &[0], &[]).status != Status::Good {}
+    let page = run(&nexus, &[0x12, 1, 0xB0, 0, 64, 0], &[]).data;
+    let fields: Vec<u32> = (44..64)
+        .step_by(4)
+        .map(|at| u32::from_be_bytes(page[at..at + 4].try_into().unwrap()))
+        .collect();
+    assert_eq!(fields, [4096, 0, 0, 4096, 4096]);
+    let data = vec![7; 4097 * BLOCK];
+    for (boundary, blocks) in [(0, 4096), (8, 4096), (4096, 1), (0, 0)] {
+        let out = &data[..usize::from(blocks) * BLOCK];
+        let done = run(&nexus, &atomic(1, boundary, blocks), out);
+        assert_eq!(done.status, Status::Good, "{boundary} {blocks}");
+    }
+    for (lba, boundary, blocks, sense) in [
+        (1, 0, 4097, (5, 0x24, 0)),
+        (1, 4097, 8, (5, 0x24, 0)),
+        (16_380, 0, 8, (5, 0x21, 0)),
+        (u64::MAX, 0, 1, (5, 0x21, 0)),
+    ] {
+        let out = &data[..usize::from(blocks) * BLOCK];
+        assert_eq!(code(&run(&nexus, &atomic(lba, boundary, blocks), out)), sense, "{lba}");
+    }
+    let written = bench.disk.write_count();
+    let short = run(&nexus, &atomic(1, 0, 8), &[9; 5 * BLOCK]);
+    assert_eq!((code(&short), bench.disk.write_count()), ((5, 0x0E, 3), written));
+    assert_eq!(read(&nexus, 1), [7; BLOCK]);
+    let mut fua = atomic(1, 0, 1);
+    fua[1] = 0x18;
+    let flushes = bench.disk.flush_count();
+    assert_eq!(run(&nexus, &fua, &data[..BLOCK]).status, Status::Good);
+    assert_eq!(bench.disk.flush_count(), flushes + 1);
+    let ask = [0xA3, 0x0C, 1, 0x9C, 0, 0, 0, 0, 0, 64, 0, 0];
+    assert_eq!(run(&nexus, &ask, &[]).data[1] & 7, 3, "REPORT SUPPORTED OPERATION CODES");
+    bench.disk.set_read_only(true);
+    while code(&run(&nexus, &[0], &[])).0 == 6 {}
+    assert_eq!(code(&run(&nexus, &atomic(1, 0, 1), &data[..BLOCK])), (7, 0x27, 0));
+}

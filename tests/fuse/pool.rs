@@ -39,6 +39,7 @@ impl Pool {
             pool_id: *b"a pool in memory",
             created: Timestamp(0),
             paths: vec!["memory".into()],
+            redundancy: Default::default(),
         };
         Fs::format(std::slice::from_ref(&device), &options).expect("format");
         let (fs, catalog) = open(&device);

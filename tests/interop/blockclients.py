@@ -49,12 +49,12 @@ lib.iscsi_scsi_command_sync.restype = c.c_void_p
 
 
 class ScsiError(Exception):
-    """A command that did not end with GOOD; `key` and `ascq` are the sense."""
+    """A command that did not end with GOOD; `key` and `ascq` are the sense, `raw` its bytes."""
 
-    def __init__(self, status, key, ascq, text):
+    def __init__(self, status, key, ascq, text, raw=b""):
         sense = f"{key:x}/{ascq >> 8:02x}/{ascq & 255:02x}"
         super().__init__(f"status {status:#x}, sense {sense}: {text}")
-        self.status, self.key, self.ascq = status, key, ascq
+        self.status, self.key, self.ascq, self.raw = status, key, ascq, raw
 
 
 class Iscsi:
@@ -91,12 +91,14 @@ class Iscsi:
 
     def _answer(self, address):
         head = TaskHead.from_address(address)
+        got = Data.from_address(address + DATAIN_OFFSET)
+        data = c.string_at(got.data, got.size) if got.size > 0 else b""
         if head.status == GOOD:
-            got = Data.from_address(address + DATAIN_OFFSET)
-            return c.string_at(got.data, got.size) if got.size > 0 else b""
+            return data
         if head.status not in (CHECK_CONDITION, RESERVATION_CONFLICT, 0x08, 0x28):
             raise ConnectionError(f"status {head.status:#x}: {self.error()}")
-        raise ScsiError(head.status, head.sense.key, head.sense.ascq, self.error())
+        # sense data comes behind its length
+        raise ScsiError(head.status, head.sense.key, head.sense.ascq, self.error(), data[2:])
 
     def test_unit_ready(self):
         self.cdb(bytes(6))

@@ -17,10 +17,14 @@ fn open(device: Arc<dyn BlockDevice>) -> Option<Arc<Catalog>> {
     Some(open_catalog(Fs::open(vec![device], options).ok()?))
 }
 
-fn formatted() -> SimDevice {
+pub fn formatted() -> SimDevice {
     let device: Arc<SimDevice> = Arc::new(SimDevice::new(BLOCKS, 1));
-    let options =
-        FormatOptions { pool_id: [9; 16], created: Timestamp(1), paths: vec!["sim".into()] };
+    let options = FormatOptions {
+        pool_id: [9; 16],
+        created: Timestamp(1),
+        paths: vec!["sim".into()],
+        redundancy: Default::default(),
+    };
     let devices: [Arc<dyn BlockDevice>; 1] = [device.clone()];
     Fs::format(&devices, &options).unwrap();
     device.after_crash(1)
@@ -71,7 +75,7 @@ fn check(catalog: &Catalog, acknowledged: usize, at: u64) {
 
 /// Runs `work` with the power failing at each call in turn, several outcomes of each; `judge` looks
 /// at what is there afterwards and at what `work` returned.
-fn at_every_call<R: Default>(
+pub fn at_every_call<R: Default>(
     base: &SimDevice,
     work: impl Fn(&Catalog) -> R,
     judge: impl Fn(&Catalog, R, u64),

@@ -1,5 +1,6 @@
 //! The LUN layer over a real pool in one file.
 
+mod atomic;
 mod catalog;
 mod crash;
 mod disk;

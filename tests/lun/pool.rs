@@ -41,6 +41,7 @@ impl Pool {
             pool_id: [7; 16],
             created: Timestamp(1),
             paths: vec![path.display().to_string()],
+            redundancy: Default::default(),
         };
         Fs::format(&devices, &options).unwrap();
         Pool::open(dir, device)

@@ -17,8 +17,12 @@ fn open_sim(device: Arc<dyn BlockDevice>) -> Arc<Catalog> {
 fn rotten() -> Arc<SimDevice> {
     let device = Arc::new(SimDevice::new(32_768, 1));
     let devices: [Arc<dyn BlockDevice>; 1] = [device.clone()];
-    let options =
-        FormatOptions { pool_id: [9; 16], created: Timestamp(1), paths: vec!["sim".into()] };
+    let options = FormatOptions {
+        pool_id: [9; 16],
+        created: Timestamp(1),
+        paths: vec!["sim".into()],
+        redundancy: Default::default(),
+    };
     Fs::format(&devices, &options).unwrap();
     let catalog = open_sim(device.clone());
     let lun = catalog.create("vm1", &sized(16 * MIB)).unwrap();
@@ -48,11 +52,22 @@ fn the_range_is_told_counted_and_logged() {
     assert!(matches!(failed, Err(BlockError::Medium { offset_bytes: 8704 })), "{failed:?}");
     assert!(open(&lun, READ).read_at(8192, &mut out[..4096]).is_err());
     assert_eq!(lun.medium_errors(), 3);
-    assert!(logged(&lun, "error", "\"offset_bytes\":8192"));
+    let told: Vec<_> = events(&lun).into_iter().filter(|event| event["event"] == "error").collect();
+    assert_eq!(told.len(), 1, "once for each place: {told:?}");
+    for (key, value) in [("lba", 16), ("blocks", 8), ("offset_bytes", 8192), ("length_bytes", 4096)]
+    {
+        assert_eq!(told[0][key], value, "{key}");
+    }
+    assert_eq!((&told[0]["lun"], &told[0]["file"]), (&"vm1".into(), &"data".into()));
+    let (places, unlisted) = catalog.bad_places();
+    assert_eq!((places.len(), unlisted), (1, 0));
+    assert_eq!((places[0].node, places[0].offset_bytes), (lun.data_node(), Some(8192)));
+    assert_eq!(told[0]["block"], places[0].block);
     disk.read(0, &mut out[..8192]).unwrap();
     disk.read(12_288, &mut out[12_288..]).unwrap();
     assert!(out[12_288..] == noise(1, 65_536)[12_288..]);
     disk.write(8192, &[1; 4096], true).unwrap();
     disk.read(0, &mut out).unwrap();
     assert_eq!(out[8192..12_288], [1; 4096]);
+    assert_eq!(catalog.bad_places().0, [], "what was written again is not bad any more");
 }

@@ -305,3 +305,21 @@ fn leaving_with_requests_under_way_loses_none() {
     served.lun().read(0, &mut out).unwrap();
     assert_eq!(out, [9; 10240]);
 }
+
+#[test]
+fn a_write_reaches_the_disk_as_one() {
+    let served = Served::one(64);
+    let data = Random(3).bytes(32 << 20);
+    for style in [Style::Simple, Style::Chunks] {
+        for (slow, length) in [(None, 2 << 20), (Some(Duration::ZERO), 2 << 20), (None, 32 << 20)] {
+            served.lun().set_blocking(slow);
+            let mut client = Client::open(served.address, "disk", style);
+            let before = served.lun().write_count();
+            assert_eq!(client.write(512, &data[..length], 0), 0);
+            assert_eq!(served.lun().write_count(), before + 1, "{length} bytes");
+        }
+    }
+    let mut out = vec![0; 32 << 20];
+    served.lun().read(512, &mut out).unwrap();
+    assert!(out == data);
+}

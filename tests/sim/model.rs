@@ -14,38 +14,30 @@ use std::sync::{Arc, OnceLock};
 
 pub const BLOCK: u64 = 4096;
 
-/// A block of a file. Equal where the hashes are.
+/// A block of a file.
 #[derive(Clone)]
-pub struct Chunk {
-    hash: [u8; 16],
-    bytes: Arc<[u8]>,
-}
+pub struct Chunk(Arc<[u8; BLOCK as usize]>);
 
 impl Chunk {
     pub fn new(bytes: &[u8]) -> Chunk {
         static ZEROS: OnceLock<Chunk> = OnceLock::new();
-        if bytes.iter().all(|&byte| byte == 0) {
-            return ZEROS.get_or_init(|| Chunk::made(&[])).clone();
+        const NOTHING: [u8; BLOCK as usize] = [0; BLOCK as usize];
+        if *bytes == NOTHING[..bytes.len()] {
+            return ZEROS.get_or_init(|| Chunk(Arc::new(NOTHING))).clone();
         }
-        Chunk::made(bytes)
-    }
-
-    fn made(bytes: &[u8]) -> Chunk {
-        let mut whole = bytes.to_vec();
-        whole.resize(BLOCK as usize, 0);
-        let mut hash = [0; 16];
-        hash.copy_from_slice(&blake3::hash(&whole).as_bytes()[..16]);
-        Chunk { hash, bytes: whole.into() }
+        let mut chunk = Arc::new(NOTHING);
+        Arc::make_mut(&mut chunk)[..bytes.len()].copy_from_slice(bytes);
+        Chunk(chunk)
     }
 
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        &self.0[..]
     }
 }
 
 impl PartialEq for Chunk {
     fn eq(&self, other: &Chunk) -> bool {
-        self.hash == other.hash
+        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
     }
 }
 
@@ -147,6 +139,29 @@ type Applied = Result<(), Kind>;
 impl Model {
     pub fn get(&self, id: NodeId) -> Option<&Node> {
         self.nodes.get(&id).or_else(|| self.orphans.get(&id)).map(|node| &**node)
+    }
+
+    pub fn arc_of(&self, id: NodeId) -> Option<Arc<Node>> {
+        self.nodes.get(&id).or_else(|| self.orphans.get(&id)).cloned()
+    }
+
+    /// Names, attributes and where there is data; the bytes are compared elsewhere.
+    pub fn digest(&self, hasher: &mut blake3::Hasher) {
+        hasher.update(format!("{:?}", self.volumes).as_bytes());
+        for (id, node) in &self.nodes {
+            let plain = (node.kind, node.mode, node.uid, node.gid, node.rdev, node.nlink);
+            let text = format!("{id:?} {plain:?} {} {:?}", node.size, node.stamps);
+            hasher.update(text.as_bytes());
+            match &node.body {
+                Body::File(blocks) => blocks.keys().for_each(|number| {
+                    hasher.update(&number.to_le_bytes());
+                }),
+                Body::Directory(entries) => {
+                    hasher.update(format!("{entries:?}").as_bytes());
+                }
+                Body::Symlink(_) | Body::Special => {}
+            }
+        }
     }
 
     pub fn get_mut(&mut self, id: NodeId) -> Result<&mut Node, Kind> {
@@ -442,21 +457,7 @@ impl Model {
 
     /// Bytes of a range up to the end of the file.
     pub fn read(&self, id: NodeId, offset: u64, len: usize) -> Vec<u8> {
-        let Some(Node { size, body: Body::File(blocks), .. }) = self.get(id) else {
-            return Vec::new();
-        };
-        let end = offset.saturating_add(len as u64).min(*size);
-        if end <= offset {
-            return Vec::new();
-        }
-        let mut out = vec![0; (end - offset) as usize];
-        for (number, chunk) in blocks.range(offset / BLOCK..end.div_ceil(BLOCK)) {
-            let (start, stop) = clip(*number, offset, end);
-            let to = (number * BLOCK + start - offset) as usize;
-            out[to..to + (stop - start) as usize]
-                .copy_from_slice(&chunk.bytes()[start as usize..stop as usize]);
-        }
-        out
+        self.get(id).map_or(Vec::new(), |node| node.read(offset, len))
     }
 
     fn punch(&mut self, id: NodeId, offset: u64, len: u64) -> Applied {
@@ -555,6 +556,25 @@ impl Model {
         self.orphans.retain(|id, _| id.volume != volume);
         self.open.retain(|id| id.volume != volume);
         Ok(())
+    }
+}
+
+impl Node {
+    /// Bytes of a range up to the end of the file.
+    pub fn read(&self, offset: u64, len: usize) -> Vec<u8> {
+        let Body::File(blocks) = &self.body else { return Vec::new() };
+        let end = offset.saturating_add(len as u64).min(self.size);
+        if end <= offset {
+            return Vec::new();
+        }
+        let mut out = vec![0; (end - offset) as usize];
+        for (number, chunk) in blocks.range(offset / BLOCK..end.div_ceil(BLOCK)) {
+            let (start, stop) = clip(*number, offset, end);
+            let to = (number * BLOCK + start - offset) as usize;
+            out[to..to + (stop - start) as usize]
+                .copy_from_slice(&chunk.bytes()[start as usize..stop as usize]);
+        }
+        out
     }
 }
 

@@ -149,6 +149,13 @@ fn observe_blocks(file: &File, attr: &Attr, rng: &mut Rng) -> Seen<Blocks> {
     Ok(blocks)
 }
 
+/// Is what a file holds what a node of the model says?
+pub fn has_blocks_of(file: &File, node: &Node) -> Seen<bool> {
+    let attr = file.attr().map_err(|e| format!("attr: {e}"))?;
+    let blocks = observe_blocks(file, &attr, &mut Rng::new(0))?;
+    Ok(attr.size_bytes == node.size && Body::File(blocks) == node.body)
+}
+
 fn of_blocks(blocks: &Blocks, size: u64) -> Vec<u8> {
     let mut out = vec![0; size as usize];
     for (number, chunk) in blocks {

@@ -89,6 +89,19 @@ impl Op {
         }
     }
 
+    /// It changes a file's bytes, no names.
+    pub fn is_data(&self) -> bool {
+        use Op::*;
+        let data = matches!(self, Write { .. } | Append { .. } | Update { .. } | Punch { .. });
+        data || matches!(self, Zeros { .. } | SetSize { .. } | SetAttr { .. })
+    }
+
+    /// It changes names of volumes.
+    pub fn is_of_volumes(&self) -> bool {
+        use Op::*;
+        matches!(self, VolumeCreate { .. } | VolumeRename { .. } | VolumeDelete { .. })
+    }
+
     /// Deletes and what makes files smaller must work on a full pool.
     pub fn must_have_space(&self) -> bool {
         use Op::*;
@@ -120,6 +133,8 @@ pub enum Profile {
     Data,
     /// Small writes into few blocks: partial blocks, overwrites, merges.
     Sectors,
+    /// Writes of one to two MiB, each of which must be whole after a crash.
+    Large,
     /// Volumes come and go.
     Volumes,
     /// Data until the pool is full.
@@ -129,7 +144,7 @@ pub enum Profile {
 impl Profile {
     pub fn draw(rng: &mut Rng) -> Profile {
         use Profile::*;
-        [Mixed, Mixed, Names, Data, Sectors, Volumes, Full][rng.index(7)]
+        [Mixed, Mixed, Names, Data, Sectors, Large, Volumes, Full][rng.index(8)]
     }
 
     /// Weights of: create, link, unlink, rmdir, rename, data, attributes, volumes, handles.
@@ -137,7 +152,7 @@ impl Profile {
         match self {
             Profile::Mixed => [12, 3, 6, 3, 6, 40, 8, 3, 8],
             Profile::Names => [30, 8, 14, 8, 20, 8, 4, 1, 6],
-            Profile::Data | Profile::Sectors => [3, 1, 1, 1, 1, 80, 3, 1, 4],
+            Profile::Data | Profile::Sectors | Profile::Large => [3, 1, 1, 1, 1, 80, 3, 1, 4],
             Profile::Volumes => [14, 2, 5, 2, 4, 20, 4, 20, 8],
             Profile::Full => [6, 1, 2, 1, 1, 60, 1, 2, 3],
         }
@@ -291,7 +306,11 @@ impl Generator<'_> {
         let largest = if self.short { 64 << 10 } else { 1 << 20 };
         let len = match (self.profile, rng.below(16)) {
             (Profile::Sectors, _) => 512 * (1 + rng.below(20)),
+            (Profile::Full, 0) => ATOMIC_WRITE_BYTES as u64 + rng.below(3 << 20),
             (Profile::Full, _) => BLOCK * (1 + rng.below(256)),
+            (Profile::Large, 0..=11) => {
+                ATOMIC_WRITE_BYTES as u64 / 2 + rng.below(ATOMIC_WRITE_BYTES as u64 / 2 + 1)
+            }
             (_, 0..=4) => 1 + rng.below(6000),
             (_, 5..=9) => BLOCK * (1 + rng.below(8)),
             (_, 10..=12) => 512 * (1 + rng.below(64)),
@@ -310,6 +329,7 @@ impl Generator<'_> {
         let rng = &mut *self.rng;
         let near = match (self.profile, rng.below(20)) {
             (Profile::Sectors, _) => return 512 * rng.below(64),
+            (Profile::Large, _) => rng.below(8 << 20),
             (_, 0..=5) => rng.below(size.min(8 << 20) + 1),
             (_, 6..=10) => rng.below(2048) * BLOCK,
             (_, 11..=13) => rng.below(64) * 512,
@@ -356,7 +376,7 @@ impl Generator<'_> {
                 };
                 Op::Punch { node, offset, len: len.min(room) }
             }
-            20 if self.profile != Profile::Full => {
+            20 => {
                 let len = (self.len().min(ATOMIC_WRITE_BYTES) as u64).min(room);
                 Op::Zeros { node, offset, len, keep_size: self.rng.chance(1, 2) }
             }

@@ -69,10 +69,10 @@ pub fn find(base: &Model, log: &[Entry], floor: usize, seen: &Model) -> Result<F
                 highest.get_or_insert(model.highest.clone());
                 best = Some(Found { entries: at + 1, model: part });
             }
-            if let Some(other) = in_other_order(&model, &log[at..], seen) {
-                highest.get_or_insert(model.highest.clone());
-                best = Some(Found { entries: at + 1, model: other });
-            }
+        }
+        if let Some(other) = in_other_order(&model, &log[at..], floor.saturating_sub(at), seen) {
+            highest.get_or_insert(model.highest.clone());
+            best = Some(Found { entries: at + 1, model: other });
         }
         entry.replay(&mut model);
     }
@@ -87,18 +87,20 @@ pub fn find(base: &Model, log: &[Entry], floor: usize, seen: &Model) -> Result<F
 }
 
 /// States where an operation came before some of those that happened inside it: `rest` begins with
-/// them.
-fn in_other_order(before: &Model, rest: &[Entry], seen: &Model) -> Option<Model> {
+/// them, and the first `floor` of them are durable.
+fn in_other_order(before: &Model, rest: &[Entry], floor: usize, seen: &Model) -> Option<Model> {
     let outer = (1..rest.len()).find(|&i| rest[i].overlaps == i)?;
     for first in 0..outer {
         let mut model = before.clone();
         rest[..first].iter().for_each(|entry| entry.replay(&mut model));
         let touched = rest[outer].op.touches(&model);
         rest[outer].replay(&mut model);
-        for inside in &rest[first..outer] {
-            let state = take_stamps(model.clone(), &touched, seen);
-            if state.same(seen) {
-                return Some(state);
+        for (done, inside) in (first..).zip(&rest[first..outer]) {
+            if done >= floor {
+                let state = take_stamps(model.clone(), &touched, seen);
+                if state.same(seen) {
+                    return Some(state);
+                }
             }
             inside.replay(&mut model);
         }

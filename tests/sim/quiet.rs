@@ -1,8 +1,9 @@
 //! What must hold when all is quiet: exact counts, and all space back when everything is deleted.
 
+use super::character::Done;
 use super::model::Body;
 use super::observe::{ensure, observe};
-use super::world::{Done, World};
+use super::world::World;
 use lunfs::device::sim::Rng;
 use lunfs::fs::{self, Fs, NodeId, NodeKind};
 use std::sync::Arc;

@@ -1,67 +1,175 @@
-//! Rot: blocks that change by themselves. What is read afterwards is right or an error, never
-//! wrong.
+//! Media that lie: bits flip, blocks become unreadable, a write is acknowledged and never happens
+//! or lands elsewhere. What is read afterwards is right or an error, never wrong.
 
+use super::character::{Config, Done, Failure, Report, Tally};
 use super::model::{Body, Model, Node};
 use super::observe::{ensure, read};
-use super::world::{build, Config, Done, Failure};
+use super::ops::Op;
+use super::world::{as_dyn, caught, World};
 use lunfs::device::sim::{Rng, SimDevice};
 use lunfs::device::BlockDevice;
 use lunfs::fs::{Error, Fs, NodeId, OpenOptions, SystemClock};
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::Arc;
 
-/// What a run of rot saw.
+/// Steps that are done beside a write that went wrong.
+const STEPS_BESIDE: u64 = 20;
+/// Blocks at the start of a device that hold labels, roots and the segment map.
+const FIXED_BLOCKS: u64 = 512;
+
+/// What runs of rot saw.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// Blocks changed.
-    pub rotten: usize,
+    /// What was done to the devices.
+    pub done: Tally,
     /// Calls that told of it.
-    pub errors: usize,
-    /// The pool could not be opened at all.
-    pub refused: bool,
+    pub errors: u64,
+    /// Pools that could not be opened at all.
+    pub refused: u64,
+    /// Operations before and beside it.
+    pub operations: u64,
 }
 
-/// Fills a pool by a schedule, lets blocks rot, and reads everything.
-pub fn run(config: &Config) -> Result<Seen, Failure> {
-    let (devices, model) = build(config)?;
-    let mut rng = Rng::new(config.seed ^ 0x207);
-    let told = |why| Failure { step: config.steps, why };
-    let mut seen = Seen::default();
-    let count = [1, 3, 30, 300][rng.index(4)];
-    for device in &devices {
-        seen.rotten += device.rot(rng.bits(), count, 0).len();
+impl Seen {
+    pub fn add(&mut self, other: &Seen) {
+        self.done.merge(&other.done);
+        self.errors += other.errors;
+        self.refused += other.refused;
+        self.operations += other.operations;
     }
-    let all: Vec<Arc<dyn BlockDevice>> = devices.iter().map(|d| d.clone() as _).collect();
-    let clean = super::check::check(&all).is_ok();
-    look(&devices, &model, &mut seen).map_err(told)?;
-    ensure(!clean || (seen.errors == 0 && !seen.refused), || {
-        format!("check finds nothing, but {seen:?}")
-    })
-    .map_err(told)?;
+}
+
+/// What there was, and what of it nobody can be sure of.
+struct Before {
+    devices: Vec<Arc<SimDevice>>,
+    model: Model,
+    unsure: BTreeSet<NodeId>,
+    /// The pool closed without an error: nothing may be older than the model.
+    closed: bool,
+}
+
+/// As `run`, told as runs of other kinds are.
+pub fn report(config: &Config) -> Result<Report, Failure> {
+    let mut seen = run(config)?;
+    seen.done.add("errors told of bad media", seen.errors);
+    seen.done.add("pools refused for bad media", seen.refused);
+    let digest = blake3::hash(format!("{seen:?}").as_bytes()).to_hex()[..16].to_string();
+    Ok(Report { operations: seen.operations, crashes: 0, digest, faults: seen.done })
+}
+
+/// Fills a pool by a schedule, lets the media lie, and reads everything.
+pub fn run(config: &Config) -> Result<Seen, Failure> {
+    let mut rng = Rng::new(config.seed ^ 0x207);
+    let mut seen = Seen::default();
+    let lying = rng.chance(1, 2);
+    let before = caught(config, |world| {
+        world.last_looks(&mut Rng::new(config.seed))?;
+        let before = match lying {
+            true => lie(world, &mut rng, &mut seen),
+            false => world.close().map(|()| as_it_is(world, BTreeSet::new(), true)),
+        };
+        seen.operations = world.inner.lock().operations;
+        before
+    })?;
+    let told = |why| Failure { step: config.steps, why };
+    if !lying {
+        rot(&before.devices, &mut rng, &mut seen);
+    }
+    judge(&before, &mut seen).map_err(told)?;
     Ok(seen)
 }
 
-fn look(devices: &[Arc<SimDevice>], model: &Model, seen: &mut Seen) -> Done {
-    let devices = devices.iter().map(|device| device.clone() as Arc<dyn BlockDevice>).collect();
+fn as_it_is(world: &World, unsure: BTreeSet<NodeId>, closed: bool) -> Before {
+    let model = world.inner.lock().model.clone();
+    Before { devices: world.devices.clone(), model, unsure, closed }
+}
+
+/// Bits flip, or blocks cannot be read any more.
+fn rot(devices: &[Arc<SimDevice>], rng: &mut Rng, seen: &mut Seen) {
+    let count = [1, 3, 30, 300][rng.index(4)];
+    for device in devices {
+        if rng.chance(1, 2) {
+            let hit = device.rot(rng.bits(), count, 0);
+            seen.done.add("bit flips", hit.len() as u64);
+            continue;
+        }
+        let stored = device.stored_blocks();
+        for _ in 0..count.min(stored.len()) {
+            device.make_unreadable(stored[rng.index(stored.len())]);
+        }
+        seen.done.add("unreadable blocks", count as u64);
+    }
+}
+
+/// One write goes nowhere, or elsewhere, and nobody is told; the pool is used on, and closed.
+fn lie(world: &Arc<World>, rng: &mut Rng, seen: &mut Seen) -> Done<Before> {
+    let device = &world.devices[rng.index(world.devices.len())];
+    world.broken.store(true, SeqCst);
+    let before = world.inner.lock().log.len();
+    match rng.chance(1, 2) {
+        true => {
+            device.lose_writes(1);
+            seen.done.add("lost writes", 1);
+        }
+        false => {
+            device.misdirect_write(1 + rng.below(device.block_count() - FIXED_BLOCKS));
+            seen.done.add("misdirected writes", 1);
+        }
+    }
+    for _ in 0..STEPS_BESIDE {
+        world.operate(rng)?;
+    }
+    let unsure = {
+        let inner = world.inner.lock();
+        let broken_off = inner.log.iter().skip(before).filter(|entry| entry.uncertain);
+        let nodes = |op: &Op| op.touches(&inner.model);
+        broken_off.flat_map(|entry| nodes(&entry.op)).collect()
+    };
+    let files = std::mem::take(&mut world.inner.lock().files);
+    drop(files);
+    let fs = world.fs.lock().take().ok_or("no pool is open")?;
+    let closed = fs.close().is_ok();
+    drop(fs);
+    world.devices.iter().for_each(|device| device.on_io(None));
+    Ok(as_it_is(world, unsure, closed))
+}
+
+fn judge(before: &Before, seen: &mut Seen) -> Done {
+    let clean = super::check::check(&as_dyn(&before.devices)).is_ok();
+    let (errors, refused) = look(before)?;
+    ensure(!clean || (errors == 0 && !refused), || {
+        format!("check finds nothing, but {errors} errors, refused: {refused}")
+    })?;
+    seen.errors += errors;
+    seen.refused += u64::from(refused);
+    Ok(())
+}
+
+/// How many nodes could not be read, and whether the pool was not to be opened.
+fn look(before: &Before) -> Done<(u64, bool)> {
     let clock = Arc::new(SystemClock);
     let options = OpenOptions { cache_bytes: 8 << 20, clock, background: false };
-    let fs = match Fs::open(devices, options) {
+    let fs = match Fs::open(as_dyn(&before.devices), options) {
         Ok(fs) => fs,
         Err(Error::Format(_) | Error::Corrupt { .. } | Error::Io(_) | Error::Latched(_)) => {
-            seen.refused = true;
-            return Ok(());
+            return Ok((0, true));
         }
         Err(e) => return Err(format!("open: {e}")),
     };
-    for (id, node) in &model.nodes {
-        match look_at(&fs, *id, node, model) {
+    let mut errors = 0;
+    for (id, node) in before.model.nodes.iter().filter(|(id, _)| !before.unsure.contains(id)) {
+        match look_at(&fs, *id, node, &before.model) {
+            // What was never acknowledged as durable may be older.
+            _ if !before.closed => {}
             Ok(true) => {}
-            Ok(false) => seen.errors += 1,
+            Ok(false) => errors += 1,
             Err(why) => return Err(format!("{id:?}: {why}")),
         }
     }
     // What cannot be read may make closing fail; it may not make it panic.
     let _ = fs.close();
-    Ok(())
+    Ok((errors, false))
 }
 
 /// True: all of it is right; false: an error said that it is not.

@@ -56,6 +56,9 @@ attach_iscsi() {
   device=$(readlink -f "$device")
   sg_inq "$device" | sed -n 's/^ *\(Vendor\|Product\) identification/guest:   \1/p'
   sg_vpd -p bl "$device" >/dev/null && sg_vpd -p lbpv "$device" >/dev/null || die "$1: VPD pages"
+  # kernels since 6.11 take the limit of atomic writes from VPD B0h
+  local limit=/sys/block/${device##*/}/queue/atomic_write_unit_max_bytes
+  [ ! -r "$limit" ] || say "  atomic writes up to $(cat "$limit") bytes"
 }
 
 attach_nbd() {

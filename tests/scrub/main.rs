@@ -1,0 +1,5 @@
+//! Healing and the scrub: on mirrors and without redundancy, interrupted, and beside writers.
+
+mod beside;
+mod lab;
+mod walk;

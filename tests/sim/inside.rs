@@ -1,0 +1,192 @@
+//! What happens inside another call, at the calls of the devices: operations, syncs, consistency
+//! points and reads, of another part of the tree than the call under way.
+//!
+//! All is one thread, so a lock held across a device call is not waited for: the filesystem tells
+//! which are free. What the call under way may be changing is left alone, but for writes beside its
+//! range, so that the order of the two makes no difference to what is there when both are done.
+
+use super::character::Done;
+use super::model::Model;
+use super::ops::Op;
+use super::perform::{draw_beside, node_of, range_of, Range};
+use super::world::{Inner, World};
+use lunfs::device::sim::{IoEvent, Rng};
+use lunfs::fs::{Fs, NodeId, VolumeId};
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::Arc;
+
+/// Calls inside one call: a write that merges begins again after each that changed its block.
+const CALLS_INSIDE: usize = 24;
+
+/// The call under way, as far as calls inside it care.
+#[derive(Default, Clone)]
+pub struct Outer {
+    /// Nodes that it may change.
+    pub nodes: BTreeSet<NodeId>,
+    /// Volumes that it needs.
+    volumes: BTreeSet<VolumeId>,
+    /// It changes names in `volumes`, or (without any) names of volumes.
+    names: bool,
+    /// It names volumes.
+    names_volumes: bool,
+    /// The range of a file that it changes: calls inside it may keep beside that.
+    beside: Option<Range>,
+}
+
+impl Outer {
+    pub fn of(op: &Op, model: &Model) -> Outer {
+        let nodes = involved(op, model);
+        let named = match op {
+            Op::VolumeDelete { name } | Op::VolumeRename { from: name, .. } => {
+                model.volumes.get(name).copied()
+            }
+            _ => None,
+        };
+        Outer {
+            volumes: nodes.iter().map(|id| id.volume).chain(named).collect(),
+            nodes,
+            names: names_volume(op).is_some() && !op.is_data(),
+            names_volumes: op.is_of_volumes(),
+            beside: range_of(op),
+        }
+    }
+
+    /// A reader of this node.
+    pub fn reader(node: NodeId) -> Outer {
+        Outer { volumes: [node.volume].into(), ..Outer::default() }
+    }
+
+    fn allows(&self, op: &Op, model: &Model) -> bool {
+        let nodes = involved(op, model);
+        if op.is_of_volumes() {
+            let ends = match op {
+                Op::VolumeDelete { name } => model.volumes.get(name),
+                _ => None,
+            };
+            return !self.names_volumes && ends.is_none_or(|id| !self.volumes.contains(id));
+        }
+        let same_volume = nodes.iter().any(|id| self.volumes.contains(&id.volume));
+        let both_name = self.names && !op.is_data() && same_volume;
+        let ends = self.names_volumes && same_volume;
+        !both_name && !ends && nodes.is_disjoint(&self.nodes)
+    }
+}
+
+fn involved(op: &Op, model: &Model) -> BTreeSet<NodeId> {
+    let handle = match op {
+        Op::Open { node } | Op::Close { node } => Some(*node),
+        _ => None,
+    };
+    op.touches(model).into_iter().chain(handle).collect()
+}
+
+/// The volume whose names an operation locks.
+fn names_volume(op: &Op) -> Option<VolumeId> {
+    match op {
+        Op::Create { dir, .. } | Op::Unlink { dir, .. } | Op::Rmdir { dir, .. } => Some(dir.volume),
+        Op::Link { dir, .. } | Op::Rename { dir, .. } => Some(dir.volume),
+        Op::XattrSet { node, .. } | Op::XattrRemove { node, .. } => Some(node.volume),
+        Op::Open { node } | Op::Close { node } => Some(node.volume),
+        _ => node_of(op).map(|node| node.volume),
+    }
+}
+
+impl World {
+    pub(super) fn on_io(&self, event: &IoEvent) {
+        if !event.done {
+            let call = self.calls.fetch_add(1, SeqCst) + 1;
+            self.note_io(event);
+            let cut_at = self.cut_at.load(SeqCst);
+            if cut_at != 0 && call >= cut_at {
+                self.devices.iter().for_each(|device| device.cut_power());
+            }
+        }
+        if self.power_is_off() || !self.may_nest.swap(false, SeqCst) {
+            return;
+        }
+        if let Err(why) = self.inside() {
+            self.inner.lock().failure.get_or_insert(format!("inside another call: {why}"));
+        }
+        self.may_nest.store(true, SeqCst);
+    }
+
+    fn inside(&self) -> Done {
+        let fs = self.fs()?;
+        let (mut rng, mut left) = {
+            let inner = &mut *self.inner.lock();
+            let left = CALLS_INSIDE.saturating_sub(inner.log.len() - inner.outer_began);
+            (inner.nested.fork(), left)
+        };
+        while left > 0 && rng.chance(1, self.character.nest_one_in) && !self.may_fail() {
+            left -= 1;
+            if !fs.free_locks().space {
+                return Ok(());
+            }
+            match rng.below(16) {
+                0 => self.point_inside(&fs)?,
+                1 if fs.free_locks().log => self.sync_inside(&fs)?,
+                2 => self.look_inside(&fs, &mut rng)?,
+                _ => self.operate_inside(&fs, &mut rng)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn point_inside(&self, fs: &Arc<Fs>) -> Done {
+        self.trace(|| "    inside: consistency_point".to_string());
+        let result = fs.consistency_point();
+        self.unless_broken(result, "a consistency point")
+    }
+
+    fn sync_inside(&self, fs: &Arc<Fs>) -> Done {
+        self.trace(|| "    inside: sync".to_string());
+        let before = self.inner.lock().log.len();
+        let result = fs.sync();
+        if result.is_ok() {
+            let floor = &mut self.inner.lock().floor;
+            *floor = before.max(*floor);
+        }
+        self.unless_broken(result, "sync")
+    }
+
+    fn look_inside(&self, fs: &Arc<Fs>, rng: &mut Rng) -> Done {
+        let (id, model) = {
+            let inner = self.inner.lock();
+            let open: Vec<NodeId> = inner.files.keys().copied().collect();
+            let Some(&id) = open.get(rng.index(open.len().max(1))) else { return Ok(()) };
+            if inner.outer.nodes.contains(&id) {
+                return Ok(());
+            }
+            (id, inner.model.clone())
+        };
+        let file = self.inner.lock().files.get(&id).cloned();
+        let file = file.filter(|_| fs.names_are_free(Some(id.volume)));
+        file.map_or(Ok(()), |file| self.read_some(&file, &model, rng))
+    }
+
+    fn operate_inside(&self, fs: &Arc<Fs>, rng: &mut Rng) -> Done {
+        let op = {
+            let inner = self.inner.lock();
+            let beside = inner.outer.beside.filter(|_| rng.chance(1, 2));
+            match beside {
+                Some(range) => draw_beside(rng, range),
+                None => {
+                    let op = self.draw(&inner.model, rng, true);
+                    inner.outer.allows(&op, &inner.model).then_some(op)
+                }
+            }
+        };
+        let Some(op) = op.filter(|op| self.locks_are_free(fs, op)) else { return Ok(()) };
+        self.perform(op, true)
+    }
+
+    fn locks_are_free(&self, fs: &Arc<Fs>, op: &Op) -> bool {
+        let open = |inner: &Inner| node_of(op).is_some_and(|id| inner.files.contains_key(&id));
+        match names_volume(op) {
+            _ if op.is_of_volumes() => fs.names_are_free(None),
+            Some(volume) => open(&self.inner.lock()) || fs.names_are_free(Some(volume)),
+            None => true,
+        }
+    }
+}

@@ -146,7 +146,8 @@ impl Connection {
         !self.closing && !opening && answers < self.most_bytes(MAX_OUTGOING_BYTES)
     }
 
-    /// A bound of this connection, or the session's share of its initiator's memory if that is less.
+    /// A bound of this connection, or the session's share of its initiator's memory if that is
+    /// less.
     pub(super) fn most_bytes(&self, bound: usize) -> usize {
         match &self.phase {
             Phase::Full(session) => bound.min(session.opened.registration.share.bytes()),

@@ -1,11 +1,11 @@
 //! The login phase (RFC 7143 §6.3, §11.12, §11.13): security and operational negotiation, from the
-//! first Login Request to the decision that a session begins. What an initiator has to prove is asked
-//! for as soon as it has told its name ([`super::security`]).
+//! first Login Request to the decision that a session begins. What an initiator has to prove is
+//! asked for as soon as it has told its name ([`super::security`]).
 //!
-//! Invariant: the text of one negotiation step is bounded by [`text::MAX_TEXT_BYTES`] over all its
-//! continued PDUs, and nothing is allocated for a session before the last step; the names told first stay (a name that
-//! is proved cannot be changed for another); nobody leaves the security stage without the proof that
-//! is demanded, and nobody skips it.
+//! Invariants: the text of one negotiation step is bounded by [`text::MAX_TEXT_BYTES`] over all its
+//! continued PDUs; nothing is allocated for a session before the last step; the names told first
+//! stay (one that is proved cannot be changed for another); nobody leaves the security stage
+//! without the proof that is demanded, and nobody skips it.
 
 use super::directory::{Demand, Proof};
 use super::params::{Params, Reply, OUR_RECV_SEGMENT_BYTES};

@@ -1,3 +1,5 @@
+//! Security negotiation, key by key.
+
 use super::*;
 use crate::access::{Credential, Limits, Secret};
 use std::sync::Arc;

@@ -198,8 +198,8 @@ impl Service {
     }
 
     /// Takes a place for a session, ending the one it reinstates and waiting until that has let go
-    /// of its disk. Blocks. Unavailable if the old one does not end in time, out of resources if the
-    /// initiator has as many as it may.
+    /// of its disk. Blocks. Unavailable if the old one does not end in time, out of resources if
+    /// the initiator has as many as it may.
     pub(super) fn register(
         self: &Arc<Service>,
         key: SessionKey,

@@ -185,10 +185,12 @@ def mistakes(lab):
     lab.refused("no iSCSI name", "not the name of an initiator", "initiator", "add", "host")
     lab.refused("no such LUN", "no LUN", "initiator", "add", A, "--allow", "none")
     lab.refused("a limit of nothing", "max-commands", "initiator", "add", A, "--max-commands", "0")
-    lab.refused("a quota without a right", "may not use", "initiator", "add", A, "--quota", "one=1M")
+    lab.refused("a quota without a right", "may not use", "initiator", "add", A,
+                "--quota", "one=1M")
     lab.refused("a user without a secret", "secret-file", "initiator", "add", A, "--chap-user", "u",
                 code=2)
-    lab.refused("a right that is none", "NAME:ro", "initiator", "add", A, "--allow", "one:x", code=2)
+    lab.refused("a right that is none", "NAME:ro", "initiator", "add", A, "--allow", "one:x",
+                code=2)
     equal("none of it was done", lab.ask("initiator", "list"), [])
     lab.refused("other hosts without initiators", "no initiator is defined", "serve", lab.pool,
                 "--iscsi", "0.0.0.0:0")
@@ -237,8 +239,8 @@ def rights(lab):
     one.write(0, b"x" * 4096)
     equal("a name is the same in upper case",
           status_of(lambda: Login(lab.iscsi_port, A.upper(), "one").step([], 0x87)), 0)
-    equal("the write-protect bit of one that may write", one.cdb(b"\x1a\0\x3f\0\xff\0", 255)[2] >> 7, 0)
-    equal("and of one that may only read", two.cdb(b"\x1a\0\x3f\0\xff\0", 255)[2] >> 7, 1)
+    protected = [disk.cdb(b"\x1a\0\x3f\0\xff\0", 255)[2] >> 7 for disk in (one, two)]
+    equal("the write-protect bit of one that may write, and of one that may not", protected, [0, 1])
     denied(two, WRITE_PROTECTED, "a write by one that may only read")
     equal("it is counted", refused(lab, "read_only"), 1)
     check("and logged", "may only read" in lab.do("lun", "log", "two"))
@@ -370,7 +372,8 @@ def chap(lab):
     define(lab, A, chap="0xabcd", verb="set")
     check("a new secret ends it", eventually(lambda: lab.ask("session", "list") == []))
     equal("the old secret is worth nothing now",
-          status_of(lambda: Login(lab.iscsi_port, A, "disk").chap("0xabcd", secret)), AUTHENTICATION)
+          status_of(lambda: Login(lab.iscsi_port, A, "disk").chap("0xabcd", secret)),
+          AUTHENTICATION)
     check("an orderly stop", lab.stop())
     lab.verify_pool()
 
@@ -385,13 +388,14 @@ def tools(lab):
         url = f"iscsi://{user}%{secret}@127.0.0.1:{lab.iscsi_port}/{IQN}disk/0"
         done = tool("iscsi-test-cu", "--dataloss", "-t", "ALL.TestUnitReady", url, good=False)
         asserts = re.search(r"asserts\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)", done.text)
-        check(f"a test of libiscsi's suite as {user}", asserts and asserts.group(4) == "0" and int(asserts.group(3)),
-              done.text)
-        for name, word in ((user, secret), (user, secret[::-1]), ("eve", secret)):
-            url = f"iscsi://{name}%{word}@127.0.0.1:{lab.iscsi_port}/{IQN}disk/0"
-            right = (name, word) == (user, secret)
+        good = asserts and asserts.group(4) == "0" and int(asserts.group(3))
+        check(f"a test of libiscsi's suite as {user}", good, done.text)
+        for name, said in ((user, secret), (user, secret[::-1]), ("eve", secret)):
+            url = f"iscsi://{name}%{said}@127.0.0.1:{lab.iscsi_port}/{IQN}disk/0"
+            right = (name, said) == (user, secret)
             got = tool("iscsi-inq", "-i", SUITE, url, good=False)
-            equal(f"iscsi-inq as {name}, {'right' if right else 'wrong'}", got.returncode == 0, right)
+            word = "right" if right else "wrong"
+            equal(f"iscsi-inq as {name}, {word}", got.returncode == 0, right)
             got = tool("iscsi-ls", "-s", "-i", SUITE, url.split("/iqn")[0], good=False)
             equal("discovery likewise", f"{IQN}disk" in got.text, right)
         lab.do("initiator", "remove", SUITE)

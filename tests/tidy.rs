@@ -30,7 +30,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("access", &["lun", "fs"]),
     ("scsi", &["lun"]),
     ("iscsi", &["scsi", "access", "lun"]),
-    ("nbd", &["lun"]),
+    ("nbd", &["access", "lun"]),
     ("fuse", &["lun", "fs", "device"]),
     ("control", &["access", "lun", "fs", "device"]),
     ("cli", &["server", "control", "access", "lun", "fs", "device"]),

@@ -171,6 +171,12 @@ fn plain_status(value: &Value) {
     lun::list(&field("luns"));
     output::line("");
     output::table(rows(&field("sessions")), SESSION_COLUMNS, "no sessions");
+    let refused = field("refused");
+    for (reason, count) in refused.as_object().into_iter().flatten() {
+        if count.as_u64().is_some_and(|count| count > 0) {
+            output::line(&format!("turned away {count} times: {}", reason.replace('_', " ")));
+        }
+    }
     for error in rows(&field("errors")) {
         let text = error.get("text").map_or_else(String::new, |v| output::value_text("", v));
         output::line(&format!("! {text}"));

@@ -375,12 +375,14 @@ impl Connection {
         }
     }
 
-    /// Wrong secrets are noted, and slow down the place they come from.
+    /// Who is not listed or proves nothing is noted; wrong secrets slow down where they come from.
     fn note_refusal(&mut self, refusal: Header) {
         let Phase::Login(login) = &self.phase else { return };
-        if refusal.word(36) >> 16 != u32::from(Status::AUTHENTICATION.0) {
-            return;
-        }
+        let reason = match Status((refusal.word(36) >> 16) as u16) {
+            Status::AUTHENTICATION => Reason::Unproved,
+            Status::FORBIDDEN => Reason::Unlisted,
+            _ => return,
+        };
         if login.was_wrong_secret() {
             self.penalty = Some(self.service.crowd.wrong_secret(self.peer.ip()));
         }
@@ -388,7 +390,7 @@ impl Connection {
         let initiator = initiator.unwrap_or_default().to_owned();
         let client = Client { initiator, peer: self.peer, proof: None };
         let (service, target) = (Arc::clone(&self.service), target.map(str::to_owned));
-        self.jobs.push_back(Job::refused(service, client, target, Reason::Unproved));
+        self.jobs.push_back(Job::refused(service, client, target, reason));
     }
 
     /// How long a carrier holds the next answer back, without listening meanwhile.

@@ -71,13 +71,13 @@ impl Refusal {
 
 /// The targets that are served. Every call may block: the door makes them off its connection tasks.
 pub trait TargetDirectory: Send + Sync + 'static {
-    /// What is demanded of a client at its login; a refusal is noted there. Must not block. Asked
-    /// by the name it claims, before anything is proved.
+    /// What is demanded of a client at its login. Must not block. Asked by the name it claims,
+    /// before anything is proved; a refusal comes back as [`TargetDirectory::refused`].
     fn demand(&self, _client: &Client) -> Result<Demand, Refusal> {
         Ok(Demand::default())
     }
 
-    /// The door refused a client.
+    /// The door refused a client; may block where a target is named.
     fn refused(&self, _client: &Client, _target: Option<&str>, _reason: Reason) {}
 
     /// Names (IQNs) of the targets that `client` may see.

@@ -32,6 +32,8 @@ impl Status {
     pub const INITIATOR_ERROR: Status = Status(0x0200);
     /// Authentication failure: no common method.
     pub const AUTHENTICATION: Status = Status(0x0201);
+    /// Authorization failure: the initiator may not use the target.
+    pub const FORBIDDEN: Status = Status(0x0202);
     /// Unsupported version.
     pub const VERSION: Status = Status(0x0205);
     /// A second connection for a session.

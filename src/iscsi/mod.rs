@@ -14,7 +14,6 @@
 //! [`connection::MAX_OUTGOING_BYTES`] of answers before we stop reading from it.
 
 pub mod connection;
-mod crowd;
 pub mod directory;
 mod discovery;
 pub mod job;

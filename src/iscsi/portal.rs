@@ -16,11 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection::Connection;
-use super::crowd::Place;
 use super::directory::Client;
 use super::job::{Done, Job};
 use super::session::Service;
-use crate::access::Reason;
+use crate::access::{Place, Reason};
 
 /// Slices given to one vectored write.
 const MAX_SLICES: usize = 64;

@@ -14,10 +14,9 @@ use std::time::{Duration, SystemTime};
 use parking_lot::{Condvar, Mutex};
 use tokio_util::sync::CancellationToken;
 
-use super::crowd::Crowd;
 use super::directory::TargetDirectory;
 use super::login::Status;
-use crate::access::Limits;
+use crate::access::{Crowd, Limits};
 use crate::lun::Identity;
 use crate::scsi::LogicalUnit;
 

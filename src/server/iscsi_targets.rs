@@ -51,7 +51,7 @@ impl Targets {
         self.catalog.get(name).map_err(|e| refusal(&e))
     }
 
-    fn denied(&self, denial: Denial, client: &Client, lun: Option<&Lun>) -> Refusal {
+    fn denied(&self, denial: Denial, client: &Client, lun: &Lun) -> Refusal {
         let (reason, refusal) = match denial {
             Denial::Unlisted | Denial::Nameless | Denial::Remote => {
                 (Reason::Unlisted, Refusal::Forbidden)
@@ -61,7 +61,7 @@ impl Targets {
             Denial::Unreadable => (Reason::NotAllowed, Refusal::Unavailable),
         };
         let who = (client.initiator.as_str(), client.peer.to_string());
-        note(&self.book, "iscsi", (who.0, &who.1), lun, reason, &denial.to_string());
+        note(&self.book, "iscsi", (who.0, &who.1), Some(lun), reason, &denial.to_string());
         refusal
     }
 }
@@ -76,7 +76,8 @@ impl TargetDirectory for Targets {
         match self.book.find(&client.initiator) {
             Ok(None) => Ok(Demand::default()),
             Ok(Some(one)) => Ok(Demand { chap: one.chap, mutual: one.mutual, limits: one.limits }),
-            Err(denial) => Err(self.denied(denial, client, None)),
+            Err(Denial::Unreadable) => Err(Refusal::Unavailable),
+            Err(_) => Err(Refusal::Forbidden),
         }
     }
 
@@ -84,6 +85,7 @@ impl TargetDirectory for Targets {
         let lun = target.and_then(|target| self.lun(target).ok());
         let why = match reason {
             Reason::Unproved => "the initiator did not prove who it is",
+            Reason::Unlisted => "the initiator is not defined",
             Reason::Limit => "the initiator has as many sessions as it may",
             _ => "too many connections that have not logged in",
         };
@@ -106,7 +108,7 @@ impl TargetDirectory for Targets {
             note(&self.book, "iscsi", (&client.initiator, &peer), None, reason, why);
         })?;
         let seen = seen(client);
-        let denied = |denial| self.denied(denial, client, Some(&lun));
+        let denied = |denial| self.denied(denial, client, &lun);
         let right = self.book.judge(&seen, lun.volume()).map_err(denied)?;
         let request = AttachRequest {
             door: "iscsi",

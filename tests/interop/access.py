@@ -390,7 +390,9 @@ def tools(lab):
         asserts = re.search(r"asserts\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)", done.text)
         good = asserts and asserts.group(4) == "0" and int(asserts.group(3))
         check(f"a test of libiscsi's suite as {user}", good, done.text)
-        for name, said in ((user, secret), (user, secret[::-1]), ("eve", secret)):
+        # wrong ones are answered late: once is enough
+        wrong = [(user, secret[::-1]), ("eve", secret)] if user == "alice" else []
+        for name, said in ((user, secret), *wrong):
             url = f"iscsi://{name}%{said}@127.0.0.1:{lab.iscsi_port}/{IQN}disk/0"
             right = (name, said) == (user, secret)
             got = tool("iscsi-inq", "-i", SUITE, url, good=False)

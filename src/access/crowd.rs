@@ -27,7 +27,7 @@ struct Failures {
 
 /// All connections of a door.
 #[derive(Debug)]
-pub(super) struct Crowd {
+pub struct Crowd {
     max_connections: usize,
     half_open_per_source: usize,
     connections: AtomicUsize,
@@ -38,13 +38,14 @@ pub(super) struct Crowd {
 
 /// A connection's place; its drop frees it.
 #[derive(Debug)]
-pub(super) struct Place {
+pub struct Place {
     crowd: Arc<Crowd>,
     /// While its login is half open.
     source: Option<IpAddr>,
 }
 
 impl Crowd {
+    /// With these bounds.
     pub fn new(max_connections: usize, half_open_per_source: usize) -> Arc<Crowd> {
         Arc::new(Crowd {
             max_connections,

@@ -9,6 +9,7 @@
 #   sim      crashes of the simulated device: SEEDS=2000 fresh seeds, or SEED=n alone
 #   fuzz     the parsers under random bytes, for DURATION=300 seconds
 #   interop  the clients of others alone (ONLY=word picks)
+#   conformance  libiscsi's conformance suite over LUNs of several kinds (PROFILE=word picks)
 #   bench    a short table of speeds on this machine
 #   vm       the Linux kernel's own iSCSI and NBD clients, in a small virtual machine
 #   clean    remove what was built
@@ -21,7 +22,7 @@ ROUNDS ?= 500
 SEEDS ?= 2000
 DURATION ?= 300
 
-.PHONY: all setup build check demo test crash sim fuzz interop bench vm clean
+.PHONY: all setup build check demo test crash sim fuzz interop conformance bench vm clean
 all: build
 
 setup:
@@ -58,6 +59,9 @@ fuzz: setup
 
 interop: setup
 	ONLY=$(ONLY) $(CARGO) test --locked --test interop -- --nocapture --test-threads 1
+
+conformance: setup build
+	@LUNFS=$(abspath $(LUNFS)) /usr/bin/python3 tests/conformance.py
 
 bench: setup build
 	@LUNFS=$(abspath $(LUNFS)) /usr/bin/python3 tests/bench/doors.py

@@ -32,7 +32,12 @@ fn golden(name: &str) -> PathBuf {
 }
 
 fn open(device: &Arc<SimDevice>) -> Result<Arc<Fs>> {
-    let options = OpenOptions { cache_bytes: 16 << 20, clock: Arc::new(Fixed), background: false };
+    let options = OpenOptions {
+        cache_bytes: 16 << 20,
+        clock: Arc::new(Fixed),
+        background: false,
+        ..OpenOptions::default()
+    };
     Fs::open(vec![device.clone()], options)
 }
 

@@ -61,5 +61,6 @@ scripts! {
     memory => "interop/memory.py",
     qemu => "interop/qemu.py",
     resize => "interop/resize.py",
+    surroundings => "interop/surroundings.py",
     thin => "interop/thin.py",
 }

@@ -19,7 +19,12 @@ const STEPS: u64 = 4000;
 const BLOCK: u64 = 4096;
 
 fn options() -> OpenOptions {
-    OpenOptions { cache_bytes: 8 << 20, clock: Arc::new(SystemClock), background: true }
+    OpenOptions {
+        cache_bytes: 8 << 20,
+        clock: Arc::new(SystemClock),
+        background: true,
+        ..OpenOptions::default()
+    }
 }
 
 /// What a thread believes of its part: the stamp of each block, 0 for a hole.

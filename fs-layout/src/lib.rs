@@ -10,6 +10,7 @@ mod dead_list;
 mod group;
 mod inode;
 mod label;
+mod member;
 mod pointer;
 mod root;
 mod scrub;
@@ -22,7 +23,8 @@ pub use group::{
     FileRecord, GroupHead, Link, PayloadReader, PayloadWriter, GROUP_EXTENTS_MAX, GROUP_MAX_CONT,
 };
 pub use inode::{Inode, InodeKind, VersionPart, INODES_PER_BLOCK, INODE_BYTES};
-pub use label::{DeviceEntry, Label, LABEL_PLACES, MAX_DEVICES};
+pub use label::{DeviceEntry, Label, ANCESTORS, LABEL_PLACES, MAX_DEVICES};
+pub use member::{MemberRecord, MemberState, MEMBER_BYTES};
 pub use pointer::{Pointer, MAX_BLOCK, POINTERS_PER_NODE, POINTER_BYTES};
 pub use root::{Root, ROOT_COPIES, ROOT_SLOTS};
 pub use scrub::{ScrubRecord, ScrubResult, SCRUB_RECORD_BYTES};
@@ -39,8 +41,10 @@ pub const SEGMENT_BLOCKS: u64 = 512;
 pub const REGION_BLOCKS: u64 = (BLOCK_BYTES * 8) as u64;
 /// The format version written by this code; older and newer ones are refused.
 pub const FORMAT_VERSION: u32 = 1;
-/// Incompatible features this code understands: none yet.
-pub const FEATURES_INCOMPAT: u64 = 0;
+/// Incompatible feature: the label says which devices may be read (§3).
+pub const FEATURE_MEMBERS: u64 = 1;
+/// Incompatible features this code understands.
+pub const FEATURES_INCOMPAT: u64 = FEATURE_MEMBERS;
 /// Features that allow reading only by code that knows them: none yet.
 pub const FEATURES_RO_COMPAT: u64 = 0;
 

@@ -31,6 +31,8 @@ const _: () = assert!(TABLE_AT + INODE_BYTES < HASH_AT);
 /// A root decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Root {
+    /// Incompatible features in use.
+    pub incompatible: u64,
     /// The pool.
     pub pool_id: [u8; 16],
     /// Consistency point that wrote it.
@@ -65,7 +67,7 @@ impl Root {
         out.fill(0);
         put_bytes(out, 0, MAGIC);
         put_u32(out, 8, FORMAT_VERSION);
-        put_u64(out, 32, FEATURES_INCOMPAT);
+        put_u64(out, 32, self.incompatible);
         put_bytes(out, 40, &self.pool_id);
         put_u64(out, 56, self.epoch);
         put_u64(out, 64, self.lineage);
@@ -110,6 +112,7 @@ impl Root {
     fn decode_fields(b: &RawBlock) -> Result<Root> {
         let entry = |i: usize| (u32_at(b, MAP_AT + i * 8), b[MAP_AT + i * 8 + 4]);
         Ok(Root {
+            incompatible: u64_at(b, 32),
             pool_id: array_at(b, 40),
             epoch: u64_at(b, 56),
             lineage: u64_at(b, 64),

@@ -1,9 +1,13 @@
 //! A pool that a later version wrote is refused with a clear word, never half understood.
 
-use fs_layout::{Inode, InodeKind, LayoutError, Root, SpaceEntry, BLOCK_BYTES, SEGMENT_MAP_PAGES};
+use fs_layout::{
+    Inode, InodeKind, LayoutError, Root, SpaceEntry, BLOCK_BYTES, FEATURE_MEMBERS,
+    SEGMENT_MAP_PAGES,
+};
 
 fn encoded() -> [u8; BLOCK_BYTES] {
     let root = Root {
+        incompatible: FEATURE_MEMBERS,
         pool_id: [1; 16],
         epoch: 9,
         lineage: 1,

@@ -104,8 +104,17 @@ pub enum Pool {
     #[command(after_help = "Examples:\n  lunfs pool show /srv/pool.lunfs")]
     Show(AtPath),
     /// Verify a pool that is not served: every block, every count
-    #[command(after_help = "Examples:\n  lunfs pool check /srv/pool.lunfs")]
-    Check(AtPath),
+    #[command(after_help = POOL_CHECK_EXAMPLES)]
+    Check {
+        /// Any device of the pool
+        path: Option<PathBuf>,
+        /// Repair what can be repaired; what it does is said
+        #[arg(long)]
+        repair: bool,
+        /// With --repair: say what would be done, and write nothing
+        #[arg(long, requires = "repair")]
+        dry_run: bool,
+    },
     /// Show what is on the disks of a pool that is not served, as text
     #[command(after_help = DUMP_EXAMPLES)]
     Dump {
@@ -114,6 +123,21 @@ pub enum Pool {
         /// block:N, node:N or inodes:N; labels and roots where left out
         #[arg(value_name = "OBJECT")]
         object: Option<String>,
+    },
+    /// Read every copy of every block of a pool, and heal the bad ones; served or not
+    #[command(after_help = POOL_SCRUB_EXAMPLES)]
+    Scrub {
+        /// Any device of the pool
+        path: Option<PathBuf>,
+        /// Begin it and return; without a server it goes on when the pool is served
+        #[arg(long)]
+        background: bool,
+        /// End the one that is running
+        #[arg(long, conflicts_with = "background")]
+        cancel: bool,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
     },
     /// Use the space that a device has gained; a file is made longer first
     #[command(after_help = "Examples:\n  lunfs pool grow /srv/pool.lunfs --size 200G")]
@@ -133,6 +157,21 @@ const POOL_CREATE_EXAMPLES: &str = "\
 Examples:
   lunfs pool create /srv/pool.lunfs --size 100G
   lunfs pool create /dev/sdb /dev/sdc";
+
+const POOL_CHECK_EXAMPLES: &str = "\
+Reads everything and writes nothing, unless --repair is given. Exit code 1 where something is wrong,
+or stays wrong.
+
+Examples:
+  lunfs pool check /srv/pool.lunfs
+  lunfs pool check /srv/pool.lunfs --repair --dry-run";
+
+const POOL_SCRUB_EXAMPLES: &str = "\
+Exit code 1 where something could not be healed.
+
+Examples:
+  lunfs pool scrub /srv/pool.lunfs
+  lunfs pool scrub --background";
 
 const DUMP_EXAMPLES: &str = "\
 Examples:
@@ -480,7 +519,11 @@ mod tests {
             "lunfs pool list --json",
             "lunfs pool show p",
             "lunfs pool check p",
+            "lunfs pool check p --repair --dry-run",
             "lunfs pool dump p",
+            "lunfs pool scrub p",
+            "lunfs pool scrub p --background --json",
+            "lunfs pool scrub --cancel --dry-run",
             "lunfs pool grow p --size 2G --dry-run",
             "lunfs stop --dry-run --pool p",
             "lunfs status --json",
@@ -528,6 +571,7 @@ mod tests {
             "lunfs initiator add iqn.2026-11.org:a --chap-user u",
             "lunfs initiator add iqn.2026-11.org:a --allow a:rx",
             "lunfs initiator add iqn.2026-11.org:a --quota a",
+            "lunfs pool check p --dry-run",
             "lunfs pool create p --redundancy raid6",
         ] {
             assert_eq!(parsed(line).unwrap_err().exit_code(), 2, "{line}");

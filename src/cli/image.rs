@@ -22,10 +22,10 @@ const BAR: &str =
 const IMAGE_MODE: u32 = 0o600;
 
 /// A bar on standard error where that is a terminal.
-struct Bar(ProgressBar);
+pub(super) struct Bar(ProgressBar);
 
 impl Bar {
-    fn new(what: String) -> Bar {
+    pub(super) fn new(what: String) -> Bar {
         let bar = ProgressBar::no_length().with_message(what);
         if let Ok(style) = ProgressStyle::with_template(BAR) {
             bar.set_style(style);
@@ -33,7 +33,7 @@ impl Bar {
         Bar(bar)
     }
 
-    fn hear(&self, reply: &Reply) {
+    pub(super) fn hear(&self, reply: &Reply) {
         if let Reply::Progress { done_bytes, size_bytes } = reply {
             self.0.set_length(*size_bytes);
             self.0.set_position(*done_bytes);

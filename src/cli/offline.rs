@@ -19,20 +19,16 @@ const TICK: Duration = Duration::from_millis(120);
 /// Errors that are shown to people; JSON has all.
 const SHOWN_ERRORS: usize = 20;
 
-fn open(path: &Path) -> Result<Vec<Arc<dyn BlockDevice>>> {
+fn open(path: &Path, read_only: bool) -> Result<Vec<Arc<dyn BlockDevice>>> {
     let (_, found) = find_devices(&[path.to_path_buf()])?;
-    let mode = OpenMode { read_only: true, ..OpenMode::default() };
+    let mode = OpenMode { read_only, ..OpenMode::default() };
     lock_devices(&found, mode).map(|devices| as_block_devices(&devices))
 }
 
 /// Verifies a pool; exit code 1 where something is wrong.
 pub fn check(path: &Path, common: &Common) -> Result<ExitCode> {
-    let devices = open(path)?;
-    let spinner = ProgressBar::new_spinner().with_message(format!("checking {}", path.display()));
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
-        spinner.set_style(style);
-    }
-    spinner.enable_steady_tick(TICK);
+    let devices = open(path, true)?;
+    let spinner = spinner(format!("checking {}", path.display()));
     let report = fs::check(&devices, CheckOptions { data: true });
     spinner.finish_and_clear();
     let what = || format!("the pool at {} cannot be checked", path.display());
@@ -41,11 +37,46 @@ pub fn check(path: &Path, common: &Common) -> Result<ExitCode> {
     Ok(if report.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+fn spinner(text: String) -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message(text);
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
+        spinner.set_style(style);
+    }
+    spinner.enable_steady_tick(TICK);
+    spinner
+}
+
+/// Repairs a pool, or says how; exit code 1 where something stays wrong.
+pub fn repair(path: &Path, dry_run: bool, common: &Common) -> Result<ExitCode> {
+    let devices = open(path, dry_run)?;
+    let spinner = spinner(format!("repairing {}", path.display()));
+    let done = fs::repair(&devices, dry_run);
+    spinner.finish_and_clear();
+    let what = || format!("the pool at {} cannot be repaired", path.display());
+    let done = done.map_err(|e| Error::fs(what(), &e))?;
+    let mut value = to_json(&done.after);
+    value["dry_run"] = dry_run.into();
+    value["actions"] = done.actions.clone().into();
+    show(&value, common, |_| {
+        let verb = if dry_run { "would do: " } else { "" };
+        for action in &done.actions {
+            output::line(&format!("{verb}{action}"));
+        }
+        if done.actions.is_empty() {
+            output::line("nothing to repair");
+        }
+        plain(&done.after);
+    });
+    let sound = done.after.errors.is_empty();
+    Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 fn to_json(report: &Report) -> Value {
     let bytes = |blocks: u64| blocks.saturating_mul(BLOCK_BYTES as u64);
     json!({
         "sound": report.errors.is_empty(),
         "errors": report.errors,
+        "notes": report.notes,
         "volumes": report.volumes,
         "inodes": report.inodes,
         "used_bytes": bytes(report.used_blocks),
@@ -56,6 +87,9 @@ fn to_json(report: &Report) -> Value {
 fn plain(report: &Report) {
     for error in report.errors.iter().take(SHOWN_ERRORS) {
         output::line(error);
+    }
+    for note in &report.notes {
+        output::line(&format!("note: {note}; it is mended when the pool is opened"));
     }
     let hidden = report.errors.len().saturating_sub(SHOWN_ERRORS);
     if hidden > 0 {
@@ -75,7 +109,7 @@ fn plain(report: &Report) {
 /// Shows what is on disk.
 pub fn dump(path: &Path, object: Option<&str>, common: &Common) -> Result<()> {
     let what = object.map_or(Ok(DumpWhat::Overview), parse_object)?;
-    let text = fs::dump(&open(path)?, &what)
+    let text = fs::dump(&open(path, true)?, &what)
         .map_err(|e| Error::fs(format!("{} cannot be shown", path.display()), &e))?;
     show(&json!({ "text": text }), common, |_| output::line(text.trim_end()));
     Ok(())

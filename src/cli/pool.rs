@@ -1,6 +1,7 @@
 //! `lunfs pool`.
 
 use super::args::{AtPath, Change, Common, Pool, Redundancy};
+use super::image::Bar;
 use super::parse::Size;
 use super::{output, rows, show, usage_error};
 use crate::control::client::{Client, Selection};
@@ -27,10 +28,20 @@ pub fn run(verb: &Pool, common: &Common) -> Result<ExitCode> {
             let value = value.call(Command::PoolShow, false, None, &mut |_| {})?;
             show(&value, common, output::facts);
         }
-        Pool::Check(at) => return super::offline::check(&named(common, at)?, common),
+        Pool::Check { path, repair, dry_run } => {
+            let path = named(common, &AtPath { path: path.clone() })?;
+            return match repair {
+                true => super::offline::repair(&path, *dry_run, common),
+                false => super::offline::check(&path, common),
+            };
+        }
         Pool::Dump { path, object } => {
             let at = AtPath { path: path.clone() };
             super::offline::dump(&named(common, &at)?, object.as_deref(), common)?;
+        }
+        Pool::Scrub { path, background, cancel, change } => {
+            let command = Command::PoolScrub { background: *background, cancel: *cancel };
+            return scrub(path.as_ref(), command, *change, common);
         }
         Pool::Grow { path, size, change } => grow(path, *size, *change, common)?,
     }
@@ -107,6 +118,53 @@ fn list(common: &Common) -> Result<()> {
         output::table(&shown, COLUMNS, "no pool is served");
     });
     Ok(())
+}
+
+/// Places that are named on standard error; JSON has all.
+const SHOWN_PLACES: usize = 2;
+
+fn scrub(
+    path: Option<&PathBuf>,
+    command: Command,
+    change: Change,
+    common: &Common,
+) -> Result<ExitCode> {
+    let client = selection(common, path).client()?;
+    let bar = Bar::new("scrubbing".into());
+    let value = client.call(command, change.dry_run, None, &mut |reply| bar.hear(&reply));
+    drop(bar);
+    let value = value?;
+    let field = |key: &str| value.get(key).and_then(Value::as_u64).unwrap_or(0);
+    let running = value.get("state").is_some_and(|state| state == "running");
+    show(&value, common, |_| {
+        let bytes = |key| output::bytes_text(field(key));
+        output::line(&match running {
+            true => format!(
+                "scrubbing: {} of {} done; `lunfs status` shows how far it is",
+                bytes("examined_bytes"),
+                bytes("total_bytes")
+            ),
+            false => format!(
+                "{} examined, {} copies healed, {} blocks could not be healed",
+                bytes("examined_bytes"),
+                field("healed"),
+                field("bad")
+            ),
+        });
+    });
+    if field("bad") == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let places = value.get("places").map_or(&[][..], rows);
+    let unhealed = |p: &&Value| p.get("outcome").is_some_and(|o| o != "healed");
+    let texts = places.iter().filter(unhealed).filter_map(|p| p.get("text")?.as_str());
+    let shown: Vec<&str> = texts.take(SHOWN_PLACES).collect();
+    shown.iter().for_each(|text| output::error_line(text));
+    let more = field("bad").saturating_sub(shown.len() as u64);
+    if more > 0 {
+        output::error_line(&format!("and {more} more: --json lists them"));
+    }
+    Ok(ExitCode::FAILURE)
 }
 
 fn grow(path: &PathBuf, size: Option<Size>, change: Change, common: &Common) -> Result<()> {

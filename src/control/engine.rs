@@ -103,6 +103,7 @@ impl Session<'_> {
             Command::Stop => Err(Message::new("stop is not a command of a pool").into()),
             Command::PoolShow => Ok(report::pool(&self.engine.pool)),
             Command::PoolGrow { path, size_bytes } => self.pool_grow(&path, size_bytes),
+            Command::PoolScrub { background, cancel } => self.pool_scrub(background, cancel),
             Command::LunList => self.lun_list(),
             Command::LunShow { lun } => self.show(&*self.lun(&lun)?),
             Command::LunCreate { lun, size_bytes, keys } => self.lun_create(&lun, size_bytes, keys),

@@ -124,7 +124,8 @@ mod tests {
             index: 0,
             device_blocks: 16,
             created: 1,
-            devices: vec![DeviceEntry { id: [6; 16], path: "p".into() }],
+            devices: vec![DeviceEntry { id: [6; 16], path: "p".into(), ..Default::default() }],
+            ..Label::default()
         };
         let mut block = [0u8; BLOCK_BYTES];
         label.encode(&mut block).unwrap();

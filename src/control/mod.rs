@@ -18,6 +18,7 @@ pub mod pool;
 pub mod protocol;
 pub mod report;
 pub mod run_dir;
+mod scrub;
 pub mod stop;
 mod transfer;
 pub mod wire;

@@ -71,7 +71,12 @@ impl LockedPool {
     /// Opens and recovers it.
     pub fn open(self, cache_bytes: u64) -> Result<OpenPool> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let options = OpenOptions { cache_bytes, clock: clock.clone(), background: true };
+        let options = OpenOptions {
+            cache_bytes,
+            clock: clock.clone(),
+            background: true,
+            ..OpenOptions::default()
+        };
         let what = format!("the pool at {} cannot be opened", names(&self.paths));
         let devices = as_block_devices(&self.devices);
         let fs = Fs::open(devices, options).map_err(|e| Error::fs(what, &e))?;
@@ -87,6 +92,7 @@ impl LockedPool {
 impl OpenPool {
     /// Takes the last consistency point. The locks go with the pool.
     pub fn close(&self) -> Result<()> {
+        self.catalog.stop();
         self.fs.close().map_err(|e| Error::fs("the pool was not closed in order", &e))
     }
 }

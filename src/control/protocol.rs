@@ -88,6 +88,13 @@ pub enum Command {
         /// New length of a file.
         size_bytes: Option<u64>,
     },
+    /// Verifies and heals every copy of every block.
+    PoolScrub {
+        /// Only begin it.
+        background: bool,
+        /// End the one that runs.
+        cancel: bool,
+    },
     /// Makes a LUN.
     LunCreate {
         /// Its name.

@@ -169,7 +169,7 @@ pub fn status(pool_open: &OpenPool, doors: &Doors) -> Result<Value> {
     let luns = catalog.list();
     Ok(json!({
         "pool": pool(pool_open),
-        "scrub": { "state": "idle" },
+        "scrub": super::scrub::summary(&pool_open.fs.scrub_status()),
         "doors": doors.to_json(),
         "luns": self::luns(&luns, doors)?,
         "sessions": catalog.sessions().iter().map(session).collect::<Value>(),
@@ -198,6 +198,11 @@ fn errors(pool: &OpenPool, luns: &[std::sync::Arc<Lun>], doors: &Doors) -> Value
     found.extend(doors.failures().into_iter().map(|text| ("door", text)));
     let unusable = pool.catalog.unusable().into_iter();
     found.extend(unusable.map(|(name, why)| ("lun", format!("{name} cannot be served: {why}"))));
+    let scrub = pool.fs.scrub_status();
+    if scrub.bad > 0 {
+        let text = format!("the scrub found {} blocks that it could not heal", scrub.bad);
+        found.push(("scrub", text));
+    }
     let (places, unlisted) = pool.catalog.bad_places();
     if unlisted > 0 {
         let text = format!("{unlisted} more reads met bad blocks than can be listed");

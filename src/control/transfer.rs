@@ -145,18 +145,18 @@ fn image_bytes(mut file: &File) -> Result<Option<u64>> {
 }
 
 /// Tells the client how far it is; notes why it was stopped.
-struct Progress<'a> {
+pub(super) struct Progress<'a> {
     session: &'a Session<'a>,
     last: Mutex<Option<Instant>>,
     stopped: Mutex<Option<&'static str>>,
 }
 
 impl<'a> Progress<'a> {
-    fn new(session: &'a Session<'a>) -> Progress<'a> {
+    pub(super) fn new(session: &'a Session<'a>) -> Progress<'a> {
         Progress { session, last: Mutex::new(None), stopped: Mutex::new(None) }
     }
 
-    fn report(&self, done_bytes: u64, size_bytes: u64) -> bool {
+    pub(super) fn report(&self, done_bytes: u64, size_bytes: u64) -> bool {
         if is_stopping(self.session.engine.stop.as_deref()) {
             return self.stop("the server is stopping");
         }
@@ -175,10 +175,10 @@ impl<'a> Progress<'a> {
         false
     }
 
-    /// A transfer that was stopped ended for that reason, whatever it says itself.
-    fn explain(&self, error: Error) -> Error {
+    /// What was stopped ended for that reason, whatever it says itself.
+    pub(super) fn explain(&self, error: Error) -> Error {
         match *self.stopped.lock() {
-            Some(why) => Message::new("the transfer was stopped").why(why).into(),
+            Some(why) => Message::new("the command was stopped").why(why).into(),
             None => error,
         }
     }

@@ -10,6 +10,7 @@ pub mod file;
 pub mod overlay;
 pub mod sim;
 
+use rustix::io::Errno;
 use std::io;
 
 /// Bytes of a block: the unit of allocation, of I/O and of checksums.
@@ -50,6 +51,13 @@ pub trait BlockDevice: Send + Sync {
 
     /// What messages call it: a path, mostly.
     fn name(&self) -> String;
+}
+
+/// Does this error say that the device itself is gone, not that a block is bad?
+pub fn says_gone(e: &io::Error) -> bool {
+    let gone = [Errno::NODEV, Errno::NXIO, Errno::SHUTDOWN];
+    matches!(e.kind(), io::ErrorKind::NotConnected | io::ErrorKind::BrokenPipe)
+        || e.raw_os_error().is_some_and(|n| gone.iter().any(|g| g.raw_os_error() == n))
 }
 
 /// Refuses a range that does not lie within the device.

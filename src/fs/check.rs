@@ -8,12 +8,14 @@
 use super::core::{Core, NAMES, ORPHANS_INO, TABLE};
 use super::error::{Error, Result};
 use super::pool::{Fs, OpenOptions};
+use super::rebalance::gaps;
 use super::space::Space;
 use super::types::*;
 use crate::device::overlay::OverlayDevice;
 use crate::device::BlockDevice;
 use fs_layout::{
     DeadKind, DirBucket, Inode as DiskInode, InodeKind, Pointer, INODES_PER_BLOCK, INODE_BYTES,
+    SEGMENT_BLOCKS,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,6 +32,8 @@ pub struct CheckOptions {
 pub struct Report {
     /// One line each; empty: the pool is sound. At most [`MAX_ERRORS`] of them.
     pub errors: Vec<String>,
+    /// What a power cut can leave behind and the next opening mends.
+    pub notes: Vec<String>,
     /// Inodes in use.
     pub inodes: u64,
     /// Blocks named by something, all volumes.
@@ -50,21 +54,48 @@ pub fn check(devices: &[Arc<dyn BlockDevice>], options: CheckOptions) -> Result<
     let over = |d: &Arc<dyn BlockDevice>| -> Arc<dyn BlockDevice> {
         Arc::new(OverlayDevice::with_limit(d.clone(), OVERLAY_BLOCKS))
     };
-    let open =
-        OpenOptions { cache_bytes: 64 << 20, clock: Arc::new(SystemClock), background: false };
+    let mut report = Report::default();
+    super::copies::survey_fixed(devices.iter().map(over).collect(), &mut report)?;
+    let open = OpenOptions { degraded: true, ..OpenOptions::default() };
     let fs = Fs::open(devices.iter().map(over).collect(), open)?;
     let core = fs.core().clone();
     core.release_ready()?;
+    if options.data {
+        super::copies::survey_trees(&core, &mut report)?;
+    }
     let mut count = Count::new(&core, options);
+    count.report = report;
     count.run()?;
+    count.compare_space()?;
     Ok(count.report)
 }
 
-struct Count<'a> {
+/// What a repair can do something about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Finding {
+    /// An inode counts other blocks than it has.
+    Blocks(NodeId, u64),
+    /// A directory counts other entries than it has.
+    Entries(NodeId, u64),
+    /// An inode has so many names, and counts others.
+    Names(NodeId, InodeKind, u32),
+    /// Names lead to it, and it is not there.
+    Missing(NodeId),
+    /// A file's block that is somebody else's too.
+    Shared(NodeId, u64, Pointer),
+}
+
+pub(super) struct Count<'a> {
     core: &'a Core,
     options: CheckOptions,
-    seen: Vec<u64>,
-    report: Report,
+    pub(super) seen: Vec<u64>,
+    pub(super) report: Report,
+    pub(super) findings: Vec<Finding>,
+    /// Nodes and blocks of inodes that could not be read: what is below is not counted.
+    pub(super) unread: u64,
+    /// Directories of which not all names could be read.
+    pub(super) unread_names: std::collections::HashSet<NodeId>,
+    at: NodeId,
     /// Names found for each inode, and its record's own figures.
     links: HashMap<NodeId, u32>,
     records: HashMap<NodeId, (InodeKind, u32)>,
@@ -72,13 +103,17 @@ struct Count<'a> {
 }
 
 impl<'a> Count<'a> {
-    fn new(core: &'a Core, options: CheckOptions) -> Self {
+    pub(super) fn new(core: &'a Core, options: CheckOptions) -> Self {
         let words = core.space.blocks().div_ceil(64) as usize;
         Count {
             core,
             options,
             seen: vec![0; words],
             report: Report::default(),
+            findings: Vec::new(),
+            unread: 0,
+            unread_names: Default::default(),
+            at: NodeId { volume: TABLE, ino: 0 },
             links: HashMap::new(),
             records: HashMap::new(),
             place: String::new(),
@@ -91,7 +126,8 @@ impl<'a> Count<'a> {
         }
     }
 
-    fn run(&mut self) -> Result<()> {
+    /// Everything but the comparison with the free-space map.
+    pub(super) fn run(&mut self) -> Result<()> {
         let (root, reclaim) = {
             let cp = self.core.cp.lock();
             (cp.root.volume_table, cp.reclaim.entries().to_vec())
@@ -107,7 +143,7 @@ impl<'a> Count<'a> {
             }
         }
         self.compare_links();
-        self.compare_space()
+        Ok(())
     }
 
     /// Counts a block; false if it was counted before or cannot be.
@@ -146,7 +182,13 @@ impl<'a> Count<'a> {
         verify: bool,
         leaf: &mut dyn FnMut(&mut Self, u64, &Pointer) -> Result<()>,
     ) -> Result<()> {
-        if p.is_hole() || !self.mark(p.block) {
+        if p.is_hole() {
+            return Ok(());
+        }
+        if !self.mark(p.block) {
+            if height == 0 {
+                self.findings.push(Finding::Shared(self.at, base, *p));
+            }
             return Ok(());
         }
         if height == 0 {
@@ -160,6 +202,7 @@ impl<'a> Count<'a> {
             Err(e) => {
                 let place = self.place.clone();
                 self.error(format!("{place}: node at block {}: {e}", p.block));
+                self.unread += 1;
                 return Ok(());
             }
         };
@@ -197,7 +240,10 @@ impl<'a> Count<'a> {
                         }
                     }
                 }
-                Err(e) => c.error(format!("volume {}, inode block {block}: {e}", volume.0)),
+                Err(e) => {
+                    c.error(format!("volume {}, inode block {block}: {e}", volume.0));
+                    c.unread += 1;
+                }
             }
             Ok(())
         })?;
@@ -210,6 +256,7 @@ impl<'a> Count<'a> {
     fn inode(&mut self, id: NodeId, inode: &DiskInode) -> Result<()> {
         self.place = format!("volume {}, inode {}", id.volume.0, id.ino);
         self.report.inodes += 1;
+        self.at = id;
         self.records.insert(id, (inode.kind, inode.nlink));
         if inode.kind == InodeKind::Version {
             return self.inode_file(VolumeId(id.ino as u32), inode);
@@ -227,9 +274,11 @@ impl<'a> Count<'a> {
         let place = self.place.clone();
         if blocks != inode.blocks && inode.kind != InodeKind::DeadList && !self.reclaiming(id) {
             self.error(format!("{place}: counts {} blocks, has {blocks}", inode.blocks));
+            self.findings.push(Finding::Blocks(id, blocks));
         }
         if is_dir && entries != inode.entries {
             self.error(format!("{place}: counts {} entries, has {entries}", inode.entries));
+            self.findings.push(Finding::Entries(id, entries));
         }
         if inode.xattr_ino != 0 {
             let x = NodeId { volume: id.volume, ino: inode.xattr_ino };
@@ -250,6 +299,7 @@ impl<'a> Count<'a> {
             Ok(data) => data,
             Err(e) => {
                 self.error(format!("directory {}/{}: {e}", dir.volume.0, dir.ino));
+                self.unread_names.insert(dir);
                 return Ok(0);
             }
         };
@@ -257,6 +307,7 @@ impl<'a> Count<'a> {
             Ok(b) => b,
             Err(e) => {
                 self.error(format!("directory {}/{}: {e}", dir.volume.0, dir.ino));
+                self.unread_names.insert(dir);
                 return Ok(0);
             }
         };
@@ -292,6 +343,7 @@ impl<'a> Count<'a> {
         let mut errors = Vec::new();
         for (id, count) in &self.links {
             if !self.records.contains_key(id) {
+                self.findings.push(Finding::Missing(*id));
                 errors.push(format!(
                     "volume {}, inode {}: has {count} names but does not exist",
                     id.volume.0, id.ino
@@ -307,6 +359,7 @@ impl<'a> Count<'a> {
                 _ => names != *nlink,
             };
             if wrong && *id != NAMES {
+                self.findings.push(Finding::Names(*id, *kind, names));
                 errors.push(format!(
                     "volume {}, inode {}: counts {nlink} links, has {names} names",
                     id.volume.0, id.ino
@@ -318,6 +371,14 @@ impl<'a> Count<'a> {
     }
 
     fn compare_space(&mut self) -> Result<()> {
+        let wrong = self.core.space.wrong_counts(&self.core.store)?;
+        wrong.into_iter().for_each(|what| self.error(what));
+        let gaps = gaps(&self.core.store.segment_map(), self.core.space.blocks() / SEGMENT_BLOCKS);
+        let is_mapped = |block: u64| {
+            let after = gaps.partition_point(|gap| gap.0 <= block / SEGMENT_BLOCKS);
+            let gap = after.checked_sub(1).and_then(|i| gaps.get(i));
+            gap.is_none_or(|(first, count)| block / SEGMENT_BLOCKS >= first + count)
+        };
         for block in 1..self.core.space.blocks() {
             if Space::is_reserved(block) {
                 continue;
@@ -327,7 +388,11 @@ impl<'a> Count<'a> {
             if named && !used {
                 self.error(format!("block {block} is in use but counted as free"));
             }
-            if used && !named {
+            if !is_mapped(block) {
+                if named || !used {
+                    self.error(format!("block {block} is out of service, but not counted so"));
+                }
+            } else if used && !named {
                 self.error(format!("block {block} is counted as used but nothing names it"));
             }
         }

@@ -101,6 +101,9 @@ pub(crate) struct Volume {
     /// Serialises changes of names.
     pub names: Mutex<()>,
     pub next_ino: AtomicU64,
+    /// What that was when the volume was loaded: of the inodes below it those that live are in
+    /// the inode file.
+    pub loaded_ino: u64,
     pub deleted: AtomicBool,
     /// Rises with each transaction applied: a look-up that found nothing looks again.
     pub name_changes: AtomicU64,
@@ -150,7 +153,7 @@ impl Bell {
         self.ring(BELL_STOP);
     }
 
-    fn is_stopped(&self) -> bool {
+    pub fn is_stopped(&self) -> bool {
         *self.rung.lock() & BELL_STOP != 0
     }
 }
@@ -160,7 +163,7 @@ const CP_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
 /// Pause between two consistency points that walk the reclaim list.
 const RECLAIM_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
-/// The write-out thread, the consistency-point thread and the scrub's.
+/// The threads for write-out, consistency points, the scrub and devices that are being filled.
 pub(crate) fn spawn_background(core: &Arc<Core>) -> Vec<std::thread::JoinHandle<()>> {
     let spawn = |name: &str, run: fn(&Core)| {
         let core = core.clone();
@@ -183,6 +186,7 @@ pub(crate) fn spawn_background(core: &Arc<Core>) -> Vec<std::thread::JoinHandle<
             }
         }
     });
+    let balance = spawn("lunfs-balance", super::moves::in_background);
     let scrub = spawn("lunfs-scrub", |core| {
         while !core.bell.is_stopped() {
             if !core.scrub.is_running() || !core.scrub_paced() {
@@ -190,13 +194,22 @@ pub(crate) fn spawn_background(core: &Arc<Core>) -> Vec<std::thread::JoinHandle<
             }
         }
     });
-    [write_out, points, scrub].into_iter().flatten().collect()
+    let members = spawn("lunfs-members", |core| {
+        while !core.bell.is_stopped() {
+            if !core.regenerate_paced() {
+                core.bell.wait(BELL_MEMBERS, CP_INTERVAL);
+            }
+        }
+    });
+    [write_out, points, scrub, members, balance].into_iter().flatten().collect()
 }
 
 pub(crate) const BELL_SEAL: u32 = 1;
 pub(crate) const BELL_CP: u32 = 2;
 pub(crate) const BELL_STOP: u32 = 4;
 pub(crate) const BELL_SCRUB: u32 = 8;
+pub(crate) const BELL_MEMBERS: u32 = 16;
+pub(crate) const BELL_BALANCE: u32 = 32;
 
 /// What a consistency point keeps between two of them.
 pub(crate) struct CpState {
@@ -241,9 +254,15 @@ pub(crate) struct Core {
     pub inodes: DashMap<NodeId, Arc<Inode>>,
     pub volumes: DashMap<VolumeId, Arc<Volume>>,
     pub scrub: super::scrub::Scrub,
+    /// The walk that fills devices which come back or are new.
+    pub regeneration: Mutex<Option<super::regenerate::Regeneration>>,
+    /// A device that was replaced, to be told so: its slot.
+    pub retired: Mutex<Option<(u16, super::members::Device)>>,
     pub bell: Bell,
-    /// One growth at a time: two would write the same place of the segment map.
-    pub growing: Mutex<()>,
+    /// What is left of a plan for the segment map, which nobody else changes.
+    pub rebalance: Mutex<super::moves::Work>,
+    /// What the background said of it last.
+    pub rebalance_said: Mutex<Result<Rebalance>>,
     pub closed: AtomicBool,
     pub cp_count: AtomicU64,
     pub group_count: AtomicU64,
@@ -324,6 +343,9 @@ impl Core {
             return Err(Error::Stale);
         }
         let next = meta.version.next_ino.max(FIRST_INO);
+        if next > MAX_INO {
+            return Err(Error::Format(format!("volume {}: its next inode makes no sense", id.0)));
+        }
         let entry = self.volumes.entry(id).or_insert_with(|| Arc::new(Volume::new(next)));
         Ok(entry.clone())
     }
@@ -574,6 +596,7 @@ impl Volume {
         Volume {
             names: Mutex::new(()),
             next_ino: AtomicU64::new(next_ino),
+            loaded_ino: next_ino,
             deleted: AtomicBool::new(false),
             name_changes: AtomicU64::new(0),
         }

@@ -22,6 +22,7 @@ use fs_layout::{
     DeadEntry, DeadKind, Inode as DiskInode, InodeKind, Pointer, DEAD_ENTRY_BYTES,
     INODES_PER_BLOCK, INODE_BYTES, ROOT_COPIES,
 };
+use parking_lot::MutexGuard;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -121,18 +122,7 @@ impl<'a> Writer<'a> {
 impl Core {
     /// Runs one, if there is anything for it to do. A failure latches the pool.
     pub fn consistency_point(&self, wait_for_space: bool) -> Result<()> {
-        let Some(mut cp) = self.lock_unless_alone(&self.cp) else { return Ok(()) };
-        if self.lock_unless_alone(&self.log).is_none() {
-            return Ok(());
-        }
-        self.store.check_latch()?;
-        self.release_ready()?;
-        while !self.pins.may_begin(self.now() + 1) {
-            if !self.limits.background {
-                return Ok(());
-            }
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
+        let Some(mut cp) = self.begin_cp()? else { return Ok(()) };
         let done = self.run_cp(&mut cp);
         self.shrink_inodes();
         if wait_for_space && self.limits.background {
@@ -141,6 +131,38 @@ impl Core {
             self.release_ready()?;
         }
         done.map_err(|e| self.store.set_latch(format!("a consistency point failed: {e}")))
+    }
+
+    /// Runs one with whatever `change` does before; false: it did nothing, or this is not the time.
+    pub fn consistency_point_with(
+        &self,
+        change: impl FnOnce(&mut CpState) -> Result<bool>,
+    ) -> Result<bool> {
+        let Some(mut cp) = self.begin_cp()? else { return Ok(false) };
+        if !change(&mut cp)? {
+            return Ok(false);
+        }
+        self.touch_names()?;
+        let done = self.run_cp(&mut cp);
+        done.map_err(|e| self.store.set_latch(format!("a consistency point failed: {e}")))?;
+        Ok(true)
+    }
+
+    /// Waits until one may begin. `None`: who drives the pool alone is within something else.
+    fn begin_cp(&self) -> Result<Option<MutexGuard<'_, CpState>>> {
+        let Some(cp) = self.lock_unless_alone(&self.cp) else { return Ok(None) };
+        if self.lock_unless_alone(&self.log).is_none() {
+            return Ok(None);
+        }
+        self.store.check_latch()?;
+        self.release_ready()?;
+        while !self.pins.may_begin(self.now() + 1) {
+            if !self.limits.background {
+                return Ok(None);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        Ok(Some(cp))
     }
 
     fn run_cp(&self, cp: &mut CpState) -> Result<()> {
@@ -172,6 +194,11 @@ impl Core {
         }
         let space = self.space.write_pages(&self.store)?;
         cp.root.epoch = epoch;
+        let set = self.store.members.now();
+        cp.root.lineage = set.label.lineage;
+        if set.label.redundancy != 0 || set.label.generation != 0 {
+            cp.root.incompatible |= fs_layout::FEATURE_MEMBERS;
+        }
         cp.root.previous = cp.root_hash;
         cp.root.time = self.time();
         cp.root.blocks = self.space.blocks();
@@ -474,25 +501,21 @@ impl Core {
     }
 
     /// Everything before is flushed; then the root, one copy after the other.
-    fn write_root(&self, cp: &mut CpState) -> Result<()> {
+    pub(super) fn write_root(&self, cp: &mut CpState) -> Result<()> {
         if !planted(Mutation::NoFlushBeforeRoot) {
             self.store.flush()?;
         }
-        let mut slot = 1 - cp.root_slot;
-        if planted(Mutation::RootSlotNotTurned) {
-            slot = cp.root_slot;
-        }
+        let slot = 1 - cp.root_slot;
         let mut raw = Block::zeroed();
         cp.root_hash = cp.root.encode(&mut raw.0);
         for copy in ROOT_COPIES {
-            for device in 0..self.store.devices.len() {
-                self.store.write_device(device as u16, copy + slot, &[&raw])?;
-            }
+            self.store.write_everywhere(copy + slot, &[&raw])?;
             if !planted(Mutation::NoFlushBetweenRootCopies) || copy != ROOT_COPIES[0] {
                 self.store.flush()?;
             }
         }
         cp.root_slot = slot;
+        self.store.members.note_root(cp.root.epoch);
         Ok(())
     }
 

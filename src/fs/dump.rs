@@ -1,7 +1,7 @@
 //! Any on-disk object as text, without writing: the log is replayed in memory only where asked.
 
 use super::error::{Error, Result};
-use super::recovery::read_label;
+use super::labels::{read_label, Labelled};
 use crate::device::{Block, BlockDevice};
 use fs_layout::{
     DirBucket, GroupHead, Inode, Pointer, Root, SegmentMapPage, ROOT_COPIES, ROOT_SLOTS,
@@ -37,7 +37,7 @@ pub fn dump(devices: &[Arc<dyn BlockDevice>], what: &What) -> Result<String> {
             for d in devices {
                 let _ = writeln!(out, "device {} ({} blocks)", d.name(), d.block_count());
                 match read_label(d) {
-                    Ok(label) => {
+                    Ok(Labelled { label, .. }) => {
                         let _ = writeln!(out, "  label {label:#?}");
                     }
                     Err(e) => {

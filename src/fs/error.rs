@@ -39,6 +39,14 @@ pub enum Error {
     /// ENOSPC.
     #[error("no space left in the pool")]
     NoSpace,
+    /// ENOSPC: a device cannot be emptied.
+    #[error("{needed_bytes} bytes need another place, and there is one for {free_bytes} only")]
+    NoRoomElsewhere {
+        /// In segments that have a copy on the device.
+        needed_bytes: u64,
+        /// For so much there is another place.
+        free_bytes: u64,
+    },
     /// ENODATA: no such extended attribute.
     #[error("no such extended attribute")]
     NoAttribute,

@@ -141,6 +141,9 @@ impl Store {
     /// Writes good bytes over bad ones; whether it could.
     pub fn rewrite(&self, device: u16, at: u64, data: &[&Block]) -> bool {
         let n = data.len() as u64;
+        if !self.heals.load(Ordering::Relaxed) {
+            return false;
+        }
         let written = self.check_latch().is_ok()
             && self.device(device).is_ok_and(|d| d.write(at, data).is_ok());
         let counter = match written {

@@ -7,8 +7,10 @@
 //! state is that of a prefix of calls, each whole (writes up to [`ATOMIC_WRITE_BYTES`]).
 
 mod check;
+mod copies;
 mod core;
 mod cp;
+mod devices;
 mod dir;
 mod dump;
 mod error;
@@ -18,14 +20,21 @@ mod guard;
 mod handle;
 mod heal;
 mod inode;
+mod join;
+mod labels;
+mod members;
+mod moves;
 mod namespace;
 #[cfg(feature = "planted")]
 pub mod planted;
 #[cfg(not(feature = "planted"))]
 mod planted;
 mod pool;
+mod rebalance;
 mod reclaim;
 mod recovery;
+mod regenerate;
+mod repair;
 mod scrub;
 mod segments;
 mod space;
@@ -34,12 +43,16 @@ mod tree;
 mod txn;
 mod types;
 mod volume;
+mod wipe;
 mod xattr;
 
 pub use check::{check, CheckOptions, Report};
+pub use devices::DeviceStatus;
 pub use dump::{dump, As as DumpAs, What as DumpWhat};
 pub use error::{Error, Result};
 pub use handle::File;
+pub use join::DeviceChange;
 pub use pool::{FormatOptions, Fs, OpenOptions};
+pub use repair::{repair, Repaired};
 pub use scrub::{BadPlace, Outcome, Part, ScrubStatus, SCRUB_PLACES};
 pub use types::*;

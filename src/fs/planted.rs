@@ -26,8 +26,6 @@ mutations! {
     NoFlushBeforeRoot,
     /// Both copies of a root are written before either is flushed.
     NoFlushBetweenRootCopies,
-    /// The newest root's slot is written over, not the other one.
-    RootSlotNotTurned,
     /// A freed block may be written before the root that frees it.
     ReuseBeforeRoot,
     /// A freed block may be written while a reader still has its address.

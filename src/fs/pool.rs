@@ -3,12 +3,12 @@
 use super::core::{Core, Inode, TABLE};
 use super::error::{Error, Result};
 use super::handle::File;
+use super::join::DeviceChange;
 use super::scrub::ScrubStatus;
-use super::segments::push_run;
 use super::types::*;
 use super::{inode, recovery, segments};
 use crate::device::{BlockDevice, BLOCK_BYTES};
-use fs_layout::{SegmentRun, SEGMENT_BLOCKS};
+use fs_layout::SEGMENT_BLOCKS;
 use parking_lot::Mutex;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -23,6 +23,18 @@ pub struct OpenOptions {
     /// Run consistency points, write-out and reclaim on own threads (false: only inside calls, and
     /// by [`Fs::maintain`]: deterministic).
     pub background: bool,
+    /// Go on although devices are missing that no other has recorded as missing, where redundancy
+    /// allows it.
+    pub degraded: bool,
+    /// Random: new lineages are made from it.
+    pub seed: u64,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        let (clock, background) = (Arc::new(SystemClock), false);
+        OpenOptions { cache_bytes: 64 << 20, clock, background, degraded: false, seed: 0 }
+    }
 }
 
 /// How to make a pool.
@@ -164,6 +176,63 @@ impl Fs {
     pub fn grow(&self) -> Result<u64> {
         self.core.writable()?;
         self.core.grow()
+    }
+
+    /// What a change of the devices would come to. `NoRoomElsewhere`; `Busy` while a device is
+    /// missing or being filled.
+    pub fn plan_change(&self, change: DeviceChange) -> Result<DevicePlan> {
+        let planned = self.core.plan_change(change)?;
+        let (size_bytes, moved_bytes) = (planned.size_bytes, planned.moved_bytes);
+        Ok(DevicePlan { size_bytes, moved_bytes })
+    }
+
+    /// Takes in a further device, which is written over; its id is random. Its slot. The pool has
+    /// its space when [`Fs::rebalance_status`] says that it is done.
+    pub fn add_device(
+        &self,
+        device: Arc<dyn BlockDevice>,
+        path: String,
+        id: [u8; 16],
+    ) -> Result<u16> {
+        self.core.writable()?;
+        let slot = self.core.add_device(device, path, id)?;
+        self.core.begin_rebalance();
+        Ok(slot)
+    }
+
+    /// Begins to empty a device. It has left the pool when [`Fs::rebalance_status`] says that it
+    /// is done. `NoRoomElsewhere`: nothing has changed.
+    pub fn remove_device(&self, slot: u16) -> Result<()> {
+        self.core.writable()?;
+        self.core.remove_device(slot)?;
+        self.core.begin_rebalance();
+        Ok(())
+    }
+
+    /// How far the background is with bringing the map to what the devices allow, or why it
+    /// stopped.
+    pub fn rebalance_status(&self) -> Result<Rebalance> {
+        self.core.rebalance_status()
+    }
+
+    /// By slot, how much of each device is mapped, in bytes.
+    pub fn mapped_bytes(&self) -> Vec<u64> {
+        self.core.mapped_bytes()
+    }
+
+    /// Notes what sizes the devices have by now, durably: [`Fs::rebalance_step`] makes use of it.
+    pub fn take_over_sizes(&self) -> Result<()> {
+        self.core.writable()?;
+        self.core.store.relabel()?;
+        self.core.begin_rebalance();
+        Ok(())
+    }
+
+    /// One step of bringing the segment map to what the devices allow: at most `segments` segments
+    /// (of 2 MiB) are copied. What background threads do by themselves.
+    pub fn rebalance_step(&self, segments: u64) -> Result<Rebalance> {
+        self.core.writable()?;
+        self.core.rebalance_step(segments)
     }
 
     /// Makes a volume with an empty root directory.
@@ -325,44 +394,9 @@ fn check_user(id: NodeId) -> Result<()> {
 }
 
 impl Core {
-    /// Maps what the devices have gained behind the pool's end.
+    /// Takes over what the devices have gained.
     fn grow(&self) -> Result<u64> {
-        let _one = self.growing.lock();
-        let mut map = self.store.segment_map();
-        let old = self.space.blocks();
-        let mut end = old / SEGMENT_BLOCKS;
-        for (i, device) in self.store.devices.iter().enumerate() {
-            let have = device.block_count() / SEGMENT_BLOCKS;
-            let used = |r: &SegmentRun| {
-                r.members.iter().filter(|m| usize::from(m.0) == i).map(|m| m.1 + r.count).max()
-            };
-            let mapped = map.iter().filter_map(used).max().unwrap_or(1);
-            if have > mapped {
-                let count = have - mapped;
-                push_run(
-                    &mut map,
-                    SegmentRun { logical: end, count, class: 0, members: vec![(i as u16, mapped)] },
-                );
-                end += count;
-            }
-        }
-        let blocks = end * SEGMENT_BLOCKS;
-        if blocks <= old {
-            return Ok(0);
-        }
-        // First a root that names the longer map; only then is the space behind it used.
-        recovery::write_segment_map(&self.store, &map, &mut self.cp.lock().root.segment_map)?;
-        self.store.set_segment_map(map);
-        self.consistency_point_forced()?;
-        self.space.grow(&self.store, blocks)?;
-        self.consistency_point_forced()?;
-        self.relabel()?;
-        Ok((blocks - old) * BLOCK_BYTES as u64)
-    }
-
-    fn relabel(&self) -> Result<()> {
-        let first = self.store.devices.first().ok_or(Error::Invalid("no device"))?;
-        let label = recovery::read_label(first)?;
-        recovery::write_labels(&self.store.devices, self.pool_id, label.created, &label.devices)
+        self.store.relabel()?;
+        self.rebalance_all()
     }
 }

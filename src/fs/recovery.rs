@@ -12,6 +12,8 @@ use super::error::{Error, Result};
 use super::group::Log;
 use super::guard::{Guard, Pins};
 use super::inode::new_inode;
+use super::labels::{assemble, read_one, Assembled, MIN_DEVICE_BLOCKS};
+use super::members::{Device, Members, Set};
 use super::planted::{planted, Mutation};
 use super::reclaim::ReclaimList;
 use super::segments;
@@ -21,24 +23,23 @@ use super::tree::{Dead, Miss, Slot, Tree};
 use super::txn::Txn;
 use super::types::*;
 use super::{FormatOptions, OpenOptions};
-use crate::device::{Block, BlockDevice, BLOCK_BYTES};
+use crate::device::{Block, BLOCK_BYTES};
 use dashmap::DashMap;
 use fs_layout::{
-    DeviceEntry, FileRecord, GroupHead, Inode as DiskInode, InodeKind, Label, PayloadReader,
-    Pointer, Root, SegmentMapPage, SegmentRun, SpaceEntry, VersionPart, LABEL_PLACES, MAX_DEVICES,
-    ROOT_COPIES, ROOT_SLOTS, RUNS_PER_PAGE, SEGMENT_MAP_BASE, SEGMENT_MAP_PAGES,
+    DeviceEntry, FileRecord, GroupHead, Inode as DiskInode, InodeKind, Label, MemberState,
+    PayloadReader, Pointer, Root, SegmentMapPage, SegmentRun, SpaceEntry, VersionPart,
+    LABEL_PLACES, MAX_DEVICES, ROOT_COPIES, ROOT_SLOTS, RUNS_PER_PAGE, SEGMENT_MAP_BASE,
+    SEGMENT_MAP_PAGES,
 };
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::Arc;
 
-/// Smallest device: 64 MiB.
-pub(crate) const MIN_DEVICE_BLOCKS: u64 = 16_384;
 /// A quarter of the cache may hold accepted, unwritten data; it also bounds a group's payload.
 const DIRTY_SHARE: u64 = 4;
 const DIRTY_BLOCKS_MAX: u64 = 8192;
 /// What three levels of tables above the bitmap pages reach: 2 PiB.
-const MAX_BLOCKS: u64 = 1 << 39;
+pub(crate) const MAX_BLOCKS: u64 = 1 << 39;
 /// Epochs that can have begun after the newest root's next one and left no trace.
 const LOST_EPOCHS: u64 = 2;
 /// A dirty node takes 6 KiB and more; an eighth of the cache may be such nodes.
@@ -48,67 +49,8 @@ fn layout(e: fs_layout::LayoutError) -> Error {
     Error::Format(e.to_string())
 }
 
-fn read_one(device: &Arc<dyn BlockDevice>, block: u64) -> Result<Box<Block>> {
-    let mut raw = [Block::zeroed()];
-    device.read(block, &mut raw)?;
-    let [raw] = raw;
-    Ok(raw)
-}
-
-/// A device's label: either copy that is whole.
-pub(crate) fn read_label(device: &Arc<dyn BlockDevice>) -> Result<Label> {
-    if device.block_count() < MIN_DEVICE_BLOCKS {
-        return Err(Error::Format(format!("{} is not a lunfs pool (too small)", device.name())));
-    }
-    let mut last = None;
-    for place in LABEL_PLACES {
-        let read = read_one(device, place);
-        match read.and_then(|raw| Label::decode(&raw.0).map_err(layout)) {
-            Ok(label) if label.device_blocks > device.block_count() => {
-                return Err(Error::Format(format!(
-                    "{} is truncated: {} bytes of {}",
-                    device.name(),
-                    device.block_count() * BLOCK_BYTES as u64,
-                    label.device_blocks * BLOCK_BYTES as u64
-                )));
-            }
-            Ok(label) => return Ok(label),
-            Err(e) => last = last.or(Some(e)),
-        }
-    }
-    let why = last.map_or(String::new(), |e| e.to_string());
-    Err(Error::Format(format!("{} is not a lunfs pool: {why}", device.name())))
-}
-
-/// The devices in the order of their indexes, all of one pool and none missing.
-fn in_order(devices: Vec<Arc<dyn BlockDevice>>) -> Result<(Vec<Arc<dyn BlockDevice>>, Label)> {
-    let mut labelled = Vec::new();
-    for d in devices {
-        labelled.push((read_label(&d)?, d));
-    }
-    labelled.sort_by_key(|(l, _)| l.index);
-    let first = labelled.first().map(|(l, _)| l.clone());
-    let first = first.ok_or(Error::Invalid("no device given"))?;
-    for (i, (label, d)) in labelled.iter().enumerate() {
-        if label.pool_id != first.pool_id {
-            return Err(Error::Format(format!("{} belongs to another pool", d.name())));
-        }
-        if usize::from(label.index) != i {
-            let path = first.devices.get(i).map_or("?", |e| e.path.as_str());
-            return Err(Error::Format(format!(
-                "device {i} of the pool is missing (it was {path})"
-            )));
-        }
-    }
-    if labelled.len() != first.devices.len() {
-        let missing = &first.devices[labelled.len().min(first.devices.len() - 1)];
-        return Err(Error::Format(format!("a device is missing (it was {})", missing.path)));
-    }
-    Ok((labelled.into_iter().map(|(_, d)| d).collect(), first))
-}
-
 /// The newest root: (root, its hash, its slot).
-fn newest_root(devices: &[Arc<dyn BlockDevice>]) -> Result<(Root, [u8; 32], u64)> {
+fn newest_root(devices: &[Device]) -> Result<(Root, [u8; 32], u64)> {
     let mut best: Option<(Root, [u8; 32], u64)> = None;
     for slot in 0..ROOT_SLOTS {
         let found = read_root_slot(devices, slot);
@@ -131,7 +73,7 @@ fn newest_root(devices: &[Arc<dyn BlockDevice>]) -> Result<(Root, [u8; 32], u64)
 
 /// Rewrites unreadable copies of a slot from the one that is whole: a later crash may tear that
 /// one.
-fn mend_roots(devices: &[Arc<dyn BlockDevice>]) {
+fn mend_roots(devices: &[Device]) {
     for slot in 0..ROOT_SLOTS {
         let mut best: Option<(u64, Box<Block>)> = None;
         let mut bad = Vec::new();
@@ -163,7 +105,7 @@ struct Copies {
     bad: Option<String>,
 }
 
-fn read_root_slot(devices: &[Arc<dyn BlockDevice>], slot: u64) -> [Copies; 2] {
+fn read_root_slot(devices: &[Device], slot: u64) -> [Copies; 2] {
     ROOT_COPIES.map(|copy| {
         let mut found = Copies::default();
         for device in devices {
@@ -188,7 +130,7 @@ fn read_root_slot(devices: &[Arc<dyn BlockDevice>], slot: u64) -> [Copies; 2] {
 }
 
 /// The map from whichever device has it whole: all have it.
-fn read_segment_map(devices: &[Arc<dyn BlockDevice>], root: &Root) -> Result<Vec<SegmentRun>> {
+fn read_segment_map(devices: &[Device], root: &Root) -> Result<Vec<SegmentRun>> {
     let mut failure = Error::Invalid("no device given");
     for device in devices {
         match read_segment_map_of(device, root) {
@@ -199,7 +141,7 @@ fn read_segment_map(devices: &[Arc<dyn BlockDevice>], root: &Root) -> Result<Vec
     Err(failure)
 }
 
-fn read_segment_map_of(device: &Arc<dyn BlockDevice>, root: &Root) -> Result<Vec<SegmentRun>> {
+fn read_segment_map_of(device: &Device, root: &Root) -> Result<Vec<SegmentRun>> {
     let mut runs = Vec::new();
     for (i, (crc, place)) in root.segment_map.iter().enumerate() {
         if *place > 1 {
@@ -236,35 +178,8 @@ pub(crate) fn write_segment_map(
         let mut raw = Block::zeroed();
         SegmentMapPage { runs: page.to_vec() }.encode(&mut raw.0);
         let place = if entry.1 == 0 { 1 } else { 0 };
-        for d in 0..store.devices.len() {
-            let at = SEGMENT_MAP_BASE + 2 * i as u64 + u64::from(place);
-            store.write_device(d as u16, at, &[&raw])?;
-        }
+        store.write_everywhere(SEGMENT_MAP_BASE + 2 * i as u64 + u64::from(place), &[&raw])?;
         *entry = (crc32c::crc32c(&raw.0), place);
-    }
-    Ok(())
-}
-
-pub(crate) fn write_labels(
-    devices: &[Arc<dyn BlockDevice>],
-    pool_id: [u8; 16],
-    created: i64,
-    entries: &[DeviceEntry],
-) -> Result<()> {
-    for (i, d) in devices.iter().enumerate() {
-        let label = Label {
-            pool_id,
-            index: i as u16,
-            device_blocks: d.block_count(),
-            created,
-            devices: entries.to_vec(),
-        };
-        let mut raw = Block::zeroed();
-        label.encode(&mut raw.0).map_err(layout)?;
-        for place in LABEL_PLACES {
-            d.write(place, &[&raw])?;
-            d.flush()?;
-        }
     }
     Ok(())
 }
@@ -279,16 +194,17 @@ fn limits(o: &OpenOptions) -> Limits {
 }
 
 fn build(
-    devices: Vec<Arc<dyn BlockDevice>>,
+    set: Set,
     map: Vec<SegmentRun>,
     root: Root,
     root_hash: [u8; 32],
     root_slot: u64,
     o: &OpenOptions,
+    repairs: bool,
 ) -> Result<Core> {
     let cache = (o.cache_bytes / BLOCK_BYTES as u64) as usize * 5 / 8;
-    let store = Store::new(devices, map, cache);
-    let space = Space::load(&store, root.blocks, root.space)?;
+    let store = Store::new(Members::new(set, root.epoch, o.seed), map, cache);
+    let space = Space::load(&store, root.blocks, root.space, repairs)?;
     let log = Log {
         next_block: root.next_group_block,
         next_number: root.next_group,
@@ -329,8 +245,11 @@ fn build(
         inodes,
         volumes,
         scrub,
+        regeneration: Mutex::default(),
+        retired: Mutex::default(),
         bell: Bell::default(),
-        growing: Mutex::new(()),
+        rebalance: Mutex::default(),
+        rebalance_said: Mutex::new(Ok(Rebalance::default())),
         closed: AtomicBool::new(false),
         cp_count: AtomicU64::new(0),
         group_count: AtomicU64::new(0),
@@ -340,7 +259,7 @@ fn build(
 }
 
 /// Writes an empty pool.
-pub(crate) fn format(devices: &[Arc<dyn BlockDevice>], o: &FormatOptions) -> Result<()> {
+pub(crate) fn format(devices: &[Device], o: &FormatOptions) -> Result<()> {
     if devices.is_empty() || devices.len() > MAX_DEVICES {
         return Err(Error::Invalid("a pool has 1 to 12 devices"));
     }
@@ -366,6 +285,7 @@ pub(crate) fn format(devices: &[Arc<dyn BlockDevice>], o: &FormatOptions) -> Res
     let mut table = DiskInode::empty(InodeKind::Version);
     table.version = VersionPart { next_ino: u64::from(VolumeId::TREE.0) + 1, ..table.version };
     let root = Root {
+        incompatible: 0,
         pool_id: o.pool_id,
         epoch: 0,
         lineage: 1,
@@ -380,24 +300,34 @@ pub(crate) fn format(devices: &[Arc<dyn BlockDevice>], o: &FormatOptions) -> Res
         scrub: Default::default(),
         volume_table: table,
     };
-    let options = OpenOptions {
-        cache_bytes: 16 << 20,
-        clock: Arc::new(FixedClock(o.created)),
-        background: false,
-    };
-    let core = build(devices.to_vec(), map.clone(), root, [0; 32], 1, &options)?;
+    let clock = Arc::new(FixedClock(o.created));
+    let options = OpenOptions { cache_bytes: 16 << 20, clock, ..OpenOptions::default() };
+    let core = build(new_set(devices, o)?, map.clone(), root, [0; 32], 1, &options, false)?;
     write_segment_map(&core.store, &map, &mut core.cp.lock().root.segment_map)?;
     core.new_chain()?;
     core.populate()?;
     core.consistency_point(false)?;
-    let entry = |(i, d): (usize, &Arc<dyn BlockDevice>)| {
+    core.store.relabel()
+}
+
+/// The devices of a new pool, all in order.
+fn new_set(devices: &[Device], o: &FormatOptions) -> Result<Set> {
+    let entry = |(i, d): (usize, &Device)| {
         let mut id = [0; 16];
         let hash = blake3::hash(&[&o.pool_id[..], &[i as u8]].concat());
         id.copy_from_slice(&hash.as_bytes()[..16]);
-        DeviceEntry { id, path: o.paths.get(i).cloned().unwrap_or_else(|| d.name()) }
+        let path = o.paths.get(i).cloned().unwrap_or_else(|| d.name());
+        DeviceEntry { id, path, ..DeviceEntry::default() }
     };
-    let entries: Vec<DeviceEntry> = devices.iter().enumerate().map(entry).collect();
-    write_labels(devices, o.pool_id, o.created.0, &entries)
+    let label = Label {
+        pool_id: o.pool_id,
+        created: o.created.0,
+        redundancy: segments::class_of(o.redundancy),
+        devices: devices.iter().enumerate().map(entry).collect(),
+        ..Label::default()
+    };
+    label.encode(&mut Block::zeroed().0).map_err(layout)?;
+    Ok(Set { label, devices: devices.iter().cloned().map(Some).collect() })
 }
 
 struct FixedClock(Timestamp);
@@ -408,21 +338,131 @@ impl Clock for FixedClock {
     }
 }
 
-/// Opens and recovers a pool.
-pub(crate) fn open(devices: Vec<Arc<dyn BlockDevice>>, o: &OpenOptions) -> Result<Core> {
-    let (devices, label) = in_order(devices)?;
-    let (root, hash, slot) = newest_root(&devices)?;
-    mend_roots(&devices);
-    if root.pool_id != label.pool_id {
+/// What to do with a group that was durable and cannot be read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Damage {
+    /// Refuse the pool.
+    Refuse,
+    /// The log ends before it: repair alone says so.
+    Cut,
+}
+
+/// A pool as its root says, the log not replayed.
+pub(super) struct Loaded {
+    pub core: Core,
+    readable: Vec<Device>,
+    unrecorded: Vec<u16>,
+    uneven: bool,
+}
+
+/// Reads labels, root and maps; writes nothing. With `repairs` the free-space map may be unreadable.
+pub(super) fn load(devices: Vec<Device>, o: &OpenOptions, repairs: bool) -> Result<Loaded> {
+    let found = assemble(&devices)?;
+    let readable: Vec<Device> = found.set.all_readable().map(|(_, d)| d.clone()).collect();
+    if readable.is_empty() {
+        return Err(missing(&found, "what is given may not be read without it"));
+    }
+    let (root, hash, slot) = newest_root(&readable)?;
+    if root.pool_id != found.set.label.pool_id {
         return Err(Error::Format("root and label name different pools".into()));
     }
-    let map = read_segment_map(&devices, &root)?;
+    let map = read_segment_map(&readable, &root)?;
     if root.next_group == 0 || root.blocks > MAX_BLOCKS {
         return Err(Error::Format("the root makes no sense".into()));
     }
-    let core = build(devices, map, root, hash, slot, o)?;
-    core.recover()?;
+    check_missing(&found, &map, o.degraded)?;
+    let (unrecorded, uneven) = (found.unrecorded, found.uneven);
+    let core = build(found.set, map, root, hash, slot, o, repairs)?;
+    Ok(Loaded { core, readable, unrecorded, uneven })
+}
+
+/// Opens and recovers a pool.
+pub(crate) fn open(devices: Vec<Device>, o: &OpenOptions) -> Result<Core> {
+    recovered(load(devices, o, false)?, Damage::Refuse)
+}
+
+/// Recovers what was loaded.
+pub(super) fn recovered(loaded: Loaded, damage: Damage) -> Result<Core> {
+    let Loaded { core, readable, unrecorded, uneven } = loaded;
+    mend_roots(&readable);
+    // Before anything is acknowledged, recovery's own writes included.
+    if !unrecorded.is_empty() {
+        let epoch = core.store.members.durable_epoch();
+        core.store.change_members(|set| {
+            unrecorded.iter().for_each(|slot| set.leave(*slot, epoch));
+            Ok(())
+        })?;
+    } else if uneven {
+        core.store.relabel()?;
+    }
+    core.recover(damage).map_err(own_files_are_damaged)?;
     Ok(core)
+}
+
+/// A slot of the root that no device can read though it was written, and the root in the other.
+pub(super) fn lost_root(devices: &[Device]) -> Result<Option<(u64, Root)>> {
+    let set = assemble(devices)?.set;
+    let readable: Vec<Device> = set.all_readable().map(|(_, d)| d.clone()).collect();
+    let slots = [0, 1].map(|slot| read_root_slot(&readable, slot));
+    let lost = |c: &[Copies; 2]| c.iter().all(|c| c.valid.is_none() && c.bad.is_some());
+    for (slot, other) in [(0, 1), (1, 0)] {
+        if let Some((root, _)) = slots[other].iter().find_map(|c| c.valid.as_ref()) {
+            if lost(&slots[slot]) {
+                return Ok(Some((slot as u64, root.clone())));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Makes a slot of the root one that was never written.
+pub(super) fn forget_root(devices: &[Device], slot: u64) -> Result<()> {
+    for device in devices {
+        for at in ROOT_COPIES {
+            device.write(at + slot, &[&Block::zeroed()])?;
+            device.flush()?;
+        }
+    }
+    Ok(())
+}
+
+/// Can the pool be opened without the devices that are not there?
+fn check_missing(found: &Assembled, map: &[SegmentRun], degraded: bool) -> Result<()> {
+    if !found.set.covers(map) {
+        return Err(missing(found, "nobody else has what is on it"));
+    }
+    let believed = |slot: &&u16| {
+        let state = found.set.record(**slot).map(|r| r.state);
+        matches!(state, Some(MemberState::Normal | MemberState::Removing))
+    };
+    match found.unrecorded.iter().find(believed) {
+        Some(_) if !degraded => Err(missing(
+            found,
+            "the others do not know whether it went on without them: --degraded goes on without it",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Which device is missing, and why it matters.
+fn missing(found: &Assembled, why: &str) -> Error {
+    let slots = 0..found.set.devices.len() as u16;
+    let mut away = slots.filter(|slot| found.set.readable(*slot).is_none());
+    let slot = found.unrecorded.first().copied().or_else(|| away.next()).unwrap_or(0);
+    let path = found.set.label.devices.get(usize::from(slot)).map_or("?", |d| d.path.as_str());
+    let refused: Vec<String> = found.refused.iter().map(|e| format!("{e}; ")).collect();
+    let refused = refused.concat();
+    Error::Format(format!("{refused}device {slot} of the pool is missing (it was {path}): {why}"))
+}
+
+/// What the pool's own files answer when they are not what they should be is no answer to who
+/// opens a pool.
+fn own_files_are_damaged(error: Error) -> Error {
+    match error {
+        Error::Corrupt { .. } | Error::Format(_) | Error::Io(_) | Error::Latched(_) => error,
+        Error::NoSpace | Error::ReadOnly => error,
+        other => Error::Format(format!("the pool's own files are damaged: {other}")),
+    }
 }
 
 fn is_payload_of(head: &GroupHead, payload: &[u8]) -> bool {
@@ -480,11 +520,31 @@ impl Core {
         txn.commit()
     }
 
-    fn recover(&self) -> Result<()> {
+    /// The list of what waits to be walked and freed, as the root names it.
+    pub(super) fn load_reclaim(&self) -> Result<()> {
         let list = ReclaimList::load(self, &*self.inode(RECLAIM)?)?;
         self.note_reclaim(&list);
         self.cp.lock().reclaim = list;
-        let groups = self.read_log()?;
+        Ok(())
+    }
+
+    /// How many groups recovery would apply, one that is damaged and what follows it left out.
+    pub(super) fn log_length(&self) -> Result<u64> {
+        Ok(self.read_log(Damage::Cut)?.len() as u64)
+    }
+
+    /// Why recovery would refuse the log.
+    pub(super) fn log_damage(&self) -> Result<Option<String>> {
+        match self.read_log(Damage::Refuse) {
+            Ok(_) => Ok(None),
+            Err(Error::Format(why)) => Ok(Some(why)),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn recover(&self, damage: Damage) -> Result<()> {
+        self.load_reclaim()?;
+        let groups = self.read_log(damage)?;
         let last_epoch = groups.iter().map(|g| g.head.epoch).max().unwrap_or(0);
         // Beyond every epoch that can have begun before the crash, its log lost or not: the epoch
         // is the generation of what is made in it, and a handle of something lost must not come to
@@ -521,17 +581,21 @@ impl Core {
 
     pub fn consistency_point_forced(&self) -> Result<()> {
         // The new chain must be named by a root even if nothing else changed.
-        let names = self.inode(NAMES)?;
-        {
-            let _shared = self.guard.shared();
-            let mut state = names.state.write();
-            self.touch(&names, &mut state, self.now());
-        }
+        self.touch_names()?;
         self.consistency_point(false)
     }
 
+    /// Something for a consistency point to do.
+    pub fn touch_names(&self) -> Result<()> {
+        let names = self.inode(NAMES)?;
+        let _shared = self.guard.shared();
+        let mut state = names.state.write();
+        self.touch(&names, &mut state, self.now());
+        Ok(())
+    }
+
     /// The chain of groups after the root, as far as it is whole.
-    fn read_log(&self) -> Result<Vec<LoggedGroup>> {
+    fn read_log(&self, damage: Damage) -> Result<Vec<LoggedGroup>> {
         let (mut block, mut number, mut seed) = {
             let log = self.log.lock();
             (log.next_block, log.next_number, log.seed)
@@ -557,6 +621,10 @@ impl Core {
         let mut whole = groups.len();
         for (i, g) in groups.iter().enumerate() {
             if g.head.number <= mark {
+                if !g.whole && damage == Damage::Cut {
+                    whole = i;
+                    break;
+                }
                 if !g.whole {
                     return Err(Error::Format(format!(
                         "group {} of the log is damaged, though it was durable",
@@ -622,11 +690,12 @@ impl Core {
                 if pointers.iter().any(|p| p.block >= self.space.blocks()) {
                     return Ok(false);
                 }
-                for read in self.store.read_run(&pointers)? {
-                    match read {
-                        Ok(_) => {}
-                        Err(Error::Corrupt { .. }) => return Ok(false),
-                        Err(e) => return Err(e),
+                // Every copy: one that was torn is good again before anybody relies on it.
+                for verdict in self.store.verify_run(&pointers)? {
+                    match (verdict.good, verdict.failure) {
+                        (Some(_), _) => {}
+                        (None, None) => return Ok(false),
+                        (None, Some(e)) => return Err(e),
                     }
                 }
             }

@@ -149,4 +149,4 @@ pub(crate) fn push_run(map: &mut Vec<SegmentRun>, run: SegmentRun) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -23,6 +23,8 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+mod service;
+
 const WORDS: usize = BLOCK_BYTES / 8;
 const SEGMENTS: usize = (REGION_BLOCKS / SEGMENT_BLOCKS) as usize;
 const WORDS_PER_SEGMENT: usize = WORDS / SEGMENTS;
@@ -81,6 +83,8 @@ struct Inner {
     /// Allocation goes on here, up to the end of its segment.
     cursor: u64,
     allocated: BTreeMap<u64, Vec<Run>>,
+    /// A table could not be read: its entries are not known.
+    unknown: bool,
 }
 
 /// The allocator.
@@ -135,7 +139,8 @@ fn split(block: u64) -> (usize, usize) {
 
 impl Space {
     /// Loads the tables that `top` names; bitmap pages wait until they are needed.
-    pub fn load(store: &Store, blocks: u64, top: SpaceEntry) -> Result<Space> {
+    /// With `repairs` a table that cannot be read is no error: [`Space::recount`] has to follow.
+    pub fn load(store: &Store, blocks: u64, top: SpaceEntry, repairs: bool) -> Result<Space> {
         let count = blocks.div_ceil(REGION_BLOCKS);
         let mut inner = Inner {
             blocks,
@@ -144,16 +149,24 @@ impl Space {
             top,
             cursor: 0,
             allocated: BTreeMap::new(),
+            unknown: false,
         };
-        let level2 = read_table(store, 3, 0, &top, tables_at(2, count))?;
+        let mut unknown = false;
+        let mut read_table = |level, index, entry: &SpaceEntry, n: u64| {
+            read_table(store, level, index, entry, n).or_else(|e| {
+                unknown = true;
+                repairs.then(|| vec![SpaceEntry::default(); n as usize]).ok_or(e)
+            })
+        };
+        let level2 = read_table(3, 0, &top, tables_at(2, count))?;
         let mut level1 = Vec::new();
         for (i, e) in level2.iter().enumerate() {
             let n = (tables_at(1, count) - i as u64 * ENTRIES_PER_TABLE).min(ENTRIES_PER_TABLE);
-            level1.extend(read_table(store, 2, i as u64, e, n)?);
+            level1.extend(read_table(2, i as u64, e, n)?);
         }
         for (i, e) in level1.iter().enumerate() {
             let n = (count - i as u64 * ENTRIES_PER_TABLE).min(ENTRIES_PER_TABLE);
-            for entry in read_table(store, 1, i as u64, e, n)? {
+            for entry in read_table(1, i as u64, e, n)? {
                 let region = inner.regions.len() as u64;
                 let fresh = fresh_free(blocks, region);
                 let free = if entry.written { entry.free } else { fresh } as u32;
@@ -161,14 +174,16 @@ impl Space {
             }
         }
         inner.tables = [level1, level2];
+        inner.unknown = unknown;
         let free: i64 = inner.regions.iter().map(|r| i64::from(r.free)).sum();
         let total: u64 = (0..count).map(|r| fresh_free(blocks, r)).sum();
+        let total = total.saturating_sub(Space::out_of_service(store, blocks));
         Ok(Space {
             inner: Mutex::new(inner),
             free: AtomicI64::new(free),
             promised: AtomicI64::new(0),
             waiting: AtomicI64::new(0),
-            reserve: AtomicI64::new(reserve_of(blocks)),
+            reserve: AtomicI64::new(reserve_of(total)),
             total: AtomicI64::new(total as i64),
         })
     }
@@ -266,6 +281,38 @@ impl Space {
         Ok(())
     }
 
+    /// Takes every free run of a segment, to be wiped, in no image; `None`: there is none such.
+    pub fn take_segment(&self, store: &Store, segment: u64) -> Result<Option<Vec<Run>>> {
+        let mut inner = self.inner.lock();
+        let first = segment.saturating_mul(SEGMENT_BLOCKS);
+        if first >= inner.blocks {
+            return Ok(None);
+        }
+        let mut runs: Vec<Run> = Vec::new();
+        for b in first..(first + SEGMENT_BLOCKS).min(inner.blocks) {
+            if !inner.set_busy(store, b)? {
+                continue;
+            }
+            self.free.fetch_sub(1, Ordering::AcqRel);
+            match runs.last_mut().filter(|run| run.0 + run.1 == b) {
+                Some(run) => run.1 += 1,
+                None => runs.push((b, 1)),
+            }
+        }
+        Ok(Some(runs))
+    }
+
+    /// Gives back what `take_segment` took.
+    pub fn return_segment(&self, store: &Store, segment: u64, runs: &[Run]) -> Result<()> {
+        let mut inner = self.inner.lock();
+        for b in runs.iter().flat_map(|run| run.0..run.0 + run.1) {
+            inner.clear_busy(store, b)?;
+            self.free.fetch_add(1, Ordering::AcqRel);
+        }
+        inner.unload_fresh((segment * SEGMENT_BLOCKS / REGION_BLOCKS) as usize);
+        Ok(())
+    }
+
     /// Books the allocations up to `epoch` and these frees into the image.
     pub fn apply(&self, store: &Store, epoch: u64, freed: &[u64]) -> Result<()> {
         let mut inner = self.inner.lock();
@@ -309,44 +356,6 @@ impl Space {
         Ok(top)
     }
 
-    /// The pool is now `blocks` long.
-    pub fn grow(&self, store: &Store, blocks: u64) -> Result<()> {
-        let mut inner = self.inner.lock();
-        let old = inner.blocks;
-        if blocks <= old {
-            return Ok(());
-        }
-        let last = (old.div_ceil(REGION_BLOCKS) - 1) as usize;
-        inner.load_page(store, last)?;
-        let mut gained = 0;
-        let end = region_end(blocks, last as u64);
-        if let Some(page) = inner.regions[last].page.as_mut() {
-            for b in old.max(region_start(last as u64))..end {
-                let i = split(b).1;
-                clear(&mut page.image, i);
-                clear(&mut page.busy, i);
-                page.dirty = true;
-                gained += 1;
-            }
-            inner.regions[last].free += gained as u32;
-        }
-        inner.blocks = blocks;
-        let count = blocks.div_ceil(REGION_BLOCKS);
-        for region in inner.regions.len() as u64..count {
-            let free = fresh_free(blocks, region);
-            gained += free as i64;
-            inner.regions.push(Region { free: free as u32, ..Region::default() });
-        }
-        for level in [1, 2] {
-            inner.tables[level - 1]
-                .resize(tables_at(level as u32, count) as usize, SpaceEntry::default());
-        }
-        self.free.fetch_add(gained, Ordering::AcqRel);
-        self.total.fetch_add(gained, Ordering::AcqRel);
-        self.reserve.store(reserve_of(blocks), Ordering::Relaxed);
-        Ok(())
-    }
-
     /// At most `max` pages of all levels from number `from` on; none: there are no more. Under the
     /// lock of consistency points, so that each stands where its entry says. `None`: the map is in
     /// use by this thread or another.
@@ -371,6 +380,58 @@ impl Space {
         let mut inner = self.inner.lock();
         let page = inner.load_page(store, region);
         page.map(|page| page.dirty = true).is_ok()
+    }
+
+    /// Where a page's entry counts other free blocks than the page has, in words.
+    pub fn wrong_counts(&self, store: &Store) -> Result<Vec<String>> {
+        let mut inner = self.inner.lock();
+        let mut wrong = Vec::new();
+        for r in 0..inner.regions.len() {
+            let SpaceEntry { written, free, .. } = inner.regions[r].entry;
+            if written && !inner.load_page(store, r)?.dirty {
+                let has = inner.load_page(store, r)?.image_free();
+                if has != free {
+                    wrong.push(format!("region {r} counts {free} free blocks, has {has}"));
+                }
+            }
+        }
+        Ok(wrong)
+    }
+
+    /// Compares the map with what a recount has seen, and sets it right for the next writing of
+    /// pages: (blocks in use that were free, blocks that nothing names, pages that could not be
+    /// read or counted wrong). With `keep` what nothing names stays in use.
+    pub fn recount(&self, store: &Store, seen: &[u64], keep: bool) -> (u64, u64, u64) {
+        let mut inner = self.inner.lock();
+        let (mut missing, mut leaked, mut pages) = (0, 0, 0);
+        let blocks = inner.blocks;
+        for r in 0..inner.regions.len() {
+            let old = inner.load_page(store, r).ok().map(|page| page.image.clone());
+            let unknown = inner.unknown || old.is_none();
+            let mut image = fresh_page(blocks, r as u64);
+            let base = r as u64 * REGION_BLOCKS;
+            for b in region_start(r as u64)..region_end(blocks, r as u64) {
+                let i = (b - base) as usize;
+                let named = seen.get((b / 64) as usize).is_some_and(|w| w >> (b % 64) & 1 != 0);
+                let used = old.as_ref().is_some_and(|old| get(old, i));
+                missing += u64::from(named && !used && !unknown);
+                leaked += u64::from(used && !named && !keep);
+                if named || (keep && used) {
+                    set(&mut image, i);
+                }
+            }
+            let free = image.iter().map(|w| u64::from(w.count_zeros())).sum::<u64>();
+            let region = &mut inner.regions[r];
+            let counts = !region.entry.written || region.entry.free == free;
+            let same = old.is_some_and(|old| old == image);
+            if same && counts && !unknown {
+                continue;
+            }
+            pages += u64::from(unknown || (same && !counts));
+            region.free = free as u32;
+            region.page = Some(Page { busy: image.clone(), image, dirty: true });
+        }
+        (missing, leaked, pages)
     }
 
     /// Is the block set in the image? For check.
@@ -444,6 +505,14 @@ impl Inner {
             r.page = Some(Page { busy: image.clone(), image, dirty: false });
         }
         r.page.as_mut().ok_or(Error::Invalid("page"))
+    }
+
+    /// Forgets the page of a region that was never used: it is made again as it was.
+    fn unload_fresh(&mut self, region: usize) {
+        let Some(r) = self.regions.get_mut(region).filter(|r| !r.entry.written) else { return };
+        if r.page.as_ref().is_some_and(|page| !page.dirty && page.image == page.busy) {
+            r.page = None;
+        }
     }
 
     fn set_busy(&mut self, store: &Store, block: u64) -> Result<bool> {

@@ -3,16 +3,19 @@
 //! Invariants:
 //! - a cached block holds exactly what was written to its address last, and is dropped before the
 //!   address is given away again;
-//! - after the first failed write or flush nothing is written any more (the latch);
-//! - no lock is held across a device call.
+//! - after a failed write or flush that the pool cannot do without nothing is written any more (the
+//!   latch);
+//! - no lock is held across a device call, but `flushing` and that of a change of labels.
 
 use super::error::{Error, Result};
+use super::members::{Device, Members};
 use super::planted::{planted, Mutation};
-use crate::device::{Block, BlockDevice};
+use crate::device::Block;
 use fs_layout::{Pointer, SegmentRun, SEGMENT_BLOCKS};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 
@@ -148,12 +151,34 @@ pub(crate) struct Counters {
     pub unhealed_blocks: AtomicU64,
 }
 
+/// Segments whose writes go to one place more: first, count, (device, its first segment).
+pub(crate) type Beside = (u64, u64, (u16, u64));
+
+/// The segment map, and where else is written while copies move.
+struct Map {
+    runs: Vec<SegmentRun>,
+    beside: Option<Beside>,
+}
+
+/// Which copy of a block is read.
+#[derive(Clone, Copy)]
+pub(crate) enum Pick {
+    /// The one whose turn it is.
+    Turn,
+    /// Of those that are read, by [`Store::locate_readable`].
+    Readable(usize),
+    /// Of those that are kept up, by [`Store::locate`].
+    Kept(usize),
+}
+
 /// The pool's blocks.
 pub(crate) struct Store {
-    pub devices: Vec<Arc<dyn BlockDevice>>,
-    map: RwLock<Vec<SegmentRun>>,
+    pub members: Members,
+    map: RwLock<Map>,
     cache: Cache,
     pub counters: Counters,
+    /// Bad copies are rewritten; not where they are only looked for.
+    pub heals: AtomicBool,
     is_latched: AtomicBool,
     flushing: Mutex<()>,
     latch: Mutex<Option<String>>,
@@ -161,20 +186,20 @@ pub(crate) struct Store {
 
 /// Longest run handed to a device at once: 1 MiB keeps a flush from waiting behind a larger one.
 const MAX_RUN_BLOCKS: usize = 256;
+/// Reads of so many blocks in a row come from the same copy (1 MiB), so that a sequential one
+/// stays sequential on its device.
+const BALANCE_BLOCKS: u64 = 256;
 
 impl Store {
-    pub fn new(
-        devices: Vec<Arc<dyn BlockDevice>>,
-        map: Vec<SegmentRun>,
-        cache_blocks: usize,
-    ) -> Store {
+    pub fn new(members: Members, map: Vec<SegmentRun>, cache_blocks: usize) -> Store {
         let shards = (0..CACHE_SHARDS).map(|_| Mutex::default()).collect();
         let limit_per_shard = (cache_blocks / CACHE_SHARDS).max(16);
         Store {
-            devices,
-            map: RwLock::new(map),
+            members,
+            map: RwLock::new(Map { runs: map, beside: None }),
             cache: Cache { shards, limit_per_shard },
             counters: Counters::default(),
+            heals: AtomicBool::new(true),
             is_latched: AtomicBool::new(false),
             flushing: Mutex::new(()),
             latch: Mutex::new(None),
@@ -182,11 +207,18 @@ impl Store {
     }
 
     pub fn segment_map(&self) -> Vec<SegmentRun> {
-        self.map.read().clone()
+        self.map.read().runs.clone()
     }
 
-    pub fn set_segment_map(&self, map: Vec<SegmentRun>) {
-        *self.map.write() = map;
+    pub fn set_segment_map(&self, runs: Vec<SegmentRun>) {
+        self.map.write().runs = runs;
+    }
+
+    /// Changes where is written besides, and the map with it.
+    pub fn set_beside(&self, runs: Option<Vec<SegmentRun>>, beside: Option<Beside>) {
+        let mut map = self.map.write();
+        map.runs = runs.unwrap_or_else(|| std::mem::take(&mut map.runs));
+        map.beside = beside;
     }
 
     pub fn cached_blocks(&self) -> u64 {
@@ -218,35 +250,71 @@ impl Store {
 
     /// The device runs behind `count` blocks at `block`: (copies of (device, device block),
     /// length).
-    pub(super) fn locate(&self, block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
-        let segment = block / SEGMENT_BLOCKS;
-        let map = self.map.read();
-        let after = map.partition_point(|r| r.logical <= segment);
-        let run = after.checked_sub(1).and_then(|i| map.get(i));
-        let run = run.filter(|r| segment < r.logical + r.count);
-        let run = run.ok_or(Error::Corrupt { block, file_offset_bytes: None })?;
-        let into = block - run.logical * SEGMENT_BLOCKS;
-        let left = run.count * SEGMENT_BLOCKS - into;
-        let at = |(device, first): &(u16, u64)| (*device, first * SEGMENT_BLOCKS + into);
-        let mut members: Vec<(u16, u64)> = run.members.iter().map(at).collect();
-        // The first copy is read, if it is good: another device's for the next segment.
-        members.rotate_left(segment as usize % run.members.len().max(1));
-        Ok((members, left.min(count)))
+    fn locate_all(&self, block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
+        locate_in(&self.map.read().runs, block, count)
     }
 
-    pub(super) fn device(&self, index: u16) -> Result<&Arc<dyn BlockDevice>> {
-        self.devices
-            .get(usize::from(index))
-            .ok_or_else(|| Error::Format(format!("the segment map names device {index}")))
+    /// All copies that are kept up, with the place that is written besides.
+    fn locate_written(&self, block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
+        let map = self.map.read();
+        let (mut places, mut n) = locate_in(&map.runs, block, count)?;
+        if let Some((first, segments, (device, segment))) = map.beside {
+            let (start, end) = (first * SEGMENT_BLOCKS, (first + segments) * SEGMENT_BLOCKS);
+            if (start..end).contains(&block) {
+                n = n.min(end - block);
+                places.push((device, segment * SEGMENT_BLOCKS + block - start));
+            } else if block < start {
+                n = n.min(start - block);
+            }
+        }
+        drop(map);
+        let set = self.members.now();
+        places.retain(|(slot, _)| set.written(*slot).is_some());
+        Ok((places, n))
+    }
+
+    /// All copies that are kept up: those that are read, and those being brought up to date.
+    pub(super) fn locate(&self, block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
+        let (mut copies, n) = self.locate_all(block, count)?;
+        let set = self.members.now();
+        copies.retain(|(slot, _)| set.written(*slot).is_some());
+        some_left(copies, n)
+    }
+
+    /// The copies that are read.
+    pub(super) fn locate_readable(&self, block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
+        let (mut copies, n) = self.locate_all(block, count)?;
+        let set = self.members.now();
+        copies.retain(|(slot, _)| set.readable(*slot).is_some());
+        some_left(copies, n)
+    }
+
+    /// A device that is written, by its slot.
+    pub(super) fn device(&self, slot: u16) -> Result<Device> {
+        let set = self.members.now();
+        let device = set.written(slot).cloned();
+        device.ok_or_else(|| {
+            let what = format!("{} takes no part in the pool", set.name(slot));
+            Error::Io(Arc::new(io::Error::new(io::ErrorKind::NotFound, what)))
+        })
     }
 
     /// Reads blocks as they are from one copy, unchecked.
-    pub(super) fn read_copy(&self, copy: usize, block: u64, out: &mut [Box<Block>]) -> Result<()> {
+    pub(super) fn read_copy(&self, pick: Pick, block: u64, out: &mut [Box<Block>]) -> Result<()> {
         let mut done = 0;
         while done < out.len() {
-            let left = (out.len() - done).min(MAX_RUN_BLOCKS) as u64;
-            let (members, n) = self.locate(block + done as u64, left)?;
-            let (device, at) = members[copy % members.len()];
+            let at = block + done as u64;
+            let left = ((out.len() - done) as u64).min(MAX_RUN_BLOCKS as u64);
+            let (copy, copies) = match pick {
+                Pick::Kept(copy) => (copy, self.locate(at, left)),
+                Pick::Readable(copy) => (copy, self.locate_readable(at, left)),
+                Pick::Turn => {
+                    let left = left.min(BALANCE_BLOCKS - at % BALANCE_BLOCKS);
+                    ((at / BALANCE_BLOCKS) as usize, self.locate_readable(at, left))
+                }
+            };
+            let (copies, n) = copies?;
+            let (device, at) = copies[copy % copies.len()];
             self.read_device(device, at, &mut out[done..done + n as usize])?;
             done += n as usize;
         }
@@ -255,9 +323,12 @@ impl Store {
 
     /// Reads at a device's own address, unchecked.
     pub fn read_device(&self, device: u16, at: u64, out: &mut [Box<Block>]) -> Result<()> {
-        self.device(device)?.read(at, out)?;
+        let read = self.device(device)?.read(at, out);
         self.counters.blocks_read.fetch_add(out.len() as u64, Ordering::Relaxed);
-        Ok(())
+        read.map_err(|e| {
+            self.read_failed(device, &e);
+            e.into()
+        })
     }
 
     /// Reads blocks that no pointer names (heads, pages): the first copy that `accept` takes.
@@ -279,7 +350,7 @@ impl Store {
     ) -> Result<Option<T>> {
         let mut copies = 1;
         for (block, _) in runs {
-            copies = copies.max(self.locate(*block, 1)?.0.len());
+            copies = copies.max(self.locate_readable(*block, 1)?.0.len());
         }
         let (mut failure, mut read_one) = (None, false);
         for copy in 0..copies {
@@ -287,7 +358,7 @@ impl Store {
             let read = runs.iter().try_for_each(|(block, count)| {
                 let from = out.len();
                 out.extend((0..*count).map(|_| Block::zeroed()));
-                self.read_copy(copy, *block, &mut out[from..])
+                self.read_copy(Pick::Readable(copy), *block, &mut out[from..])
             });
             match read.map(|()| accept(out)) {
                 Ok(Some(taken)) => return Ok(Some(taken)),
@@ -316,7 +387,7 @@ impl Store {
     pub fn read_run(&self, pointers: &[Pointer]) -> Result<Vec<Result<Arc<Data>>>> {
         let Some(first) = pointers.first() else { return Ok(Vec::new()) };
         let mut raw: Vec<_> = pointers.iter().map(|_| Block::zeroed()).collect();
-        let whole = self.read_copy(0, first.block, &mut raw);
+        let whole = self.read_copy(Pick::Turn, first.block, &mut raw);
         let check = |(p, bytes): (&Pointer, Box<Block>)| match &whole {
             Ok(()) if crc32c::crc32c(&bytes.0) == p.crc || planted(Mutation::ChecksumIgnored) => {
                 Ok(self.keep(p, bytes))
@@ -351,39 +422,52 @@ impl Store {
         let mut done = 0;
         while done < data.len() {
             let left = (data.len() - done) as u64;
-            let (members, n) = self.locate(block + done as u64, left)?;
+            let (members, n) = self.locate_written(block + done as u64, left)?;
             let part = &data[done..done + n as usize];
-            for (device, at) in members {
-                self.write_device(device, at, part)?;
+            for (device, at) in &members {
+                self.write_device(*device, *at, part)?;
             }
             done += n as usize;
         }
         Ok(())
     }
 
-    /// Writes at a device's own address (labels, roots, segment map). A failure latches.
-    pub fn write_device(&self, device: u16, at: u64, data: &[&Block]) -> Result<()> {
+    /// Writes at a device's own address. Where it fails, the pool goes on without the device, or
+    /// latches.
+    pub(super) fn write_device(&self, slot: u16, at: u64, data: &[&Block]) -> Result<()> {
         self.check_latch()?;
         self.counters.blocks_written.fetch_add(data.len() as u64, Ordering::Relaxed);
-        let device = self.device(device)?;
+        let set = self.members.now();
+        // Left meanwhile: that is recorded, and nobody reads there.
+        let Some(device) = set.written(slot) else { return Ok(()) };
         device
             .write(at, data)
-            .map_err(|e| self.set_latch(format!("writing to {} failed: {e}", device.name())))
+            .or_else(|e| self.failed(slot, format!("writing to {} failed: {e}", device.name())))
     }
 
-    /// Flushes every device. A failure latches.
+    /// Writes at the same address of every device (roots, segment map).
+    pub fn write_everywhere(&self, at: u64, data: &[&Block]) -> Result<()> {
+        for (slot, _) in self.members.now().all_written() {
+            self.write_device(slot, at, data)?;
+        }
+        Ok(())
+    }
+
+    /// Flushes every device that is written. Where one fails, the pool goes on without it, or
+    /// latches.
     pub fn flush(&self) -> Result<()> {
         // One at a time, until a failure is latched: the host tells of a failed write-back once,
         // and the flush beside the one that is told would seem good.
         let _one = self.flushing.lock();
         self.check_latch()?;
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);
-        for device in &self.devices {
-            device
-                .flush()
-                .map_err(|e| self.set_latch(format!("flushing {} failed: {e}", device.name())))?;
+        for (slot, device) in self.members.now().all_written() {
+            device.flush().or_else(|e| {
+                self.failed(slot, format!("flushing {} failed: {e}", device.name()))
+            })?;
         }
         // A write beside this flush may have been the one that was told.
+        self.wait_recorded();
         self.check_latch()
     }
 
@@ -401,5 +485,24 @@ impl Store {
     /// The address is about to be given away.
     pub fn forget(&self, block: u64) {
         self.cache.remove(block);
+    }
+}
+
+fn locate_in(map: &[SegmentRun], block: u64, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
+    let segment = block / SEGMENT_BLOCKS;
+    let after = map.partition_point(|r| r.logical <= segment);
+    let run = after.checked_sub(1).and_then(|i| map.get(i));
+    let run = run.filter(|r| segment < r.logical + r.count);
+    let run = run.ok_or(Error::Corrupt { block, file_offset_bytes: None })?;
+    let into = block - run.logical * SEGMENT_BLOCKS;
+    let left = run.count * SEGMENT_BLOCKS - into;
+    let at = |(device, first): &(u16, u64)| (*device, first * SEGMENT_BLOCKS + into);
+    Ok((run.members.iter().map(at).collect(), left.min(count)))
+}
+
+fn some_left(copies: Vec<(u16, u64)>, count: u64) -> Result<(Vec<(u16, u64)>, u64)> {
+    match copies.is_empty() {
+        true => Err(Error::Io(Arc::new(io::Error::other("no device is left that has it")))),
+        false => Ok((copies, count)),
     }
 }

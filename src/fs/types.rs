@@ -231,6 +231,28 @@ pub struct PoolStats {
     pub latched: Option<String>,
 }
 
+/// What a change of the devices comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DevicePlan {
+    /// Mapped afterwards, the pool's own part included.
+    pub size_bytes: u64,
+    /// Segments that get another place; of them what is in use is copied.
+    pub moved_bytes: u64,
+}
+
+/// How far the segment map is from what the devices allow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rebalance {
+    /// Copied since there was something to do.
+    pub moved_bytes: u64,
+    /// To be copied in all.
+    pub to_move_bytes: u64,
+    /// Nothing is left to do.
+    pub is_done: bool,
+    /// Nothing can be done while a device is missing or being filled.
+    pub is_waiting: bool,
+}
+
 /// Wall clock, real or simulated.
 pub trait Clock: Send + Sync {
     /// Now.

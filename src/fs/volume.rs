@@ -7,7 +7,7 @@ use super::error::{Error, Result};
 use super::inode::new_inode;
 use super::txn::Txn;
 use super::types::*;
-use fs_layout::{Inode as DiskInode, InodeKind};
+use fs_layout::{Inode as DiskInode, InodeKind, INODES_PER_BLOCK};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
@@ -119,14 +119,39 @@ impl Core {
     /// Data blocks of all files of a volume, in bytes.
     pub fn volume_used_bytes(&self, id: VolumeId) -> Result<u64> {
         let volume = self.volume(id)?;
-        let mut blocks = 0;
-        for ino in ROOT_INO..volume.next_ino.load(Ordering::Relaxed) {
+        let file = self.inode_file(id)?;
+        let (mut blocks, mut ino) = (0u64, ROOT_INO);
+        while ino < volume.next_ino.load(Ordering::Relaxed) {
+            if ino < volume.loaded_ino && ino % INODES_PER_BLOCK == 0 {
+                // Inodes that were freed long ago are holes: a number says little of how many live.
+                let end = volume.loaded_ino.div_ceil(INODES_PER_BLOCK);
+                let next = self.next_inodes(&file, ino / INODES_PER_BLOCK, end)?;
+                let next = next.map_or(volume.loaded_ino, |block| block * INODES_PER_BLOCK);
+                if next > ino {
+                    ino = next;
+                    continue;
+                }
+            }
             match self.inode(NodeId { volume: id, ino }) {
-                Ok(inode) => blocks += inode.state.read().meta.blocks,
+                Ok(inode) => blocks = blocks.saturating_add(inode.state.read().meta.blocks),
                 Err(Error::Stale) => {}
                 Err(e) => return Err(e),
             }
+            ino += 1;
         }
-        Ok(blocks * crate::device::BLOCK_BYTES as u64)
+        Ok(blocks.saturating_mul(crate::device::BLOCK_BYTES as u64))
+    }
+
+    /// The first block of an inode file that is no hole, from `from` on, before `end`.
+    fn next_inodes(&self, file: &Inode, from: u64, end: u64) -> Result<Option<u64>> {
+        let _pin = self.pins.pin(&self.epoch);
+        let held = Held::new(&self.store);
+        loop {
+            let found = file.state.read().tree.seek(&held, from, end, true);
+            match found {
+                Ok(found) => return Ok(found),
+                Err(miss) => held.fetch(miss)?,
+            }
+        }
     }
 }

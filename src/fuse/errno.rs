@@ -21,7 +21,7 @@ pub fn of_fs(error: &fs::Error) -> Errno {
         E::TooBig => Errno::EFBIG,
         E::TooManyLinks => Errno::EMLINK,
         E::CrossVolume => Errno::EXDEV,
-        E::NoSpace | E::AttributesTooBig => Errno::ENOSPC,
+        E::NoSpace | E::NoRoomElsewhere { .. } | E::AttributesTooBig => Errno::ENOSPC,
         E::NoAttribute => Errno::ENODATA,
         E::Stale => Errno::ESTALE,
         E::Busy => Errno::EBUSY,

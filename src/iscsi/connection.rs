@@ -43,6 +43,12 @@ pub const MAX_OUTGOING_BYTES: usize = 8 << 20;
 /// Jobs of one connection that run at a time; the others wait their turn.
 const MAX_RUNNING: usize = 32;
 
+/// Async events: the target wants a logout; it drops the connection.
+const LOGOUT_WANTED: u8 = 1;
+const CONNECTION_DROPS: u8 = 2;
+/// Transfer tag of our own pings: above those of R2Ts.
+const PING_TAG: u32 = 0x8000_0000;
+
 /// Where a connection is in its life.
 #[derive(Debug)]
 pub(super) enum Phase {
@@ -66,8 +72,8 @@ pub(super) struct Session {
 #[derive(Debug)]
 pub struct Connection {
     pub(super) service: Arc<Service>,
-    /// Address that discovery names.
-    pub(super) portal: String,
+    /// Addresses that discovery names with their groups, that of this connection first.
+    pub(super) portals: Vec<(String, u16)>,
     peer: SocketAddr,
     end: CancellationToken,
     receiver: Receiver,
@@ -97,27 +103,35 @@ pub struct Connection {
     told_outstanding: usize,
     /// How long the next answer is held back.
     penalty: Option<Duration>,
+    /// SCSI commands that came.
+    pub(super) commands: u64,
+    /// There may be a command that is not SIMPLE (see `ordering`).
+    pub(super) barriers: bool,
+    /// The answer to a logout, which waits until nothing of the session runs any more: no command
+    /// of it takes effect after it.
+    leaving: Option<Header>,
     closing: bool,
 }
 
 impl Connection {
-    /// A connection that was just accepted. `portal` is what discovery tells as our address,
-    /// cancelling `end` ends the session.
+    /// A connection that was just accepted. `portals` is what discovery tells as our addresses with
+    /// their portal groups, that of the connection first; cancelling `end` ends the session.
     pub fn new(
         service: Arc<Service>,
-        portal: String,
+        portals: Vec<(String, u16)>,
         peer: SocketAddr,
         end: CancellationToken,
     ) -> Connection {
+        let group = portals.first().map_or(1, |portal| portal.1);
         Connection {
             service,
-            portal,
+            portals,
             peer,
             end,
             receiver: Receiver::new(),
             out: Outbox::default(),
             pool: Arc::default(),
-            phase: Phase::Login(Box::default()),
+            phase: Phase::Login(Box::new(Login::at(group))),
             params: Params::default(),
             stat_sn: 1,
             exp_cmd_sn: 0,
@@ -134,6 +148,9 @@ impl Connection {
             window: LOGIN_WINDOW,
             told_outstanding: 0,
             penalty: None,
+            commands: 0,
+            barriers: false,
+            leaving: None,
             closing: false,
         }
     }
@@ -143,7 +160,10 @@ impl Connection {
     pub fn willing(&self) -> bool {
         let opening = matches!(self.phase, Phase::Opening(..) | Phase::Closed);
         let answers = self.out.queued_bytes() + self.reading_bytes;
-        !self.closing && !opening && answers < self.most_bytes(MAX_OUTGOING_BYTES)
+        !self.closing
+            && self.leaving.is_none()
+            && !opening
+            && answers < self.most_bytes(MAX_OUTGOING_BYTES)
     }
 
     /// A bound of this connection, or the session's share of its initiator's memory if that is
@@ -218,6 +238,48 @@ impl Connection {
         }
     }
 
+    /// Asks the initiator to log out within `seconds` (RFC 7143 §11.9: event 1). False: there is no
+    /// session that could.
+    pub fn ask_to_leave(&mut self, seconds: u16) -> bool {
+        let there = match &self.phase {
+            Phase::Full(session) => !session.opened.registration.replaced.load(Ordering::Acquire),
+            _ => false,
+        };
+        if self.closing || !there {
+            return false;
+        }
+        self.send_event(LOGOUT_WANTED, [0, 0, seconds]);
+        true
+    }
+
+    /// Tells that the connection will be dropped, and that it may be made again at once (event 2).
+    pub fn announce_drop(&mut self) {
+        if !self.closing && matches!(self.phase, Phase::Full(_)) {
+            self.send_event(CONNECTION_DROPS, [0, 0, 0]);
+        }
+    }
+
+    /// Asynchronous Message. It takes a StatSN of its own.
+    fn send_event(&mut self, event: u8, parameters: [u16; 3]) {
+        let mut header = Header::reply(response::ASYNC_MESSAGE, pdu::FINAL, NO_TAG);
+        header.0[36] = event;
+        for (bytes, parameter) in header.0[38..44].chunks_exact_mut(2).zip(parameters) {
+            bytes.copy_from_slice(&parameter.to_be_bytes());
+        }
+        self.send_status(header, &[]);
+    }
+
+    /// Asks the initiator whether it is there (RFC 7143 §11.19); any answer is one.
+    pub fn ping(&mut self) {
+        if self.closing || !matches!(self.phase, Phase::Full(_)) {
+            return;
+        }
+        let mut header = Header::reply(response::NOP_IN, pdu::FINAL, NO_TAG);
+        header.set_word(20, PING_TAG);
+        self.stamp(&mut header, false);
+        self.send(header, &[]);
+    }
+
     /// Handles all that was received, as far as it is willing to.
     pub fn process(&mut self) {
         let (staging, mut start, end) = self.receiver.lend();
@@ -227,6 +289,7 @@ impl Connection {
                 break;
             }
             start += took;
+            self.wake_waiting();
         }
         self.receiver.put_back(staging, start);
         self.tell_outstanding();
@@ -444,10 +507,13 @@ impl Connection {
         match done {
             Done::Opened(outcome) => self.opened(outcome),
             Done::Listed(names) => self.listed(&names),
+            Done::Scsi(..) if self.leaving.is_some() => {}
             Done::Scsi(tag, answer, into) => self.scsi_done(tag, answer, into),
             Done::Noted => {}
             Done::Lost => self.close(),
         }
+        self.wake_waiting();
+        self.leave();
     }
 
     /// CmdSN rules (RFC 7143 §4.2.2.1): false for what is to be ignored silently.
@@ -561,10 +627,23 @@ impl Connection {
             if let Phase::Full(session) = &self.phase {
                 session.opened.nexus.leaving();
             }
-            self.close();
-            self.tasks.clear();
+            self.jobs.clear();
+            self.tasks.values().for_each(Entry::cancel);
+            self.leaving = Some(header);
+            return self.leave();
         }
         self.send_status(header, &[]);
+    }
+
+    /// Answers a logout once no job runs.
+    fn leave(&mut self) {
+        if self.running == 0 {
+            if let Some(header) = self.leaving.take() {
+                self.close();
+                self.tasks.clear();
+                self.send_status(header, &[]);
+            }
+        }
     }
 
     pub(super) fn peer(&self) -> SocketAddr {

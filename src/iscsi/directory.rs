@@ -86,4 +86,10 @@ pub trait TargetDirectory: Send + Sync + 'static {
     /// Opens a target for one session. The session keeps what is returned until it ends; its drop
     /// is the logout.
     fn open(&self, client: &Client, target: &str) -> Result<Arc<dyn BlockIo>, Refusal>;
+
+    /// The disk with this NAA identifier, for a third-party copy in the client's name.
+    fn find(&self, client: &Client, naa: &[u8; 16]) -> Option<Arc<dyn BlockIo>> {
+        let _ = (client, naa);
+        None
+    }
 }

@@ -4,7 +4,6 @@
 use super::connection::{Connection, Phase};
 use super::directory::Client;
 use super::job::Job;
-use super::login::PORTAL_GROUP;
 use super::params::Reply;
 use super::pdu::{response, Header, RejectReason, CONTINUE, FINAL, NO_TAG};
 use super::text;
@@ -104,7 +103,9 @@ impl Connection {
 
     fn put_target(&self, out: &mut Vec<u8>, name: &str) {
         text::put(out, "TargetName", name);
-        text::put(out, "TargetAddress", &format!("{},{PORTAL_GROUP}", self.portal));
+        for (address, group) in &self.portals {
+            text::put(out, "TargetAddress", &format!("{address},{group}"));
+        }
     }
 
     /// The list of targets is there.

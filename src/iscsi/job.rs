@@ -9,12 +9,14 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use super::directory::{Client, Refusal};
-use super::login::{Status, Wish, PORTAL_GROUP};
+use super::login::{Status, Wish};
 use super::pool::Buffer;
 use super::session::{Registration, Service, SessionKey};
 use crate::access::{Limits, Reason};
-use crate::scsi::{Answer, Nexus, PortNames, Task};
+use crate::scsi::{Answer, CopyTarget, CopyTargets, Nexus, PortNames, Task};
 
+/// The one target port group: every portal reaches every disk alike.
+const PORT_GROUP: u16 = 1;
 /// SPC-4 protocol identifier of iSCSI.
 const PROTOCOL_ISCSI: u8 = 5;
 
@@ -138,6 +140,20 @@ impl Job {
     }
 }
 
+/// The other disks that a client may copy from and to.
+#[derive(Debug)]
+struct Peers {
+    service: Arc<Service>,
+    client: Client,
+}
+
+impl CopyTargets for Peers {
+    fn find(&self, naa: &[u8; 16]) -> Option<CopyTarget> {
+        let disk = self.service.directory.find(&self.client, naa)?;
+        Some(CopyTarget::new(self.service.unit(&disk.identity()), disk))
+    }
+}
+
 fn open(
     service: &Arc<Service>,
     wish: Wish,
@@ -147,8 +163,12 @@ fn open(
 ) -> Result<Opened, Status> {
     let target = wish.target.unwrap_or_default();
     let client = Client { initiator: wish.initiator, peer, proof: wish.proof };
-    let key =
-        SessionKey { initiator: client.initiator.clone(), isid: wish.isid, target: target.clone() };
+    let key = SessionKey {
+        initiator: client.initiator.clone(),
+        isid: wish.isid,
+        target: target.clone(),
+        group: wish.group,
+    };
     let registration = service.register(key, peer, end, limits).inspect_err(|status| {
         if *status == Status::NO_RESOURCES {
             service.directory.refused(&client, Some(&target), Reason::Limit);
@@ -161,13 +181,15 @@ fn open(
     let isid = wish.isid.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let ports = PortNames {
         initiator: format!("{},i,0x{isid}", client.initiator),
-        port: format!("{target},t,0x{PORTAL_GROUP:04x}"),
+        port: format!("{target},t,0x{:04x}", wish.group),
         device: target.clone(),
-        relative_port: 1,
-        port_group: PORTAL_GROUP,
+        relative_port: wish.group,
+        port_count: service.portals().len().max(1) as u16,
+        port_group: PORT_GROUP,
         protocol: PROTOCOL_ISCSI,
     };
     let unit = service.unit(&disk.identity());
-    let nexus = Arc::new(Nexus::new(unit, disk, ports));
+    let peers = Peers { service: Arc::clone(service), client: client.clone() };
+    let nexus = Arc::new(Nexus::new(unit, disk, ports).with_copy_targets(Arc::new(peers)));
     Ok(Opened { nexus, registration, client, target })
 }

@@ -14,8 +14,6 @@ use super::security::{self, Security};
 use super::text;
 use crate::access::Limits;
 
-/// Target portal group tag: all addresses of a server are one group.
-pub const PORTAL_GROUP: u16 = 1;
 /// Login steps that an initiator may take; a negotiation needs two or three.
 const MAX_STEPS: u32 = 32;
 /// The longest name (RFC 7143 §4.2.7.1).
@@ -61,6 +59,8 @@ pub struct Wish {
     pub target: Option<String>,
     /// Initiator session identifier.
     pub isid: [u8; 6],
+    /// Target portal group tag of the portal.
+    pub group: u16,
 }
 
 /// What to do after a Login Request.
@@ -79,6 +79,8 @@ pub enum Step {
 pub struct Login {
     /// What was agreed so far.
     pub params: Params,
+    /// Target portal group tag of the portal.
+    group: u16,
     pending: Vec<u8>,
     steps: u32,
     names: Names,
@@ -127,6 +129,11 @@ pub fn reply(request: &Header, flags: u8, status: Status) -> Header {
 }
 
 impl Login {
+    /// A login through a portal of this group.
+    pub fn at(group: u16) -> Login {
+        Login { group, ..Login::default() }
+    }
+
     /// Takes one Login Request with its data segment.
     pub fn request(&mut self, header: &Header, data: &[u8], demands: Demands<'_>) -> Step {
         match self.step(header, data, demands) {
@@ -241,7 +248,7 @@ impl Login {
         }
         if !self.names.is_discovery() && !self.names.group_told {
             self.names.group_told = true;
-            text::put(&mut out, "TargetPortalGroupTag", &PORTAL_GROUP.to_string());
+            text::put(&mut out, "TargetPortalGroupTag", &self.group.to_string());
         }
         // the stage is not left before the proof is there
         let transit = flags & FINAL != 0 && secured;
@@ -272,7 +279,7 @@ impl Login {
         let proof = self.security.proof().cloned();
         let mut isid = [0; 6];
         isid.copy_from_slice(&header.0[8..14]);
-        Ok(Wish { initiator, proof, target, isid })
+        Ok(Wish { initiator, proof, target, isid, group: self.group })
     }
 }
 
@@ -295,7 +302,7 @@ mod tests {
     #[test]
     fn one_step_is_enough() {
         let text = b"InitiatorName=iqn.a\0TargetName=iqn.t\0InitialR2T=No\0";
-        let step = ask(&mut Login::default(), 0x87, text);
+        let step = ask(&mut Login { group: 1, ..Login::default() }, 0x87, text);
         let Step::Finish(header, out, wish) = step else { panic!("{step:?}") };
         assert_eq!(header.flags(), 0x87);
         assert_eq!((wish.initiator.as_str(), wish.target.as_deref()), ("iqn.a", Some("iqn.t")));

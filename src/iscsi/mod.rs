@@ -18,6 +18,7 @@ pub mod directory;
 mod discovery;
 pub mod job;
 mod login;
+mod ordering;
 mod outbox;
 pub mod params;
 pub mod pdu;

@@ -33,11 +33,17 @@ const LINGER: Duration = Duration::from_secs(2);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
+/// Questions that an initiator may leave without an answer.
+const MAX_PINGS: u32 = 2;
+/// How long an initiator that is asked to log out may take.
+const LOGOUT_SECONDS: u16 = 1;
 /// As long for sent data that is not acknowledged, where keepalive does not ask.
 const UNACKNOWLEDGED_MS: u32 = 60_000;
 
 /// Serves one listening address until `stop`; returns when its connections have ended.
 pub async fn serve(service: Arc<Service>, listener: TcpListener, stop: CancellationToken) {
+    let Ok(address) = listener.local_addr() else { return };
+    let group = service.add_portal(address);
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -55,7 +61,7 @@ pub async fn serve(service: Arc<Service>, listener: TcpListener, stop: Cancellat
             continue;
         };
         let (service, end) = (Arc::clone(&service), stop.child_token());
-        connections.spawn(carry(service, stream, peer, end, place));
+        connections.spawn(carry(service, stream, peer, end, (place, group)));
     }
     connections.close();
     connections.wait().await;
@@ -77,6 +83,26 @@ fn portal_address(advertise: Option<&str>, local: SocketAddr) -> String {
     }
 }
 
+/// What discovery names: the portal that the initiator dialled, then the others as far as it can
+/// reach them. One that listens everywhere is reached where the initiator dialled.
+fn portals(service: &Service, local: SocketAddr, group: u16) -> Vec<(String, u16)> {
+    let advertise = service.options.advertise.as_deref();
+    let mut out = vec![(portal_address(advertise, local), group)];
+    let dialled = local.ip().to_canonical();
+    for (other, address) in (1..).zip(service.portals()) {
+        let ip = match address.ip() {
+            ip if ip.is_unspecified() => dialled,
+            ip => ip.to_canonical(),
+        };
+        let reachable = !ip.is_loopback() || dialled.is_loopback();
+        let found = portal_address(advertise, SocketAddr::new(ip, address.port()));
+        if other != group && reachable && out.iter().all(|known| known.0 != found) {
+            out.push((found, other));
+        }
+    }
+    out
+}
+
 /// A dead peer must not hold its session for hours.
 fn prepare(stream: &TcpStream) {
     use rustix::net::sockopt;
@@ -93,18 +119,18 @@ async fn carry(
     stream: TcpStream,
     peer: SocketAddr,
     end: CancellationToken,
-    place: Place,
+    (place, group): (Place, u16),
 ) {
     let Ok(local) = stream.local_addr() else {
         return;
     };
     prepare(&stream);
-    let portal = portal_address(service.options.advertise.as_deref(), local);
-    let login_timeout = service.options.login_timeout;
-    let core = Connection::new(service, portal, peer, end.clone());
+    let portals = portals(&service, local, group);
+    let (login_timeout, ping_every) = (service.options.login_timeout, service.options.ping_every);
+    let core = Connection::new(service, portals, peer, end.clone());
     let (done_to, done) = mpsc::unbounded_channel(); // bounded by the connection's running jobs
-    let mut carrier = Carrier { core, stream, done_to, done, place };
-    carrier.run(end, login_timeout).await;
+    let mut carrier = Carrier { core, stream, done_to, done, place, heard: true, pings: 0 };
+    carrier.run(end, login_timeout, ping_every).await;
     carrier.core.close();
     carrier.wait_for_jobs().await;
     let Carrier { core, mut stream, place, .. } = carrier;
@@ -156,13 +182,17 @@ struct Carrier {
     done_to: mpsc::UnboundedSender<Done>,
     done: mpsc::UnboundedReceiver<Done>,
     place: Place,
+    /// Something was received since the timer last rang.
+    heard: bool,
+    /// Our questions since then.
+    pings: u32,
 }
 
 impl Carrier {
-    async fn run(&mut self, end: CancellationToken, login_timeout: Duration) {
+    async fn run(&mut self, end: CancellationToken, login_timeout: Duration, ping_every: Duration) {
         let mut ended = pin!(end.cancelled());
         let mut deadline = pin!(tokio::time::sleep(login_timeout));
-        let mut lingering = false;
+        let (mut lingering, mut asked, mut pinging) = (false, false, false);
         loop {
             self.core.process();
             self.start_jobs();
@@ -182,17 +212,37 @@ impl Carrier {
             }
             let login = !self.core.is_logged_in();
             if !login && self.place.logged_in() && self.core.is_discovery() {
+                pinging = true; // it has its time, and is not asked whether it is there
                 deadline.as_mut().reset(tokio::time::Instant::now() + DISCOVERY_TIME);
             }
-            let timed = lingering || login || self.core.is_discovery();
+            if !login && !lingering && !asked && !pinging {
+                pinging = true;
+                deadline.as_mut().reset(tokio::time::Instant::now() + ping_every);
+            }
             let event = poll_fn(|cx| {
-                let timer = if timed { Some(deadline.as_mut()) } else { None };
-                self.poll_event(cx, ended.as_mut(), timer)
+                let ended = if asked { None } else { Some(ended.as_mut()) };
+                self.poll_event(cx, ended, deadline.as_mut())
             });
             match event.await {
-                Event::Received(Ok(0) | Err(_)) | Event::TimedOut => return,
-                Event::Received(Ok(bytes)) => self.core.received(bytes),
+                Event::Received(Ok(0) | Err(_)) => return,
+                Event::TimedOut if asked && !lingering => {
+                    self.core.announce_drop();
+                    self.core.close();
+                }
+                Event::TimedOut if lingering || !self.core.is_logged_in() => return,
+                Event::TimedOut if self.core.is_discovery() => return,
+                Event::TimedOut if !self.ask_if_there() => return,
+                Event::TimedOut => pinging = false,
+                Event::Received(Ok(bytes)) => {
+                    self.heard = true;
+                    self.core.received(bytes);
+                }
                 Event::Done(done) => self.core.completed(done),
+                Event::End if self.core.ask_to_leave(LOGOUT_SECONDS) => {
+                    asked = true;
+                    let wait = Duration::from_secs(LOGOUT_SECONDS.into());
+                    deadline.as_mut().reset(tokio::time::Instant::now() + wait);
+                }
                 Event::End => self.core.close(),
                 Event::Writable => {}
             }
@@ -205,8 +255,8 @@ impl Carrier {
     fn poll_event(
         &mut self,
         cx: &mut Context<'_>,
-        ended: Pin<&mut impl Future>,
-        timer: Option<Pin<&mut tokio::time::Sleep>>,
+        ended: Option<Pin<&mut impl Future>>,
+        timer: Pin<&mut tokio::time::Sleep>,
     ) -> Poll<Event> {
         if self.core.willing() {
             let mut space = ReadBuf::new(self.core.space());
@@ -222,13 +272,23 @@ impl Carrier {
         if sending && self.stream.poll_write_ready(cx).is_ready() {
             return Poll::Ready(Event::Writable);
         }
-        if !self.core.is_closing() && ended.poll(cx).is_ready() {
+        let ended = ended.filter(|_| !self.core.is_closing());
+        if ended.is_some_and(|ended| ended.poll(cx).is_ready()) {
             return Poll::Ready(Event::End);
         }
-        match timer.map(|timer| timer.poll(cx)) {
-            Some(Poll::Ready(())) => Poll::Ready(Event::TimedOut),
-            _ => Poll::Pending,
+        timer.poll(cx).map(|()| Event::TimedOut)
+    }
+
+    /// After a silence: asks the initiator. False: it has not answered lately.
+    fn ask_if_there(&mut self) -> bool {
+        // while we do not read from it, it cannot be heard
+        if std::mem::take(&mut self.heard) || !self.core.willing() {
+            self.pings = 0;
+            return true;
         }
+        self.pings += 1;
+        self.core.ping();
+        self.pings <= MAX_PINGS
     }
 
     /// Sends what the socket takes at once.

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -40,6 +40,9 @@ pub struct Options {
     pub half_open_per_source: usize,
     /// From the connection's start to full feature phase.
     pub login_timeout: Duration,
+    /// A session that is silent for so long is asked whether it is there; after two such questions
+    /// without any answer it is ended.
+    pub ping_every: Duration,
 }
 
 impl Default for Options {
@@ -49,6 +52,7 @@ impl Default for Options {
             max_connections: 512,
             half_open_per_source: 64,
             login_timeout: Duration::from_secs(15),
+            ping_every: Duration::from_secs(30),
         }
     }
 }
@@ -62,6 +66,8 @@ pub struct SessionKey {
     pub isid: [u8; 6],
     /// TargetName.
     pub target: String,
+    /// Target portal group.
+    pub group: u16,
 }
 
 /// What the sessions of one initiator share: its bounds.
@@ -125,6 +131,7 @@ struct Entry {
     counters: Arc<Counters>,
     end: CancellationToken,
     share: Arc<Share>,
+    replaced: Arc<AtomicBool>,
 }
 
 /// A session's place in the table; its drop frees it.
@@ -138,6 +145,8 @@ pub struct Registration {
     pub tsih: u16,
     /// What it shares with the other sessions of its initiator.
     pub share: Arc<Share>,
+    /// Its initiator has begun it anew: nobody is there to be asked.
+    pub replaced: Arc<AtomicBool>,
 }
 
 impl Drop for Registration {
@@ -159,6 +168,8 @@ pub struct Service {
     next_id: AtomicU64,
     next_tsih: AtomicU16,
     units: Mutex<HashMap<[u8; 16], Arc<LogicalUnit>>>,
+    /// Listening addresses; the target portal group of each is its place, counted from 1.
+    portals: Mutex<Vec<SocketAddr>>,
 }
 
 impl std::fmt::Debug for Service {
@@ -179,6 +190,7 @@ impl Service {
             next_id: AtomicU64::new(1),
             next_tsih: AtomicU16::new(1),
             units: Mutex::default(),
+            portals: Mutex::default(),
         })
     }
 
@@ -208,6 +220,7 @@ impl Service {
     ) -> Result<Registration, Status> {
         let mut table = self.sessions.lock();
         while let Some(old) = table.values().find(|entry| entry.key == key) {
+            old.replaced.store(true, Ordering::Release);
             old.end.cancel();
             if self.ended.wait_for(&mut table, REINSTATE_WAIT).timed_out() {
                 return Err(Status::UNAVAILABLE);
@@ -223,11 +236,32 @@ impl Service {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let counters = Arc::new(Counters::default());
         let since = SystemTime::now();
-        let place = (Arc::clone(&counters), Arc::clone(&share));
-        let entry = Entry { key, peer, since, counters: place.0, end, share: place.1 };
+        let share_of = Arc::clone(&share);
+        let replaced = Arc::new(AtomicBool::new(false));
+        let entry = Entry {
+            key,
+            peer,
+            since,
+            counters: Arc::clone(&counters),
+            end,
+            share: share_of,
+            replaced: Arc::clone(&replaced),
+        };
         table.insert(id, entry);
         let (service, tsih) = (Arc::clone(self), self.tsih());
-        Ok(Registration { service, id, counters, tsih, share })
+        Ok(Registration { service, id, counters, tsih, share, replaced })
+    }
+
+    /// A listening address begins; its target portal group.
+    pub(super) fn add_portal(&self, address: SocketAddr) -> u16 {
+        let mut all = self.portals.lock();
+        all.push(address);
+        u16::try_from(all.len()).unwrap_or(u16::MAX)
+    }
+
+    /// All listening addresses, in the order of their groups.
+    pub(super) fn portals(&self) -> Vec<SocketAddr> {
+        self.portals.lock().clone()
     }
 
     pub(super) fn tsih(&self) -> u16 {
@@ -241,7 +275,7 @@ impl Service {
     pub(super) fn unit(&self, identity: &Identity) -> Arc<LogicalUnit> {
         let mut units = self.units.lock();
         if units.len() >= MAX_IDLE_UNITS && !units.contains_key(&identity.naa) {
-            units.retain(|_, unit| Arc::strong_count(unit) > 1);
+            units.retain(|_, unit| Arc::strong_count(unit) > 1 || unit.is_needed());
         }
         Arc::clone(units.entry(identity.naa).or_default())
     }

@@ -22,8 +22,7 @@ impl Connection {
         let outcome = match (request.flags() & 0x7F, request.lun()) {
             (2 | 4 | 5, lun) if lun != 0 => NO_LUN,
             (1, _) => self.abort_task(request.word(20)),
-            (2, _) => self.abort_own_tasks(),
-            (4, _) => self.clear_task_set(),
+            (2 | 4, _) => self.abort_own_tasks(),
             (5..=7, _) => self.reset(),
             (8, _) => NO_REASSIGN,
             _ => NOT_SUPPORTED,
@@ -55,23 +54,13 @@ impl Connection {
         }
     }
 
-    /// ABORT TASK SET: the tasks of this nexus.
+    /// ABORT TASK SET and CLEAR TASK SET: the tasks of this nexus, which are its task set.
     fn abort_own_tasks(&mut self) -> u8 {
         let tags: Vec<u32> = self.tasks.keys().copied().collect();
         for tag in tags {
             self.abort(tag);
         }
         COMPLETE
-    }
-
-    /// CLEAR TASK SET: the tasks of all nexuses; the others are told.
-    fn clear_task_set(&mut self) -> u8 {
-        if let Phase::Full(session) = &mut self.phase {
-            let nexus = &session.opened.nexus;
-            nexus.clear_task_set();
-            session.seen_aborts = nexus.aborts();
-        }
-        self.abort_own_tasks()
     }
 
     /// LOGICAL UNIT RESET; a target has one unit, so the target resets are the same.

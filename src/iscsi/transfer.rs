@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::connection::{Connection, Phase};
 use super::job::{Job, Scsi};
+use super::ordering::{Attribute, Ready};
 use super::pdu::{self, response, Header, RejectReason, NO_TAG};
 use super::pool::Buffer;
 use super::receive::Destination;
@@ -27,12 +28,16 @@ pub(super) struct Request {
     expected: usize,
     /// R2T and Data-In PDUs sent: ExpDataSN.
     pub pdus: u32,
+    pub attribute: Attribute,
+    /// Rises with each command of the connection.
+    pub number: u64,
 }
 
 impl Request {
-    fn of(header: &Header) -> Request {
-        let expected = header.word(20) as usize;
-        Request { tag: header.tag(), flags: header.flags(), expected, pdus: 0 }
+    fn of(header: &Header, number: u64) -> Request {
+        let (flags, expected) = (header.flags(), header.word(20) as usize);
+        let attribute = Attribute::of(flags);
+        Request { tag: header.tag(), flags, expected, pdus: 0, attribute, number }
     }
 
     /// Bytes that the initiator takes.
@@ -88,6 +93,8 @@ pub(super) enum State {
     Collecting(Collect),
     /// Already decided, but unsolicited data still comes; `wanted` is what it would have moved.
     Refused { answer: Answer, wanted: usize },
+    /// It could begin, but for those before it.
+    Waiting(Ready),
     /// A job runs it, or waits to.
     Running {
         cancel: Arc<AtomicBool>,
@@ -129,7 +136,9 @@ impl Connection {
         if !self.admit(header) {
             return Destination::Discard;
         }
-        let request = Request::of(header);
+        self.commands += 1;
+        let request = Request::of(header, self.commands);
+        self.note_attribute(request.attribute);
         if self.tasks.contains_key(&request.tag) {
             self.reject(header, RejectReason::TaskInProgress);
             return Destination::Discard;
@@ -154,6 +163,10 @@ impl Connection {
                 // nothing may be sent: the whole length is a residual
                 let wanted = task.data_in_bytes;
                 self.refuse(header, request, Answer::good(), wanted)
+            }
+            Plan::Run(task) if !self.may_begin(&request) => {
+                self.lay_aside(request, Ready::Run(task, Buffer::default(), 0));
+                Destination::Discard
             }
             Plan::Run(task) if task.data_in_bytes > 0 => {
                 self.read(request, task);
@@ -185,6 +198,8 @@ impl Connection {
         if request.out_expected() > 0 && !header.is_final() {
             let state = State::Refused { answer, wanted };
             self.tasks.insert(request.tag, Entry { request, state });
+        } else if !self.may_begin(&request) {
+            self.lay_aside(request, Ready::Answered(answer, wanted));
         } else {
             self.finish(request, answer, wanted);
         }
@@ -216,12 +231,16 @@ impl Connection {
 
     /// All data is there, in the staging buffer: it is written from where it lies.
     fn write_at_once(&mut self, nexus: &Nexus, request: Request, task: Task, data: &[u8]) {
-        match nexus.try_run(&task, data, &mut []) {
+        let now = self.may_begin(&request);
+        match now.then(|| nexus.try_run(&task, data, &mut [])).flatten() {
             Some(answer) => self.finish_write(request, answer, task.wanted_bytes),
             None => {
                 let mut buffer = self.pool.take(data.len());
                 buffer.copy_from_slice(data);
-                self.run_elsewhere(request, task, buffer, 0);
+                match now {
+                    true => self.run_elsewhere(request, task, buffer, 0),
+                    false => self.lay_aside(request, Ready::Run(task, buffer, 0)),
+                }
             }
         }
     }
@@ -283,7 +302,7 @@ impl Connection {
                 }
                 return Destination::Discard;
             }
-            State::Running { .. } => return Destination::Discard,
+            State::Running { .. } | State::Waiting(_) => return Destination::Discard,
         };
         let at = collect.offset;
         let mut buffer = match collect.accept(header) {
@@ -328,7 +347,10 @@ impl Connection {
         if let Some(Entry { request, state: State::Refused { answer, wanted } }) =
             self.tasks.remove(&tag)
         {
-            self.finish(request, answer, wanted);
+            match self.may_begin(&request) {
+                true => self.finish(request, answer, wanted),
+                false => self.lay_aside(request, Ready::Answered(answer, wanted)),
+            }
         }
     }
 
@@ -375,8 +397,17 @@ impl Connection {
         self.run_write(request, collect.task, buffer, solicited);
     }
 
-    fn run_write(&mut self, request: Request, task: Task, buffer: Buffer, solicited: usize) {
+    pub(super) fn run_write(
+        &mut self,
+        request: Request,
+        task: Task,
+        buffer: Buffer,
+        solicited: usize,
+    ) {
         let Some(nexus) = self.nexus() else { return };
+        if !self.may_begin(&request) {
+            return self.lay_aside(request, Ready::Run(task, buffer, solicited));
+        }
         let data = buffer.get(..task.data_out_bytes).unwrap_or_default();
         match nexus.try_run(&task, data, &mut []) {
             Some(answer) => {
@@ -527,8 +558,10 @@ impl Connection {
             entry.cancel();
             return;
         }
-        if let Some(Entry { state: State::Collecting(collect), .. }) = self.tasks.remove(&tag) {
-            self.release(collect.solicited);
+        match self.tasks.remove(&tag).map(|entry| entry.state) {
+            Some(State::Collecting(collect)) => self.release(collect.solicited),
+            Some(State::Waiting(Ready::Run(_, _, solicited))) => self.release(solicited),
+            _ => {}
         }
     }
 

@@ -107,6 +107,8 @@ pub struct Attachment {
     grant: AtomicU64,
     gone: AtomicBool,
     pub(super) lost: AtomicBool,
+    /// It judges reservations by itself.
+    pub(super) knows_reservations: AtomicBool,
     kick: Mutex<Option<Kick>>,
     pub(super) figures: Figures,
 }
@@ -128,6 +130,7 @@ impl Attachment {
             grant: AtomicU64::new(0),
             gone: AtomicBool::new(false),
             lost: AtomicBool::new(false),
+            knows_reservations: AtomicBool::new(false),
             kick: Mutex::new(None),
             figures: Figures::new(since),
         });
@@ -301,6 +304,10 @@ impl Attachment {
         if !self.is_writable() || self.lun.live.read_only.load(Ordering::Acquire) {
             self.note_refused_write();
             return Err(BlockError::ReadOnly);
+        }
+        let foreign = !self.knows_reservations.load(Ordering::Acquire);
+        if foreign && self.lun.live.reserved.load(Ordering::Acquire) {
+            return Err(BlockError::Reserved);
         }
         Ok(())
     }

@@ -1,8 +1,10 @@
 //! The disk that a session drives: [`BlockIo`] over `data`.
 
 use super::attachment::Attachment;
-use super::block_io::{BlockError, BlockIo, Extent, Geometry, Identity};
+use super::block_io::{BlockError, BlockIo, Extent, Geometry, Identity, Provisioning};
 use super::changes::Change;
+use super::kept::SanitizeOrder;
+use super::sanitize::SanitizeState;
 use crate::fs::{self, ATOMIC_WRITE_BYTES};
 use serde_json::json;
 use std::sync::atomic::Ordering;
@@ -14,6 +16,9 @@ impl Attachment {
     fn check(&self, offset: u64, length: u64) -> Result<()> {
         if self.is_gone() {
             return Err(BlockError::Gone);
+        }
+        if !self.lun.live.sanitize.is_idle() {
+            return Err(BlockError::Sanitizing);
         }
         let block = u64::from(self.lun.live.block_bytes.load(Ordering::Acquire).max(1));
         if offset % block != 0 || length % block != 0 {
@@ -59,6 +64,7 @@ impl Attachment {
 
     fn wrote(&self, offset_bytes: u64, length_bytes: u64) {
         self.figures.wrote(length_bytes);
+        self.lun.judge_threshold(length_bytes);
         if self.lun.live.files_open.load(Ordering::Acquire) > 0 {
             let volume = self.lun.volume();
             self.lun.tell(Change::Written { volume, offset_bytes, length_bytes });
@@ -165,6 +171,18 @@ impl BlockIo for Attachment {
 
     fn media_changes(&self) -> u64 {
         self.lun.live.media_changes.load(Ordering::Acquire)
+    }
+
+    fn threshold_events(&self) -> u64 {
+        self.lun.live.threshold_events.load(Ordering::Acquire)
+    }
+
+    fn provisioning(&self) -> Provisioning {
+        Provisioning {
+            used_bytes: self.lun.data_used_bytes().unwrap_or(0),
+            available_bytes: self.lun.shared.fs.stats().free_bytes,
+            threshold_percent: self.lun.settings().threshold_percent,
+        }
     }
 
     fn leaving(&self) {
@@ -275,6 +293,44 @@ impl BlockIo for Attachment {
 
     fn claim(&self) -> Result<()> {
         self.enter_write().map(drop)
+    }
+
+    fn reservations(&self) -> String {
+        self.knows_reservations.store(true, Ordering::Release);
+        self.lun.state.now().reservations
+    }
+
+    fn keep_reservations(&self, record: Option<&str>, held: bool) -> Result<()> {
+        let kept = self.lun.state.change(|kept| {
+            kept.reservations = record.unwrap_or_default().to_owned();
+            kept.reserved = held && record.is_some();
+        });
+        kept.map_err(|error| self.lun.block_error(error, 0))?;
+        self.lun.live.reserved.store(held, Ordering::Release);
+        self.lun.follow_pins();
+        Ok(())
+    }
+
+    fn saved_mode(&self) -> u32 {
+        self.lun.state.now().mode
+    }
+
+    fn save_mode(&self, flags: u32) -> Result<()> {
+        let kept = self.lun.state.change(|kept| kept.mode = flags);
+        kept.map_err(|error| self.lun.block_error(error, 0))
+    }
+
+    fn sanitize(&self, order: &SanitizeOrder) -> Result<()> {
+        drop(self.enter_write()?);
+        self.lun.begin_sanitize(order.clone())
+    }
+
+    fn sanitize_state(&self) -> SanitizeState {
+        self.lun.sanitize_state()
+    }
+
+    fn exit_sanitize_failure(&self) -> Result<bool> {
+        self.lun.exit_sanitize_failure()
     }
 
     fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>> {

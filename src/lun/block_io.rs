@@ -1,5 +1,7 @@
 //! The seam between the block doors (iSCSI, NBD, NBS) and what stores the bytes.
 
+use super::kept::SanitizeOrder;
+use super::sanitize::SanitizeState;
 use std::fmt;
 
 /// Why a block request failed; each door maps it once (sense, NBD error, NBS status).
@@ -36,6 +38,12 @@ pub enum BlockError {
     /// A device failed, or a failed write or flush is latched.
     #[error("device error: {0}")]
     Io(String),
+    /// A reservation keeps out those who cannot be part of it.
+    #[error("a SCSI reservation is held")]
+    Reserved,
+    /// The LUN is being sanitized, or that failed.
+    #[error("the LUN is being sanitized")]
+    Sanitizing,
     /// The LUN was deleted, or the server is stopping.
     #[error("the LUN is gone")]
     Gone,
@@ -80,6 +88,17 @@ pub struct Identity {
     pub naa: [u8; 16],
 }
 
+/// What stands behind a thin disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Provisioning {
+    /// Bytes of blocks that the disk has.
+    pub used_bytes: u64,
+    /// Bytes that the pool could still give it.
+    pub available_bytes: u64,
+    /// Percent of the capacity in use that is worth a warning; 0: none.
+    pub threshold_percent: u8,
+}
+
 /// One run of a LUN as to whether blocks stand behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
@@ -112,6 +131,16 @@ pub trait BlockIo: Send + Sync + fmt::Debug {
     /// block clients (a file writer closed, an import): a unit attention, MEDIUM MAY HAVE CHANGED.
     fn media_changes(&self) -> u64 {
         0
+    }
+
+    /// Rises by one, and `generation` with it, when the use of a thin disk comes to its threshold.
+    fn threshold_events(&self) -> u64 {
+        0
+    }
+
+    /// What stands behind it.
+    fn provisioning(&self) -> Provisioning {
+        Provisioning::default()
     }
 
     /// The client says that it leaves: the drop that follows is a logout. Without it the connection
@@ -152,9 +181,62 @@ pub trait BlockIo: Send + Sync + fmt::Debug {
     /// Runs covering the range from `offset`, in order, at most `max`, the last may end early.
     fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>, BlockError>;
 
+    /// Takes over `length` bytes at `from` of another disk of the pool, named by its NAA, without
+    /// moving them. `None`: it cannot, and they are to be read and written.
+    fn clone_range(
+        &self,
+        source: &[u8; 16],
+        from: u64,
+        to: u64,
+        length: u64,
+    ) -> Option<Result<(), BlockError>> {
+        let _ = (source, from, to, length);
+        None
+    }
+
     /// A reservation: keeps the file door out as a first write does, without writing. May wait as a
     /// write does.
     fn claim(&self) -> Result<(), BlockError> {
         Ok(())
+    }
+
+    /// The record of reservations that [`BlockIo::keep_reservations`] kept; empty: none. Who asks
+    /// judges by reservations itself: they do not bind this session any more.
+    fn reservations(&self) -> String {
+        String::new()
+    }
+
+    /// Keeps a record of reservations with the LUN, durable on return; `None`: of none. `held`: one
+    /// of them keeps writers out, also those of other doors and of files.
+    fn keep_reservations(&self, record: Option<&str>, held: bool) -> Result<(), BlockError> {
+        let _ = (record, held);
+        Ok(())
+    }
+
+    /// Mode settings that [`BlockIo::save_mode`] saved, as the SCSI layer means them; 0: none.
+    fn saved_mode(&self) -> u32 {
+        0
+    }
+
+    /// Saves mode settings with the LUN; durable on return.
+    fn save_mode(&self, flags: u32) -> Result<(), BlockError> {
+        let _ = flags;
+        Ok(())
+    }
+
+    /// Begins to sanitize the disk in the background; it goes on whatever becomes of the session.
+    fn sanitize(&self, order: &SanitizeOrder) -> Result<(), BlockError> {
+        let _ = order;
+        Err(BlockError::Invalid("this disk cannot be sanitized"))
+    }
+
+    /// Whether it is being sanitized: cheap, asked for each command.
+    fn sanitize_state(&self) -> SanitizeState {
+        SanitizeState::Idle
+    }
+
+    /// Leaves the state after a failed sanitize; false where that may not be left.
+    fn exit_sanitize_failure(&self) -> Result<bool, BlockError> {
+        Ok(true)
     }
 }

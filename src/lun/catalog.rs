@@ -12,6 +12,7 @@ use super::damage::{BadPlace, Damage};
 use super::error::{Error, Result};
 use super::lease::LeaseTiming;
 use super::names::{check_name, key_of};
+use super::sanitize::Sanitizers;
 use super::unit::{Found, Lun, Refused, Shared};
 use crate::fs::{self, Clock, Fs, NodeId, Owner, VolumeId};
 use parking_lot::{RwLock, RwLockReadGuard};
@@ -99,9 +100,15 @@ impl Catalog {
     /// Finds the LUNs of a pool; finishes what a crash interrupted.
     pub fn open(fs: Arc<Fs>, options: CatalogOptions) -> Result<Arc<Catalog>> {
         let hub = Arc::new(Hub::default());
-        let next_id = AtomicU64::new(1);
-        let (refused, damage) = (Refused::default(), Damage::default());
-        let shared = Arc::new(Shared { fs, options, hub, next_id, refused, damage });
+        let shared = Arc::new(Shared {
+            fs,
+            options,
+            hub,
+            next_id: AtomicU64::new(1),
+            refused: Refused::default(),
+            damage: Damage::default(),
+            sanitizers: Sanitizers::default(),
+        });
         let mut index = Index::default();
         let volumes = shared.fs.volume_list()?.into_iter();
         for (name, volume) in volumes.filter(|(name, _)| !is_reserved(name)) {
@@ -125,6 +132,18 @@ impl Catalog {
     /// [`Catalog::delete`] with force removes them.
     pub fn unusable(&self) -> Vec<(String, String)> {
         self.index.read().unusable.clone()
+    }
+
+    /// Goes on with what was left unfinished: for a server.
+    pub fn resume(&self) {
+        for lun in self.list() {
+            lun.resume_sanitize();
+        }
+    }
+
+    /// Ends the work of [`Catalog::resume`] and its like, before the filesystem is closed.
+    pub fn stop(&self) {
+        self.shared.sanitizers.stop();
     }
 
     /// The filesystem below.

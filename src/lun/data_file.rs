@@ -83,6 +83,11 @@ impl DataFile {
         if users.closed {
             return Err(Error::Gone);
         }
+        if !lun.live.sanitize.is_idle() {
+            drop(users);
+            let why = "it is being sanitized, or that failed";
+            return Err(lun.busy("opening", why, "wait until it is done: lunfs lun log shows it"));
+        }
         users.files.insert(id);
         lun.live.files_open.fetch_add(1, Ordering::AcqRel);
         drop(users);

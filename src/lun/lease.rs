@@ -91,6 +91,8 @@ pub(super) enum Leave {
 pub(super) struct Lease {
     grace: Duration,
     shared: bool,
+    /// Files are kept out whoever holds: a reservation, a sanitize. In shared mode too.
+    pinned: bool,
     /// Sessions that wrote, and what messages call them.
     block: BTreeMap<u64, String>,
     /// Clients whose session was lost while it held, and until when that counts.
@@ -107,6 +109,7 @@ impl Lease {
         Lease {
             grace,
             shared,
+            pinned: false,
             block: BTreeMap::new(),
             lost: BTreeMap::new(),
             lost_others_until: None,
@@ -168,7 +171,7 @@ impl Lease {
             },
             FileWish::TruncateOnly => {
                 self.forget_expired(now);
-                if !self.shared && self.block_held() {
+                if self.keeps_files_out() {
                     FileVerdict::HeldByBlock
                 } else {
                     FileVerdict::Limited
@@ -183,7 +186,7 @@ impl Lease {
         if self.writers.contains(&handle) {
             return FileVerdict::Granted { began: false };
         }
-        if !self.shared && self.block_held() {
+        if self.keeps_files_out() {
             return FileVerdict::HeldByBlock;
         }
         FileVerdict::Granted { began: self.file_insert(handle) }
@@ -199,6 +202,16 @@ impl Lease {
         let began = self.writers.is_empty();
         self.writers.insert(handle);
         began
+    }
+
+    fn keeps_files_out(&self) -> bool {
+        self.pinned || (!self.shared && self.block_held())
+    }
+
+    /// Keeps further file writers out, or no longer. False: there are some.
+    pub(super) fn pin(&mut self, pinned: bool) -> bool {
+        self.pinned = pinned;
+        self.writers.is_empty()
     }
 
     /// FLUSH or RELEASE. True if the file lease ended with it.

@@ -110,6 +110,11 @@ impl LeaseRoom {
         (done, noted)
     }
 
+    /// Keeps further file writers out, or no longer. False: there are some.
+    pub(super) fn pin(&self, pinned: bool) -> bool {
+        self.step(|lease, _, _| lease.pin(pinned)).0
+    }
+
     pub(super) fn holder(&self) -> (Holder, Noted) {
         self.step(|lease, now, _| lease.holder(now))
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 
-use super::{BlockError, BlockIo, Extent, Geometry, Identity};
+use super::{BlockError, BlockIo, Extent, Geometry, Identity, SanitizeOrder, SanitizeState};
 
 /// Unit of mapping, the same as the pool's.
 const UNIT_BYTES: u64 = 4096;
@@ -34,6 +34,8 @@ struct State {
     bad: BTreeSet<u64>,
     failing: Option<BlockError>,
     blocking: Option<Duration>,
+    record: String,
+    sanitize: SanitizeState,
     writes: u64,
 }
 
@@ -71,6 +73,8 @@ impl MemoryLun {
                 bad: BTreeSet::new(),
                 failing: None,
                 blocking: None,
+                record: String::new(),
+                sanitize: SanitizeState::Idle,
                 writes: 0,
             }),
         }
@@ -118,6 +122,11 @@ impl MemoryLun {
     /// With a duration the `try_` forms answer `None` and the others take so long: a slow device.
     pub fn set_blocking(&self, delay: Option<Duration>) {
         self.state.write().blocking = delay;
+    }
+
+    /// What a sanitize comes to.
+    pub fn end_sanitize(&self, state: SanitizeState) {
+        self.state.write().sanitize = state;
     }
 
     /// How many flushes (and writes with `fua`) were done.
@@ -420,6 +429,45 @@ impl BlockIo for MemoryLun {
         state.read(offset, &mut merged)?;
         merged.iter_mut().zip(data).for_each(|(byte, more)| *byte |= more);
         state.write(offset, &merged)
+    }
+
+    fn reservations(&self) -> String {
+        self.state.read().record.clone()
+    }
+
+    fn keep_reservations(&self, record: Option<&str>, _held: bool) -> Result<(), BlockError> {
+        self.state.write().record = record.unwrap_or_default().to_owned();
+        Ok(())
+    }
+
+    /// It is over when [`MemoryLun::end_sanitize`] says so.
+    fn sanitize(&self, order: &SanitizeOrder) -> Result<(), BlockError> {
+        let mut state = self.state.write();
+        if state.sanitize != SanitizeState::Idle {
+            return Err(BlockError::Sanitizing);
+        }
+        state.sanitize = SanitizeState::Running(0x8000);
+        let size = state.geometry.size_bytes;
+        state.clear(0, size);
+        for at in (0..size).step_by(state.geometry.block_bytes as usize) {
+            if let Some(pattern) = &order.pattern {
+                state.copy_in(at, pattern);
+            }
+        }
+        Ok(())
+    }
+
+    fn sanitize_state(&self) -> SanitizeState {
+        self.state.read().sanitize
+    }
+
+    fn exit_sanitize_failure(&self) -> Result<bool, BlockError> {
+        let mut state = self.state.write();
+        let stays = state.sanitize == SanitizeState::Failed { may_exit: false };
+        if !stays {
+            state.sanitize = SanitizeState::Idle;
+        }
+        Ok(!stays)
     }
 
     fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>, BlockError> {

@@ -18,8 +18,10 @@ use super::data_file::{DataFile, OpenIntent};
 use super::error::{Error, Result};
 use super::event_log::{self, BadLines, EventLog, LogLine};
 use super::identity;
+use super::kept::StateFile;
 use super::lease::Holder;
 use super::lease_room::{LeaseRoom, Noted};
+use super::sanitize::{SanitizeState, Sanitizers, StateWord};
 use crate::device::BLOCK_BYTES;
 use crate::fs::{self, Attr, File, Fs, NewNode, NodeId, Owner, Timestamp, VolumeId};
 use parking_lot::{Mutex, RwLock};
@@ -32,6 +34,8 @@ use std::sync::{Arc, Weak};
 const DATA: &[u8] = b"data";
 const LOG: &[u8] = b"log";
 const ATTRIBUTES: &[u8] = b"attributes";
+/// Use is compared with the threshold after so many bytes: as fine as the resource counts told.
+const THRESHOLD_STEP_BYTES: u64 = 1 << 20;
 
 /// What all LUNs of a catalog share.
 pub(super) struct Shared {
@@ -41,6 +45,7 @@ pub(super) struct Shared {
     /// Numbers for sessions and file handles.
     pub(super) next_id: AtomicU64,
     pub(super) refused: Refused,
+    pub(super) sanitizers: Sanitizers,
     pub(super) damage: Damage,
 }
 
@@ -73,6 +78,16 @@ pub(super) struct Live {
     pub(super) generation: AtomicU64,
     pub(super) media_changes: AtomicU64,
     pub(super) files_open: AtomicU32,
+    /// A reservation of the SCSI layer keeps writers out that do not speak SCSI.
+    pub(super) reserved: AtomicBool,
+    pub(super) sanitize: StateWord,
+    /// `threshold` in percent; 0: none.
+    threshold_percent: AtomicU64,
+    pub(super) threshold_events: AtomicU64,
+    /// The threshold was met, and told of.
+    over_threshold: AtomicBool,
+    /// Bytes written or freed since use was last compared with the threshold.
+    unjudged_bytes: AtomicU64,
     medium_errors: AtomicU64,
 }
 
@@ -93,6 +108,7 @@ pub struct Lun {
     name: RwLock<String>,
     pub(super) data: File,
     stored: File,
+    pub(super) state: StateFile,
     pub(super) log: EventLog,
     settings: RwLock<Settings>,
     pub(super) live: Live,
@@ -176,7 +192,11 @@ impl Lun {
             Settings { read_only: true, ..Settings::default() }
         });
         let lease = LeaseRoom::new(shared.options.timing, settings.access == Access::Shared);
-        Ok(Lun {
+        let (state, why) = StateFile::load(Arc::clone(&shared.fs), root, log.node());
+        if let Some(why) = why {
+            log.event("error", json!({"file": "state", "why": why}));
+        }
+        let lun = Lun {
             shared: Arc::clone(shared),
             volume,
             created,
@@ -184,6 +204,7 @@ impl Lun {
             live: Live::new(&settings, data.size_bytes()),
             data,
             stored,
+            state,
             log,
             settings: RwLock::new(settings),
             change: Mutex::new(()),
@@ -191,7 +212,21 @@ impl Lun {
             lease,
             users: Mutex::default(),
             user_texts: RwLock::default(),
-        })
+        };
+        lun.follow_kept();
+        Ok(lun)
+    }
+
+    /// Takes over what outlived the last server.
+    fn follow_kept(&self) {
+        let kept = self.state.now();
+        self.live.reserved.store(kept.reserved, Ordering::Release);
+        self.live.sanitize.set(match kept.sanitize {
+            None => SanitizeState::Idle,
+            Some(found) if found.failed => SanitizeState::Failed { may_exit: found.order.may_exit },
+            Some(_) => SanitizeState::Running(0),
+        });
+        self.follow_pins();
     }
 
     /// Its name at this moment.
@@ -380,6 +415,34 @@ impl Lun {
         self.live.generation.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// Bytes of blocks behind `data`.
+    pub(super) fn data_used_bytes(&self) -> Result<u64> {
+        Ok(self.data.attr()?.blocks.saturating_mul(crate::device::BLOCK_BYTES as u64))
+    }
+
+    /// `bytes` were written or freed: now and then use is compared with the threshold. Block
+    /// clients are told once each time it is met (SBC-3 §4.7.3.8).
+    pub(super) fn judge_threshold(&self, bytes: u64) {
+        let live = &self.live;
+        let percent = live.threshold_percent.load(Ordering::Acquire);
+        if percent == 0
+            || live.unjudged_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes
+                < THRESHOLD_STEP_BYTES
+        {
+            return;
+        }
+        live.unjudged_bytes.store(0, Ordering::Relaxed);
+        let Ok(used_bytes) = self.data_used_bytes() else { return };
+        let over =
+            u128::from(used_bytes) * 100 >= u128::from(self.size_bytes()) * u128::from(percent);
+        if live.over_threshold.swap(over, Ordering::AcqRel) || !over {
+            return;
+        }
+        live.threshold_events.fetch_add(1, Ordering::AcqRel);
+        live.generation.fetch_add(1, Ordering::AcqRel);
+        self.log.event("threshold", json!({"percent": percent, "used_bytes": used_bytes}));
+    }
+
     pub(super) fn put_settings(&self, settings: &Settings) -> Result<()> {
         event_log::replace(&self.stored, settings.to_toml().as_bytes())?;
         let mut current = self.settings.write();
@@ -483,6 +546,12 @@ impl Live {
             generation: AtomicU64::new(1),
             media_changes: AtomicU64::new(0),
             files_open: AtomicU32::new(0),
+            reserved: AtomicBool::new(false),
+            sanitize: StateWord::default(),
+            threshold_percent: AtomicU64::new(0),
+            threshold_events: AtomicU64::new(0),
+            over_threshold: AtomicBool::new(false),
+            unjudged_bytes: AtomicU64::new(0),
             medium_errors: AtomicU64::new(0),
         };
         live.follow(settings);
@@ -494,6 +563,8 @@ impl Live {
         self.read_only.store(settings.read_only, Ordering::Release);
         self.write_through.store(settings.write_through, Ordering::Release);
         self.quota_bytes.store(settings.quota_bytes, Ordering::Release);
+        let percent = u64::from(settings.threshold_percent);
+        self.threshold_percent.store(percent, Ordering::Release);
     }
 }
 

@@ -55,6 +55,8 @@ pub fn wire_error(error: &BlockError, writes: bool) -> WireError {
         BlockError::ReadOnly => WireError::NotPermitted,
         BlockError::NoSpace => WireError::NoSpace,
         BlockError::HeldByFile
+        | BlockError::Reserved
+        | BlockError::Sanitizing
         | BlockError::Medium { .. }
         | BlockError::Miscompare { .. }
         | BlockError::Io(_) => WireError::Io,

@@ -18,8 +18,8 @@ pub enum Attention {
     ModeChanged,
     /// CAPACITY DATA HAS CHANGED.
     CapacityChanged,
-    /// COMMANDS CLEARED BY ANOTHER INITIATOR.
-    CommandsCleared,
+    /// THIN PROVISIONING SOFT THRESHOLD REACHED.
+    SoftThreshold,
     /// RESERVATIONS PREEMPTED.
     ReservationsPreempted,
     /// RESERVATIONS RELEASED.
@@ -37,7 +37,7 @@ impl Attention {
             Attention::MediumChanged => Sense::new(0x6, 0x28, 0x00),
             Attention::ModeChanged => Sense::new(0x6, 0x2A, 0x01),
             Attention::CapacityChanged => Sense::new(0x6, 0x2A, 0x09),
-            Attention::CommandsCleared => Sense::new(0x6, 0x2F, 0x00),
+            Attention::SoftThreshold => Sense::new(0x6, 0x38, 0x07),
             Attention::ReservationsPreempted => Sense::new(0x6, 0x2A, 0x03),
             Attention::ReservationsReleased => Sense::new(0x6, 0x2A, 0x04),
             Attention::RegistrationsPreempted => Sense::new(0x6, 0x2A, 0x05),

@@ -1,6 +1,7 @@
 //! Command descriptor blocks: 16 bytes in, a [`Command`] or sense data out. Nothing here knows the
 //! disk's size; only fields that no disk of ours can honour are refused.
 
+use super::sanitize::{self, Sanitize};
 use super::Sense;
 
 /// Logical blocks `lba .. lba + blocks`.
@@ -70,6 +71,23 @@ pub struct ModeQuery {
     pub allocation_bytes: usize,
 }
 
+/// Which log page is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogQuery {
+    /// SP: save the parameters.
+    pub save: bool,
+    /// PC: 01b is cumulative values.
+    pub control: u8,
+    /// Page code.
+    pub page: u8,
+    /// Subpage code.
+    pub subpage: u8,
+    /// PARAMETER POINTER: parameters below it are left out.
+    pub from_parameter: u16,
+    /// Allocation length.
+    pub allocation_bytes: usize,
+}
+
 /// A decoded command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)] // the names and fields are those of SPC-4 and SBC-3
@@ -104,6 +122,9 @@ pub enum Command {
     PreFetch { range: Range },
     Unmap { anchor: bool, list_bytes: usize },
     WriteSame(WriteSame),
+    Sanitize(Sanitize),
+    LogSense(LogQuery),
+    ReportTaskManagement { extended: bool, allocation_bytes: usize },
     GetLbaStatus { lba: u64, allocation_bytes: usize },
 }
 
@@ -262,6 +283,8 @@ fn decode10(cdb: &[u8; 16]) -> Result<Command, Sense> {
         0x35 => Command::SynchronizeCache { range },
         0x41 => write_same(cdb, range, false)?,
         0x42 => Command::Unmap { anchor: cdb[1] & 1 != 0, list_bytes: usize::from(be16(cdb, 7)) },
+        0x48 => sanitize::decode(cdb)?,
+        0x4D => log_sense(cdb),
         0x55 => mode_select(cdb, true),
         0x5A => mode_sense(cdb, true),
         0x5E => Command::PersistentIn {
@@ -274,6 +297,17 @@ fn decode10(cdb: &[u8; 16]) -> Result<Command, Sense> {
             list_bytes: be32(cdb, 5) as usize,
         },
         _ => return Err(Sense::INVALID_OPCODE),
+    })
+}
+
+fn log_sense(cdb: &[u8; 16]) -> Command {
+    Command::LogSense(LogQuery {
+        save: cdb[1] & 1 != 0,
+        control: cdb[2] >> 6,
+        page: cdb[2] & 0x3F,
+        subpage: cdb[3],
+        from_parameter: be16(cdb, 5),
+        allocation_bytes: usize::from(be16(cdb, 7)),
     })
 }
 
@@ -303,6 +337,10 @@ fn decode12(cdb: &[u8; 16]) -> Result<Command, Sense> {
             service_action: be16(cdb, 4),
             allocation_bytes,
         }),
+        (0xA3, 0x0D) => {
+            let extended = cdb[2] & 0x80 != 0;
+            Command::ReportTaskManagement { extended, allocation_bytes }
+        }
         (0xA3, _) => return Err(Sense::INVALID_FIELD),
         (0xB7, list) => Command::ReadDefectData { twelve: true, list, allocation_bytes },
         (0xA8 | 0xAA | 0xAE | 0xAF, _) => media(cdb, cdb[0] & 0x1F, range12(cdb))?,

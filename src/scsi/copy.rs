@@ -1,17 +1,20 @@
-//! EXTENDED COPY (LID1) and RECEIVE COPY RESULTS (SPC-4 §6.4, §6.24): copies within the logical
-//! unit, as hypervisors ask for them. Other copy targets are out of reach, and initiators then copy
-//! themselves.
+//! EXTENDED COPY (LID1) and RECEIVE COPY RESULTS (SPC-4 §6.4, §6.24): copies within a logical unit
+//! and between units of one server, as hypervisors ask for them. Other copy targets are out of
+//! reach, and initiators then copy themselves.
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use super::cdb::Range;
 use super::media::{bytes_of, check_cancel, Kind, Task, PIECE_BYTES};
 use super::nexus::{Nexus, Plan};
+use super::reserve::Access;
+use super::unit::{LogicalUnit, FLAG_EJECTED, FLAG_SWP};
 use super::{Answer, Sense};
-use crate::lun::{BlockError, Geometry};
+use crate::lun::{BlockError, BlockIo, Geometry, SanitizeState};
 
 const HEADER_BYTES: usize = 16;
 const TARGET_BYTES: usize = 32;
@@ -204,56 +207,168 @@ pub(super) fn extended_copy(nexus: &Nexus, list: &[u8], cancel: &AtomicBool) -> 
     result
 }
 
+/// Another unit, in the initiator's name.
+#[derive(Debug)]
+pub struct CopyTarget {
+    /// Whose reservations are to be heeded.
+    unit: Arc<LogicalUnit>,
+    /// Its data. What it took for the copy is let go of when that is done.
+    disk: Arc<dyn BlockIo>,
+}
+
+impl CopyTarget {
+    /// `disk` is that of `unit`.
+    pub fn new(unit: Arc<LogicalUnit>, disk: Arc<dyn BlockIo>) -> CopyTarget {
+        unit.restore(&*disk);
+        CopyTarget { unit, disk }
+    }
+}
+
+/// Where the units are found that the initiator may use.
+pub trait CopyTargets: Send + Sync + std::fmt::Debug {
+    /// The unit with this NAA identifier.
+    fn find(&self, naa: &[u8; 16]) -> Option<CopyTarget>;
+}
+
+/// One end of a copy: the unit that has the command, or another.
+enum End<'n> {
+    Own(&'n Nexus),
+    Other(CopyTarget),
+}
+
+impl Drop for CopyTarget {
+    fn drop(&mut self) {
+        self.disk.leaving();
+    }
+}
+
+/// COPY TARGET DEVICE NOT REACHABLE.
+const NOT_REACHABLE: Sense = Sense::new(0xA, 0x0D, 0x02);
+/// INCORRECT COPY TARGET DEVICE TYPE: logical blocks of another size.
+const OTHER_TYPE: Sense = Sense::new(0xA, 0x0D, 0x03);
+/// THIRD PARTY DEVICE FAILURE: it is reserved, protected or being sanitized.
+const FAILURE: Sense = Sense::new(0xA, 0x0D, 0x01);
+
+impl<'n> End<'n> {
+    /// Finds what a target descriptor names: by its NAA designator.
+    fn find(nexus: &'n Nexus, target: &[u8]) -> Result<End<'n>, Sense> {
+        let kind = target.get(5).map_or(0, |kind| kind & 0x0F);
+        let length = target.get(7).copied().map_or(0, usize::from);
+        let name = target.get(8..28).and_then(|name| name.get(..length)).unwrap_or_default();
+        let naa = <&[u8; 16]>::try_from(name).ok().filter(|_| kind == 3).ok_or(NOT_REACHABLE)?;
+        if *naa == nexus.disk().identity().naa {
+            return Ok(End::Own(nexus));
+        }
+        let found = nexus.copy_targets().and_then(|all| all.find(naa)).ok_or(NOT_REACHABLE)?;
+        if found.disk.geometry().block_bytes != nexus.geometry().block_bytes {
+            return Err(OTHER_TYPE);
+        }
+        Ok(End::Other(found))
+    }
+
+    fn disk(&self) -> &dyn BlockIo {
+        match self {
+            End::Own(nexus) => nexus.disk(),
+            End::Other(target) => &*target.disk,
+        }
+    }
+
+    fn geometry(&self) -> Geometry {
+        match self {
+            End::Own(nexus) => nexus.geometry(),
+            End::Other(target) => target.disk.geometry(),
+        }
+    }
+
+    /// The command itself was judged by the unit that has it; the other one is judged here.
+    fn check(&self, nexus: &Nexus, access: Access) -> Result<(), Sense> {
+        let End::Other(target) = self else {
+            return Ok(());
+        };
+        let protected = access == Access::Write
+            && (target.disk.geometry().read_only || target.unit.flags() & FLAG_SWP != 0);
+        let ready = target.disk.sanitize_state() == SanitizeState::Idle
+            && target.unit.flags() & FLAG_EJECTED == 0;
+        match ready && !protected && target.unit.allows_port(&nexus.ports().initiator, access) {
+            true => Ok(()),
+            false => Err(FAILURE),
+        }
+    }
+}
+
 fn copy_segments(
     nexus: &Nexus,
     list: &List<'_>,
     outcome: &mut Outcome,
     cancel: &AtomicBool,
 ) -> Result<(), Sense> {
+    let mut ends: Vec<Option<End<'_>>> = list.targets.iter().map(|_| None).collect();
     for segment in &list.segments {
-        check_target(nexus, list, be16(segment, 4))?;
-        check_target(nexus, list, be16(segment, 6))?;
+        let indices = [be16(segment, 4), be16(segment, 6)].map(usize::from);
+        for index in indices {
+            if let (Some(slot), Some(target)) = (ends.get_mut(index), list.targets.get(index)) {
+                if slot.is_none() {
+                    *slot = Some(End::find(nexus, target)?);
+                }
+            }
+        }
+        let end = |index: usize| ends.get(index).and_then(Option::as_ref).ok_or(UNREACHABLE);
+        let [source, target] = indices;
+        let (source, target) = (end(source)?, end(target)?);
+        source.check(nexus, Access::Read)?;
+        target.check(nexus, Access::Write)?;
         let blocks = u64::from(be16(segment, 10));
-        let geometry = nexus.geometry();
-        let range = |at: usize| {
-            bytes_of(&geometry, Range { lba: be64(segment, at), blocks })
+        let range = |end: &End<'_>, at: usize| {
+            bytes_of(&end.geometry(), Range { lba: be64(segment, at), blocks })
                 .map_err(|_| Sense::COPY_ABORTED)
         };
-        let ((from, length), (to, _)) = (range(12)?, range(20)?);
-        copy(nexus, from, to, length, cancel)?;
+        let ((from, length), (to, _)) = (range(source, 12)?, range(target, 20)?);
+        let copy = Copy { nexus, source: source.disk(), target: target.disk(), from, to };
+        copy.run(length, cancel)?;
         outcome.segments += 1;
         outcome.copied_bytes += length;
     }
     Ok(())
 }
 
-/// A target descriptor must name this unit, by its NAA designator or its T10 one.
-fn check_target(nexus: &Nexus, list: &List<'_>, index: u16) -> Result<(), Sense> {
-    /// UNREACHABLE COPY TARGET.
-    const UNREACHABLE: Sense = Sense::new(0xA, 0x08, 0x04);
-    let target = list.targets.get(usize::from(index)).ok_or(UNREACHABLE)?;
-    let kind = target.get(5).map_or(0, |kind| kind & 0x0F);
-    let length = target.get(7).copied().map_or(0, usize::from);
-    let name = target.get(8..28).and_then(|name| name.get(..length)).unwrap_or_default();
-    match kind == 3 && name == nexus.disk().identity().naa {
-        true => Ok(()),
-        false => Err(Sense::new(0xA, 0x0D, 0x02)), // COPY TARGET DEVICE NOT REACHABLE
-    }
+/// UNREACHABLE COPY TARGET: a segment names a descriptor that is not there.
+const UNREACHABLE: Sense = Sense::new(0xA, 0x08, 0x04);
+
+/// One segment.
+struct Copy<'c> {
+    nexus: &'c Nexus,
+    source: &'c dyn BlockIo,
+    target: &'c dyn BlockIo,
+    from: u64,
+    to: u64,
 }
 
-/// Copies in pieces, from the end where the destination overlaps the source behind it.
-fn copy(nexus: &Nexus, from: u64, to: u64, length: u64, cancel: &AtomicBool) -> Result<(), Sense> {
-    let piece = PIECE_BYTES as u64;
-    let failed = |error: BlockError| nexus.sense_of(&error, true);
-    let count = length.div_ceil(piece);
-    let mut buffer = Vec::new();
-    for step in 0..count {
-        check_cancel(cancel)?;
-        let index = if to > from { count - 1 - step } else { step };
-        let at = index * piece;
-        buffer.resize((length - at).min(piece) as usize, 0);
-        nexus.disk().read(from + at, &mut buffer).map_err(failed)?;
-        nexus.disk().write(to + at, &buffer, nexus.write_through()).map_err(failed)?;
+impl Copy<'_> {
+    /// By sharing the blocks where the disk can do that; else in pieces, from the end where the
+    /// destination overlaps the source behind it.
+    fn run(&self, length: u64, cancel: &AtomicBool) -> Result<(), Sense> {
+        let failed = |error: BlockError| self.nexus.sense_of(&error, true);
+        let (source, target) = (self.source.identity().naa, self.target.identity().naa);
+        if let Some(cloned) = self.target.clone_range(&source, self.from, self.to, length) {
+            return cloned.map_err(failed);
+        }
+        let piece = PIECE_BYTES as u64;
+        let backwards = source == target && self.to > self.from;
+        let count = length.div_ceil(piece);
+        let mut buffer = Vec::new();
+        for step in 0..count {
+            check_cancel(cancel)?;
+            let at = if backwards { count - 1 - step } else { step } * piece;
+            buffer.resize((length - at).min(piece) as usize, 0);
+            self.source.read(self.from + at, &mut buffer).map_err(failed)?;
+            let to = self.to + at;
+            if buffer.iter().all(|byte| *byte == 0) {
+                self.target.write_zeroes(to, buffer.len() as u64, true).map_err(failed)?;
+            } else {
+                let durable = self.nexus.write_through();
+                self.target.write(to, &buffer, durable).map_err(failed)?;
+            }
+        }
+        Ok(())
     }
-    Ok(())
 }

@@ -3,11 +3,11 @@
 use super::media::{atomic_max_blocks, MAX_COMPARE_BLOCKS, MAX_TRANSFER_BYTES};
 use super::nexus::{Nexus, PortNames};
 use super::provision::{MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS, MAX_WRITE_SAME_BYTES};
-use super::{copy, Sense};
+use super::{copy, log, Sense};
 use crate::lun::{Geometry, Identity};
 
 /// Pages that exist, ascending, as page 00h lists them.
-const PAGES: [u8; 8] = [0x00, 0x80, 0x83, 0x86, 0x8F, 0xB0, 0xB1, 0xB2];
+const PAGES: [u8; 9] = [0x00, 0x80, 0x83, 0x86, 0x8F, 0xB0, 0xB1, 0xB2, 0xB3];
 /// Standards claimed: SAM-5, iSCSI, SPC-4, SBC-3 (SPC-4 §6.6.2 table 185).
 const VERSIONS: [u16; 4] = [0x00A0, 0x0960, 0x0460, 0x04C0];
 /// PRODUCT REVISION LEVEL.
@@ -37,7 +37,8 @@ pub(super) fn answer(
         0x8F => copy::third_party_page(),
         0xB0 => block_limits(geometry),
         0xB1 => characteristics(geometry),
-        0xB2 => provisioning(),
+        0xB2 => provisioning(geometry),
+        0xB3 => vec![0; 12], // referrals: none, the whole unit is reached by every port
         _ => return Err(Sense::INVALID_FIELD),
     };
     let mut data = vec![0, page];
@@ -129,7 +130,7 @@ fn designators(identity: &Identity, ports: &PortNames) -> Vec<u8> {
 /// Extended INQUIRY data: which task attributes exist, and whether there is a volatile cache.
 fn extended(geometry: &Geometry) -> Vec<u8> {
     let mut body = vec![0u8; 60];
-    body[1] = 0x01; // SIMPSUP
+    body[1] = 0x07; // HEADSUP, ORDSUP, SIMPSUP
     body[2] = u8::from(!geometry.write_through); // V_SUP
     body
 }
@@ -164,11 +165,12 @@ fn block_limits(geometry: &Geometry) -> Vec<u8> {
 fn characteristics(geometry: &Geometry) -> Vec<u8> {
     let mut body = geometry.rotation_rate.to_be_bytes().to_vec();
     body.resize(60, 0);
+    body[3] = 0x40; // WABEREQ = 01b: after a block erase blocks read as zeros
     body[4] = 0x02; // FUAB: FUA and SYNCHRONIZE CACHE reach the medium
     body
 }
 
 /// LBPU, LBPWS, LBPWS10, LBPRZ = 001b, no anchoring; thin provisioned.
-fn provisioning() -> Vec<u8> {
-    vec![0, 0xE4, 0x02, 0]
+fn provisioning(geometry: &Geometry) -> Vec<u8> {
+    vec![log::threshold_exponent(geometry), 0xE4, 0x02, 0]
 }

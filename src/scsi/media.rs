@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::cdb::{ByteCheck, Command, Range};
 use super::nexus::{Nexus, Plan};
-use super::{copy, mode, provision, Answer, Sense};
+use super::sanitize::Sanitize;
+use super::{copy, mode, provision, sanitize, Answer, Sense};
 use crate::lun::{BlockError, Geometry};
 
 /// Longest transfer of one command, told in VPD B0h: bounds what one command can make a session
@@ -31,8 +32,9 @@ pub(super) enum Kind {
     Unmap { max_descriptors: usize },
     WriteSame { offset: u64, length: u64, unmap: bool },
     LbaStatus { lba: u64, allocation_bytes: usize },
-    ModeSelect { ten: bool },
+    ModeSelect { ten: bool, save: bool },
     ExtendedCopy,
+    Sanitize(Sanitize),
     Reserve6,
     ReserveOut { action: u8, scope_type: u8 },
     WriteHead { offset: u64, fua: bool },
@@ -246,8 +248,8 @@ impl Nexus {
             Kind::Write { offset, fua: false } | Kind::WriteAtomic { offset, fua: false } => {
                 self.disk().try_write(offset, out)?
             }
-            Kind::ModeSelect { ten } => {
-                return Some(match mode::select(self, ten, out) {
+            Kind::ModeSelect { ten, save: false } => {
+                return Some(match mode::select(self, ten, false, out) {
                     Ok(()) => Answer::good(),
                     Err(sense) => self.check(sense),
                 });
@@ -288,6 +290,7 @@ impl Nexus {
             Kind::VerifyEach { offset } => self.verify_each(offset, out),
             Kind::VerifyMedium { offset, length } => self.verify_medium(offset, length, cancel),
             Kind::VerifySame { offset, length } => self.verify_same(offset, length, out, cancel),
+            Kind::Sanitize(order) => sanitize::run(self, order, out, cancel),
             Kind::ExtendedCopy => copy::extended_copy(self, out, cancel),
             Kind::Unmap { max_descriptors } => provision::unmap(self, out, max_descriptors),
             Kind::WriteSame { offset, length, unmap } => {
@@ -303,7 +306,7 @@ impl Nexus {
             Kind::ReserveOut { action, scope_type } => {
                 return self.reserve_out(action, scope_type, out);
             }
-            Kind::ModeSelect { ten } => mode::select(self, ten, out),
+            Kind::ModeSelect { ten, save } => mode::select(self, ten, save, out),
             _ => Err(Sense::ABORTED),
         };
         match done {

@@ -14,6 +14,7 @@ mod attention;
 mod cdb;
 mod copy;
 mod inquiry;
+mod log;
 mod media;
 mod mode;
 mod nexus;
@@ -21,6 +22,7 @@ mod opcodes;
 mod provision;
 mod report;
 mod reserve;
+mod sanitize;
 mod sense;
 #[cfg(test)]
 mod tests;
@@ -28,6 +30,7 @@ mod unit;
 
 pub use attention::Attention;
 pub use cdb::{decode, Command, Range};
+pub use copy::{CopyTarget, CopyTargets};
 pub use media::{Task, MAX_TRANSFER_BYTES};
 pub use nexus::{Nexus, Plan, PortNames};
 pub use sense::Sense;

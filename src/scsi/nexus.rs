@@ -10,11 +10,12 @@ use parking_lot::Mutex;
 
 use super::attention::Attention;
 use super::cdb::{decode, Command};
+use super::copy::CopyTargets;
 use super::media::{Kind, Task};
-use super::reserve::{Access, Denied, Order, LIST_BYTES};
+use super::reserve::{Access, Denied, Order, LIST_BYTES, MAX_LIST_BYTES, MOVE};
 use super::unit::{LogicalUnit, NexusState, FLAG_D_SENSE, FLAG_EJECTED, FLAG_SWP, FLAG_WCE_OFF};
-use super::{copy, inquiry, mode, provision, report, Answer, Sense, Status};
-use crate::lun::{BlockIo, Geometry};
+use super::{copy, inquiry, log, mode, provision, report, sanitize, Answer, Sense, Status};
+use crate::lun::{BlockIo, Geometry, SanitizeState};
 
 /// LUN 0 in flat space addressing (SAM-5 §4.7.7.4).
 const FLAT_LUN_0: u64 = 0x4000 << 48;
@@ -30,6 +31,8 @@ pub struct PortNames {
     pub port: String,
     /// RELATIVE TARGET PORT IDENTIFIER.
     pub relative_port: u16,
+    /// How many target ports the device has: they are numbered from 1.
+    pub port_count: u16,
     /// TARGET PORT GROUP.
     pub port_group: u16,
     /// SPC-4 protocol identifier (5 = iSCSI).
@@ -52,8 +55,10 @@ pub struct Nexus {
     state: Arc<NexusState>,
     disk: Arc<dyn BlockIo>,
     ports: PortNames,
+    copy_targets: Option<Arc<dyn CopyTargets>>,
     seen_generation: AtomicU64,
     seen_media_changes: AtomicU64,
+    seen_thresholds: AtomicU64,
     geometry: Mutex<Geometry>,
 }
 
@@ -66,11 +71,33 @@ impl Drop for Nexus {
 impl Nexus {
     /// Joins `unit`, doing its I/O on `disk`: the session's own handle of the LUN.
     pub fn new(unit: Arc<LogicalUnit>, disk: Arc<dyn BlockIo>, ports: PortNames) -> Nexus {
+        unit.restore(&*disk);
         let state = unit.attach(&ports.initiator);
         let seen_generation = AtomicU64::new(disk.generation());
         let seen_media_changes = AtomicU64::new(disk.media_changes());
+        let seen_thresholds = AtomicU64::new(disk.threshold_events());
         let geometry = Mutex::new(disk.geometry());
-        Nexus { unit, state, disk, ports, seen_generation, seen_media_changes, geometry }
+        Nexus {
+            unit,
+            state,
+            disk,
+            ports,
+            copy_targets: None,
+            seen_generation,
+            seen_media_changes,
+            seen_thresholds,
+            geometry,
+        }
+    }
+
+    /// With other units that EXTENDED COPY may name.
+    pub fn with_copy_targets(mut self, targets: Arc<dyn CopyTargets>) -> Nexus {
+        self.copy_targets = Some(targets);
+        self
+    }
+
+    pub(super) fn copy_targets(&self) -> Option<&dyn CopyTargets> {
+        self.copy_targets.as_deref()
     }
 
     /// The unit that all nexuses of this LUN share.
@@ -161,6 +188,10 @@ impl Nexus {
         if rest != now {
             self.state.raise(Attention::ModeChanged);
         }
+        let thresholds = self.disk.threshold_events();
+        if self.seen_thresholds.swap(thresholds, Ordering::Relaxed) != thresholds {
+            self.state.raise(Attention::SoftThreshold);
+        }
         // A file writer closed, or an import went by: what the initiator has cached may be old.
         let changes = self.disk.media_changes();
         if self.seen_media_changes.swap(changes, Ordering::Relaxed) != changes {
@@ -180,6 +211,12 @@ impl Nexus {
         let command = decode(cdb)?;
         if !self.unit.allows(&self.state, access_of(&command)) {
             return Ok(Plan::Done(Answer::status(Status::ReservationConflict)));
+        }
+        let sanitizing = self.disk.sanitize_state();
+        if let Some(sense) = sanitize::obstacle(sanitizing) {
+            if !sanitize::goes_on(&command, sanitizing) {
+                return Err(sense);
+            }
         }
         if self.unit.flags() & FLAG_EJECTED != 0 && needs_medium(&command) {
             return Err(Sense::NO_MEDIUM);
@@ -214,6 +251,11 @@ impl Nexus {
             }
             Command::ReportLuns { select, allocation_bytes } => {
                 (report::luns(select)?, allocation_bytes)
+            }
+            Command::Sanitize(order) => return sanitize::plan(self, order),
+            Command::LogSense(query) => (log::sense(self, &query)?, query.allocation_bytes),
+            Command::ReportTaskManagement { extended, allocation_bytes } => {
+                (report::task_management(extended), allocation_bytes)
             }
             Command::ReportOpcodes(query) => (report::opcodes(&query)?, query.allocation_bytes),
             Command::ReportTargetPortGroups { extended, allocation_bytes } => {
@@ -274,7 +316,7 @@ impl Nexus {
 
     /// PERSISTENT RESERVE OUT with its parameter list.
     pub(super) fn reserve_out(&self, action: u8, scope_type: u8, list: &[u8]) -> Answer {
-        let order = match Order::parse(action, scope_type, list) {
+        let order = match Order::parse(action, scope_type, list, self.ports.protocol) {
             Ok(order) => order,
             Err(sense) => return self.check(sense),
         };
@@ -283,7 +325,7 @@ impl Nexus {
                 return self.check(sense);
             }
         }
-        self.reserve_answer(self.unit.reserve_out(&self.state, &order))
+        self.reserve_answer(self.unit.reserve_out(&self.state, &order, self.disk()))
     }
 
     fn claim(&self) -> Result<(), Sense> {
@@ -294,6 +336,9 @@ impl Nexus {
     fn request_sense(&self, descriptor: bool) -> Vec<u8> {
         let sense = match self.state.take_attention() {
             Some(attention) => attention.sense(),
+            None if self.disk.sanitize_state() != SanitizeState::Idle => {
+                sanitize::obstacle(self.disk.sanitize_state()).unwrap_or(Sense::NONE)
+            }
             None if self.unit.flags() & FLAG_EJECTED != 0 => Sense::NO_MEDIUM,
             None => Sense::NONE,
         };
@@ -348,12 +393,6 @@ impl Nexus {
         }
     }
 
-    /// CLEAR TASK SET (SAM-5 §7.5): tasks of every nexus are aborted, the others are told.
-    pub fn clear_task_set(&self) {
-        self.unit.abort_all_tasks();
-        self.unit.raise_for_others(&self.state, Attention::CommandsCleared);
-    }
-
     /// The answer to a command that the transport has no room for.
     pub fn busy(&self) -> Answer {
         Answer::status(Status::TaskSetFull)
@@ -368,6 +407,8 @@ fn needs_medium(command: &Command) -> bool {
             | Command::RequestSense { .. }
             | Command::ReportLuns { .. }
             | Command::ReportOpcodes(_)
+            | Command::ReportTaskManagement { .. }
+            | Command::LogSense(_)
             | Command::ReportTargetPortGroups { .. }
             | Command::StartStop { .. }
             | Command::PreventAllow { .. }
@@ -394,6 +435,8 @@ fn access_of(command: &Command) -> Access {
         | Command::ReadCapacity10
         | Command::ReadCapacity16 { .. }
         | Command::ReportOpcodes(_)
+        | Command::ReportTaskManagement { .. }
+        | Command::LogSense(_)
         | Command::ReportTargetPortGroups { .. }
         | Command::ReceiveCopyResults { .. }
         | Command::PersistentIn { .. }
@@ -409,10 +452,14 @@ fn access_of(command: &Command) -> Access {
 
 /// What the CDB of PERSISTENT RESERVE OUT alone decides.
 fn plan_reserve_out(action: u8, scope_type: u8, list_bytes: usize) -> Result<Plan, Sense> {
-    if action > 6 {
+    if action > MOVE {
         return Err(Sense::INVALID_FIELD);
     }
-    if list_bytes != LIST_BYTES {
+    let right = match action {
+        MOVE => (LIST_BYTES..=MAX_LIST_BYTES).contains(&list_bytes),
+        _ => list_bytes == LIST_BYTES,
+    };
+    if !right {
         return Err(Sense::LIST_LENGTH);
     }
     Ok(Plan::Run(Task::with_out(Kind::ReserveOut { action, scope_type }, list_bytes)))

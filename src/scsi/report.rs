@@ -43,18 +43,33 @@ pub(super) fn luns(select: u8) -> Result<Vec<u8>, Sense> {
     }
 }
 
-/// REPORT TARGET PORT GROUPS data (SPC-4 §6.37): one group, active/optimized, of one port.
+/// REPORT TARGET PORT GROUPS data (SPC-4 §6.37): one group, active/optimized, of all
+/// ports.
 pub(super) fn port_groups(ports: &PortNames, extended: bool) -> Vec<u8> {
     let [group_high, group_low] = ports.port_group.to_be_bytes();
-    let [port_high, port_low] = ports.relative_port.to_be_bytes();
     let mut body = vec![0u8; if extended { 4 } else { 0 }];
     if extended {
         body[0] = 0x10; // extended header, no implicit transition time
     }
-    // PREF = 0, active/optimized; AO_SUP alone; status code 0; one port
-    body.extend_from_slice(&[0x00, 0x01, group_high, group_low, 0, 0, 0, 1]);
-    body.extend_from_slice(&[0, 0, port_high, port_low]);
+    // PREF = 0, active/optimized; AO_SUP alone; status code 0
+    let count = ports.port_count.min(u16::from(u8::MAX));
+    body.extend_from_slice(&[0x00, 0x01, group_high, group_low, 0, 0, 0, count as u8]);
+    for port in 1..=count {
+        let [high, low] = port.to_be_bytes();
+        body.extend_from_slice(&[0, 0, high, low]);
+    }
     [&(body.len() as u32).to_be_bytes()[..], &body].concat()
+}
+
+/// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS data (SPC-4 §6.36): ABORT TASK, ABORT TASK SET, CLEAR
+/// TASK SET, LOGICAL UNIT RESET, TARGET RESET.
+pub(super) fn task_management(extended: bool) -> Vec<u8> {
+    const FUNCTIONS: u8 = 0x80 | 0x40 | 0x10 | 0x08 | 0x02;
+    match extended {
+        false => vec![FUNCTIONS, 0, 0, 0],
+        // no function recommends a time to wait
+        true => [&[FUNCTIONS, 0, 0, 12][..], &[0; 12]].concat(),
+    }
 }
 
 /// A command timeouts descriptor (SPC-4 §6.35.4) that recommends nothing.

@@ -2,7 +2,8 @@
 //! §5.5).
 //!
 //! Registrants are known by the name of their initiator port, so a registration outlives its
-//! session. Nothing survives the end of the logical unit (PTPL_C = 0).
+//! session, and holds for every target port. With APTPL it outlives the server: the record is text,
+//! a line each, kept by the disk.
 //!
 //! Invariants: at most [`MAX_REGISTRANTS`]; a holder is registered; RESERVE(6) and registrations
 //! never exist together.
@@ -16,6 +17,12 @@ use super::Sense;
 const MAX_REGISTRANTS: usize = 128;
 /// Length of a PERSISTENT RESERVE OUT parameter list.
 pub(super) const LIST_BYTES: usize = 24;
+/// REGISTER AND MOVE: a TransportID follows; iSCSI's longest is a name and an ISID.
+pub(super) const MAX_LIST_BYTES: usize = LIST_BYTES + 4 + 256;
+/// Service action REGISTER AND MOVE.
+pub(super) const MOVE: u8 = 7;
+/// Longest name of an initiator port: an iSCSI name, `,i,0x` and 12 digits.
+const MAX_PORT_BYTES: usize = 255;
 
 /// Reservation types (SPC-4 table 58).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,25 +97,29 @@ impl From<Sense> for Denied {
 /// Attentions that a command raises, by initiator port.
 pub(super) type Notices = Vec<(String, Attention)>;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Registrant {
     port: String,
     key: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Holder {
     port: String,
     kind: Kind,
 }
 
 /// A decoded PERSISTENT RESERVE OUT with its parameter list.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Order {
     action: u8,
     scope_type: u8,
     key: u64,
     new_key: u64,
+    /// APTPL: registrations and reservation outlive the server.
+    lasting: bool,
+    /// REGISTER AND MOVE: the initiator port that gets the reservation, and UNREG.
+    to: Option<(String, bool)>,
 }
 
 impl Order {
@@ -123,25 +134,36 @@ impl Order {
     }
 
     /// Reads the parameter list of `action`.
-    pub fn parse(action: u8, scope_type: u8, list: &[u8]) -> Result<Order, Sense> {
+    pub fn parse(action: u8, scope_type: u8, list: &[u8], protocol: u8) -> Result<Order, Sense> {
         let word = |at: usize| -> Option<u64> {
             list.get(at..at + 8)?.try_into().ok().map(u64::from_be_bytes)
         };
         let (Some(key), Some(new_key)) = (word(0), word(8)) else {
             return Err(Sense::LIST_LENGTH);
         };
-        // SPEC_I_PT and APTPL are not offered; ALL_TG_PT is: there is one target port
-        if list.get(20).is_none_or(|flags| flags & 0x09 != 0) {
-            return Err(Sense::INVALID_PARAMETER);
+        if action == MOVE {
+            let flags = list.get(17).copied().unwrap_or(0);
+            let to = port_of(list.get(20..).unwrap_or_default(), protocol)?;
+            let (lasting, to) = (flags & 1 != 0, Some((to, flags & 2 != 0)));
+            return Ok(Order { action, scope_type, key, new_key, lasting, to });
         }
-        Ok(Order { action, scope_type, key, new_key })
+        // SPEC_I_PT is not offered; ALL_TG_PT is: a registration holds for every target port
+        match list.get(20) {
+            Some(flags) if flags & 0x08 == 0 => {
+                let lasting = flags & 1 != 0;
+                Ok(Order { action, scope_type, key, new_key, lasting, to: None })
+            }
+            _ => Err(Sense::INVALID_PARAMETER),
+        }
     }
 }
 
 /// The reservations of a unit.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Reservations {
     generation: u32,
+    /// APTPL of the last registration.
+    lasting: bool,
     registrants: Vec<Registrant>,
     holder: Option<Holder>,
     /// The nexus that RESERVE(6) is held by.
@@ -152,6 +174,53 @@ impl Reservations {
     /// Is there anything that a command has to be checked against?
     pub fn is_active(&self) -> bool {
         self.legacy.is_some() || self.holder.is_some()
+    }
+
+    /// Is there a persistent reservation?
+    pub fn is_held(&self) -> bool {
+        self.holder.is_some()
+    }
+
+    pub fn has_registrants(&self) -> bool {
+        !self.registrants.is_empty()
+    }
+
+    /// What is to outlive the server; `None`: nothing.
+    pub fn record(&self) -> Option<String> {
+        if !self.lasting || self.registrants.is_empty() {
+            return None;
+        }
+        let mut out = String::new();
+        for one in &self.registrants {
+            out.push_str(&format!("registrant {:016x} {}\n", one.key, one.port));
+        }
+        if let Some(holder) = &self.holder {
+            out.push_str(&format!("holder {} {}\n", holder.kind as u8, holder.port));
+        }
+        Some(out)
+    }
+
+    /// Reads a record; what makes no sense is left out.
+    pub fn from_record(record: &str) -> Reservations {
+        let mut all = Reservations { lasting: !record.is_empty(), ..Reservations::default() };
+        for line in record.lines() {
+            let mut words = line.splitn(3, ' ');
+            let (what, value, port) = (words.next(), words.next(), words.next());
+            let (Some(value), Some(port)) = (value, port.map(str::to_owned)) else { continue };
+            match what {
+                Some("registrant") if all.registrants.len() < MAX_REGISTRANTS => {
+                    if let Ok(key) = u64::from_str_radix(value, 16) {
+                        all.registrants.push(Registrant { port, key });
+                    }
+                }
+                Some("holder") if all.is_registered(&port) => {
+                    let kind = value.parse().ok().and_then(|kind| Kind::of(kind).ok());
+                    all.holder = kind.map(|kind| Holder { port, kind });
+                }
+                _ => {}
+            }
+        }
+        all
     }
 
     fn is_registered(&self, port: &str) -> bool {
@@ -229,11 +298,18 @@ impl Reservations {
             2 => self.release(port, order),
             3 => Ok(self.clear(port)),
             4 | 5 => self.preempt(port, order),
+            MOVE => self.register_and_move(port, order),
             _ => Err(Sense::INVALID_FIELD.into()),
         }
     }
 
     fn register(&mut self, port: &str, order: &Order) -> Result<Notices, Denied> {
+        let outcome = self.register_key(port, order)?;
+        self.lasting = order.lasting;
+        Ok(outcome)
+    }
+
+    fn register_key(&mut self, port: &str, order: &Order) -> Result<Notices, Denied> {
         let ignore = order.action == 6;
         let at = self.registrants.iter().position(|registrant| registrant.port == port);
         let full = self.registrants.len() >= MAX_REGISTRANTS;
@@ -309,6 +385,37 @@ impl Reservations {
         })
     }
 
+    /// REGISTER AND MOVE (SPC-4 §5.13.8): the holder hands its reservation to another port.
+    fn register_and_move(&mut self, port: &str, order: &Order) -> Result<Notices, Denied> {
+        let Some((to, unregister)) = &order.to else {
+            return Err(Sense::INVALID_PARAMETER.into());
+        };
+        let kind = match &self.holder {
+            Some(holder) if holder.port == port && !holder.kind.all_registrants() => holder.kind,
+            _ => return Err(Denied::Conflict),
+        };
+        if order.new_key == 0 || to == port {
+            return Err(Sense::INVALID_PARAMETER.into());
+        }
+        let full = self.registrants.len() >= MAX_REGISTRANTS;
+        match self.registrants.iter_mut().find(|one| one.port == *to) {
+            Some(found) => found.key = order.new_key,
+            None if full => {
+                return Err(Sense::NO_REGISTRATION_RESOURCES.into());
+            }
+            None => {
+                self.registrants.push(Registrant { port: to.clone(), key: order.new_key });
+            }
+        }
+        self.holder = Some(Holder { port: to.clone(), kind });
+        if *unregister {
+            self.registrants.retain(|one| one.port != port);
+        }
+        self.lasting = order.lasting;
+        self.generation = self.generation.wrapping_add(1);
+        Ok(Notices::new())
+    }
+
     fn clear(&mut self, port: &str) -> Notices {
         let notices = self.notices(port, Attention::ReservationsPreempted);
         self.registrants.clear();
@@ -366,10 +473,15 @@ impl Reservations {
         match action {
             0 => Ok(self.read_keys()),
             1 => Ok(self.read_reservation()),
-            2 => Ok(capabilities()),
+            2 => Ok(self.capabilities()),
             3 => Ok(self.read_full_status(ports)),
             _ => Err(Sense::INVALID_FIELD),
         }
+    }
+
+    /// REPORT CAPABILITIES: ATP_C and PTPL_C; the type mask valid, PTPL_A; all types.
+    fn capabilities(&self) -> Vec<u8> {
+        vec![0, 8, 0x05, 0x80 | u8::from(self.lasting), 0xEA, 0x01, 0, 0]
     }
 
     fn with_header(&self, body: &[u8]) -> Vec<u8> {
@@ -397,11 +509,11 @@ impl Reservations {
         for one in &self.registrants {
             let holder = self.holder.as_ref().filter(|_| self.holds(&one.port));
             let kind = holder.map_or(0, |holder| holder.kind as u8);
-            let [high, low] = ports.relative_port.to_be_bytes();
             let transport = transport_id(&one.port, ports.protocol);
             body.extend_from_slice(&one.key.to_be_bytes());
-            body.extend_from_slice(&[0, 0, 0, 0, u8::from(holder.is_some()), kind, 0, 0, 0, 0]);
-            body.extend_from_slice(&[high, low]);
+            // ALL_TG_PT: the relative port means nothing
+            let flags = 0x02 | u8::from(holder.is_some());
+            body.extend_from_slice(&[0, 0, 0, 0, flags, kind, 0, 0, 0, 0, 0, 0]);
             body.extend_from_slice(&(transport.len() as u32).to_be_bytes());
             body.extend_from_slice(&transport);
         }
@@ -419,9 +531,23 @@ fn transport_id(port: &str, protocol: u8) -> Vec<u8> {
     out
 }
 
-/// REPORT CAPABILITIES: ATP_C, the type mask valid, all types.
-fn capabilities() -> Vec<u8> {
-    vec![0, 8, 0x04, 0x80, 0xEA, 0x01, 0, 0]
+/// The initiator port that a list of one TransportID names, after its length.
+fn port_of(bytes: &[u8], protocol: u8) -> Result<String, Sense> {
+    let (head, rest) = bytes.split_at_checked(4).ok_or(Sense::LIST_LENGTH)?;
+    let length = head.iter().fold(0usize, |sum, byte| (sum << 8) | usize::from(*byte));
+    let id = rest.get(..length).ok_or(Sense::LIST_LENGTH)?;
+    let &[format, _, high, low, ref name @ ..] = id else {
+        return Err(Sense::INVALID_PARAMETER);
+    };
+    let name = name.get(..usize::from(u16::from_be_bytes([high, low])));
+    let name = name.and_then(|name| name.split(|byte| *byte == 0).next()).unwrap_or_default();
+    let graphic = name.iter().all(u8::is_ascii_graphic);
+    match std::str::from_utf8(name) {
+        Ok(name) if format == 0x40 | protocol && graphic && name.len() <= MAX_PORT_BYTES => {
+            Ok(name.to_owned())
+        }
+        _ => Err(Sense::INVALID_PARAMETER),
+    }
 }
 
 #[cfg(test)]
@@ -429,7 +555,7 @@ mod tests {
     use super::*;
 
     fn order(action: u8, kind: u8, key: u64, new_key: u64) -> Order {
-        Order { action, scope_type: kind, key, new_key }
+        Order { action, scope_type: kind, key, new_key, lasting: false, to: None }
     }
 
     fn two() -> Reservations {
@@ -478,6 +604,40 @@ mod tests {
         assert_eq!(all.read_reservation()[8..16], [0; 8]);
         all.out("a", &order(0, 0, 10, 0)).unwrap();
         assert!(all.is_active(), "the other registrant still holds it");
+    }
+
+    #[test]
+    fn the_record_gives_back_what_it_was_made_of() {
+        let mut all = two();
+        assert_eq!(all.record(), None, "without APTPL nothing lasts");
+        all.out("a", &Order { lasting: true, ..order(6, 0, 0, 10) }).unwrap();
+        all.out("a", &order(1, 8, 10, 0)).unwrap();
+        let again = Reservations::from_record(&all.record().unwrap());
+        assert_eq!(again.read_keys()[4..], all.read_keys()[4..]);
+        assert!(again.holds("a") && again.holds("b") && !again.allows(3, "c", Access::Read));
+        let mut again = again;
+        again.out("b", &order(3, 0, 20, 0)).unwrap();
+        assert_eq!(again.record(), None);
+        assert!(!Reservations::from_record("holder 1 x\nregistrant y\n").is_active());
+    }
+
+    #[test]
+    fn a_reservation_moves_to_the_port_that_is_named() {
+        let mut all = two();
+        all.out("a", &order(1, 1, 10, 0)).unwrap();
+        let mut list = vec![0; 24];
+        list[7] = 10;
+        list[15] = 77;
+        list[17] = 2;
+        list[23] = 8;
+        list.extend_from_slice(&[0x45, 0, 0, 4, b'n', 0, 0, 0]);
+        let order = Order::parse(MOVE, 1, &list, 5).unwrap();
+        all.out("a", &order).unwrap();
+        assert!(all.holds("n") && !all.is_registered("a"));
+        assert_eq!(all.registrants.last().map(|one| one.key), Some(77));
+        assert_eq!(all.out("b", &order).unwrap_err(), Denied::Conflict);
+        list[24] = 0x40;
+        assert!(Order::parse(MOVE, 1, &list, 5).is_err());
     }
 
     #[test]

@@ -13,12 +13,16 @@ pub struct Sense {
     pub ascq: u8,
     /// INFORMATION: an LBA for medium errors, a byte offset for a miscompare.
     pub information: Option<u64>,
+    /// PROGRESS INDICATION in 65,536ths (sense key specific), for an operation that goes on.
+    pub progress: Option<u16>,
 }
 
 /// Length of fixed format sense data (SPC-4 §4.5.3): no vendor bytes follow.
 const FIXED_BYTES: usize = 18;
 /// Length of an information sense data descriptor (SPC-4 §4.5.2.2).
 const INFORMATION_DESCRIPTOR_BYTES: u8 = 12;
+/// Length of a sense key specific descriptor (SPC-4 §4.5.2.4).
+const SPECIFIC_DESCRIPTOR_BYTES: u8 = 8;
 
 impl Sense {
     /// NO SENSE.
@@ -45,14 +49,16 @@ impl Sense {
     pub const LIST_LENGTH: Sense = Sense::new(0x5, 0x1A, 0x00);
     /// INVALID FIELD IN COMMAND INFORMATION UNIT: the transport's expected length is too short.
     pub const INVALID_INFORMATION_UNIT: Sense = Sense::new(0x5, 0x0E, 0x03);
-    /// SAVING PARAMETERS NOT SUPPORTED.
-    pub const SAVING_NOT_SUPPORTED: Sense = Sense::new(0x5, 0x39, 0x00);
     /// MEDIUM REMOVAL PREVENTED.
     pub const REMOVAL_PREVENTED: Sense = Sense::new(0x5, 0x53, 0x02);
     /// MEDIUM NOT PRESENT.
     pub const NO_MEDIUM: Sense = Sense::new(0x2, 0x3A, 0x00);
     /// LOGICAL UNIT NOT READY, INITIALIZING COMMAND REQUIRED (stopped).
     pub const STOPPED: Sense = Sense::new(0x2, 0x04, 0x02);
+    /// LOGICAL UNIT NOT READY, SANITIZE IN PROGRESS.
+    pub const SANITIZING: Sense = Sense::new(0x2, 0x04, 0x1B);
+    /// SANITIZE COMMAND FAILED.
+    pub const SANITIZE_FAILED: Sense = Sense::new(0x3, 0x31, 0x03);
     /// WRITE PROTECTED.
     pub const WRITE_PROTECTED: Sense = Sense::new(0x7, 0x27, 0x00);
     /// MISCOMPARE DURING VERIFY OPERATION.
@@ -62,12 +68,17 @@ impl Sense {
 
     /// Codes without INFORMATION.
     pub const fn new(key: u8, asc: u8, ascq: u8) -> Sense {
-        Sense { key, asc, ascq, information: None }
+        Sense { key, asc, ascq, information: None, progress: None }
     }
 
     /// The same with an INFORMATION field.
     pub const fn with_information(self, information: u64) -> Sense {
         Sense { information: Some(information), ..self }
+    }
+
+    /// The same with a PROGRESS INDICATION.
+    pub const fn with_progress(self, progress: u16) -> Sense {
+        Sense { progress: Some(progress), ..self }
     }
 
     /// Current-error sense data. In the fixed format INFORMATION is valid only where it fits 32
@@ -91,6 +102,10 @@ impl Sense {
             out[0] |= 0x80;
             out[3..7].copy_from_slice(&information.to_be_bytes());
         }
+        if let Some(progress) = self.progress {
+            out[15] = 0x80; // SKSV
+            out[16..18].copy_from_slice(&progress.to_be_bytes());
+        }
         out
     }
 
@@ -100,6 +115,12 @@ impl Sense {
             out[7] = INFORMATION_DESCRIPTOR_BYTES;
             out.extend_from_slice(&[0x00, INFORMATION_DESCRIPTOR_BYTES - 2, 0x80, 0x00]);
             out.extend_from_slice(&information.to_be_bytes());
+        }
+        if let Some(progress) = self.progress {
+            out[7] += SPECIFIC_DESCRIPTOR_BYTES;
+            out.extend_from_slice(&[0x02, SPECIFIC_DESCRIPTOR_BYTES - 2, 0, 0, 0x80]);
+            out.extend_from_slice(&progress.to_be_bytes());
+            out.push(0);
         }
         out
     }
@@ -115,6 +136,8 @@ impl Sense {
             // LOGICAL UNIT NOT READY, OPERATION IN PROGRESS: Linux waits and retries this one,
             // where CAUSE NOT REPORTABLE fails the request at once
             BlockError::HeldByFile => Sense::new(0x2, 0x04, 0x07),
+            BlockError::Reserved => Sense::ABORTED, // SCSI sessions judge that by themselves
+            BlockError::Sanitizing => Sense::SANITIZING,
             BlockError::Medium { offset_bytes } => Sense::new(0x3, 0x11, 0x00)
                 .with_information(offset_bytes / u64::from(block_bytes.max(1))),
             BlockError::Miscompare { offset_bytes } => {
@@ -153,6 +176,13 @@ mod tests {
         assert_eq!(&sense[..8], &[0x72, 0xE, 0x1D, 0, 0, 0, 0, 12]);
         assert_eq!(&sense[8..12], &[0, 10, 0x80, 0]);
         assert_eq!(&sense[12..], &(1u64 << 40).to_be_bytes());
+    }
+
+    #[test]
+    fn progress_stands_in_both_formats() {
+        let sense = Sense::SANITIZING.with_progress(0x1234);
+        assert_eq!(sense.encode(false)[15..18], [0x80, 0x12, 0x34]);
+        assert_eq!(sense.encode(true)[7..], [8, 2, 6, 0, 0, 0x80, 0x12, 0x34, 0]);
     }
 
     #[test]

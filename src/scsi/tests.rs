@@ -4,7 +4,10 @@ use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
 use super::*;
-use crate::lun::{BlockIo, MemoryLun};
+use crate::lun::{BlockIo, MemoryLun, SanitizeState};
+
+#[path = "tests_state.rs"]
+mod state;
 
 const BLOCK: usize = 512;
 
@@ -15,7 +18,11 @@ struct Bench {
 
 impl Bench {
     fn new() -> Bench {
-        let disk = Arc::new(MemoryLun::new("t", 1 << 20, BLOCK as u32));
+        Bench::named("t")
+    }
+
+    fn named(name: &str) -> Bench {
+        let disk = Arc::new(MemoryLun::new(name, 1 << 20, BLOCK as u32));
         Bench { disk, unit: LogicalUnit::new() }
     }
 
@@ -26,6 +33,7 @@ impl Bench {
             device: "iqn.d".to_owned(),
             port: "iqn.d,t,0x0001".to_owned(),
             relative_port: 1,
+            port_count: 2,
             port_group: 1,
             protocol: 5,
         };
@@ -137,7 +145,7 @@ fn descriptor_sense_and_write_cache_follow_their_pages() {
         let list = [&[0, 0, 0, 0], page].concat();
         run(&nexus, &[0x15, 0x10, 0, 0, list.len() as u8, 0], &list).status
     };
-    assert_eq!(select(&[0x0A, 0x0A, 0x06, 0x10, 0, 0, 0, 0, 0, 0, 0, 0]), Status::Good);
+    assert_eq!(select(&[0x0A, 0x0A, 0x26, 0x10, 0, 0, 0, 0, 0, 0, 0, 0]), Status::Good);
     let answer = run(&nexus, &[0x28, 0, 0xFF, 0, 0, 0, 0, 0, 1, 0], &[]);
     assert_eq!((answer.sense[0], code(&answer)), (0x72, (5, 0x21, 0)));
     let flushed = bench.disk.flush_count();

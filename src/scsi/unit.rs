@@ -14,6 +14,7 @@ use super::copy::Outcomes;
 use super::nexus::PortNames;
 use super::reserve::{Access, Denied, Order, Reservations};
 use super::Sense;
+use crate::lun::BlockIo;
 
 /// SWP of the control mode page: the software write protect.
 pub(super) const FLAG_SWP: u32 = 1;
@@ -25,7 +26,7 @@ pub(super) const FLAG_WCE_OFF: u32 = 4;
 pub(super) const FLAG_EJECTED: u32 = 8;
 /// A reservation is held: commands have to be checked against it.
 pub(super) const FLAG_RESERVED: u32 = 16;
-/// What a reset gives back its default.
+/// What a reset gives back its saved value.
 const FLAGS_OF_RESET: u32 = FLAG_SWP | FLAG_D_SENSE | FLAG_WCE_OFF;
 
 /// What the unit keeps of one nexus.
@@ -73,6 +74,11 @@ impl NexusState {
 #[derive(Debug, Default)]
 pub struct LogicalUnit {
     flags: AtomicU32,
+    saved_mode: AtomicU32,
+    /// What the disk keeps was taken over.
+    restored: Mutex<bool>,
+    /// One change of the reservations at a time, from its check until it is kept.
+    changing: Mutex<()>,
     reservations: Mutex<Reservations>,
     copies: Outcomes,
     next_nexus: AtomicU64,
@@ -83,6 +89,31 @@ impl LogicalUnit {
     /// A unit with default mode settings and its medium loaded.
     pub fn new() -> Arc<LogicalUnit> {
         Arc::new(LogicalUnit::default())
+    }
+
+    /// Takes over what the disk keeps of the unit: by its first nexus.
+    pub(super) fn restore(&self, disk: &dyn BlockIo) {
+        let record = disk.reservations();
+        let mut restored = self.restored.lock();
+        if std::mem::replace(&mut *restored, true) {
+            return;
+        }
+        self.with_reservations(|all| *all = Reservations::from_record(&record));
+        self.set_saved_mode(disk.saved_mode());
+        self.set_flags(FLAGS_OF_RESET, self.saved_mode());
+    }
+
+    /// There is something to remember of it without a nexus.
+    pub fn is_needed(&self) -> bool {
+        self.reservations.lock().has_registrants() || self.flags() != self.saved_mode()
+    }
+
+    pub(super) fn saved_mode(&self) -> u32 {
+        self.saved_mode.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_saved_mode(&self, flags: u32) {
+        self.saved_mode.store(flags & FLAGS_OF_RESET, Ordering::Release);
     }
 
     pub(super) fn attach(&self, port: &str) -> Arc<NexusState> {
@@ -143,19 +174,12 @@ impl LogicalUnit {
     /// LOGICAL UNIT RESET (SAM-5 §6.3.3): settings and PREVENT go, tasks of every nexus are aborted
     /// (transports see it by [`super::Nexus::aborts`]), every nexus is told.
     pub fn reset(&self) {
-        self.set_flags(FLAGS_OF_RESET, 0);
+        self.set_flags(FLAGS_OF_RESET, self.saved_mode());
         self.with_reservations(Reservations::reset);
         for nexus in self.nexuses.lock().iter() {
             nexus.abort_tasks();
             nexus.prevents_removal.store(false, Ordering::Release);
             nexus.raise(Attention::Reset);
-        }
-    }
-
-    /// CLEAR TASK SET: tasks of every nexus are aborted, nothing else changes.
-    pub(super) fn abort_all_tasks(&self) {
-        for nexus in self.nexuses.lock().iter() {
-            nexus.abort_tasks();
         }
     }
 
@@ -173,7 +197,15 @@ impl LogicalUnit {
             || self.reservations.lock().allows(nexus.id, &nexus.port, access)
     }
 
+    /// May the initiator do it through another unit's nexus? (SPC-4 §5.16.3)
+    pub(super) fn allows_port(&self, port: &str, access: Access) -> bool {
+        /// No nexus has this number: RESERVE(6) of any keeps it out.
+        const NOBODY: u64 = u64::MAX;
+        self.reservations.lock().allows(NOBODY, port, access)
+    }
+
     pub(super) fn reserve6(&self, nexus: &NexusState) -> Result<(), Denied> {
+        let _one = self.changing.lock();
         self.with_reservations(|all| all.reserve6(nexus.id))
     }
 
@@ -190,8 +222,19 @@ impl LogicalUnit {
         self.reservations.lock().report(action, ports)
     }
 
-    /// PERSISTENT RESERVE OUT; PREEMPT AND ABORT also ends the tasks of those it preempts.
-    pub(super) fn reserve_out(&self, nexus: &NexusState, order: &Order) -> Result<(), Denied> {
+    /// PERSISTENT RESERVE OUT; PREEMPT AND ABORT also ends the tasks of those it preempts. What
+    /// outlives the server is kept by `disk` before it is so.
+    pub(super) fn reserve_out(
+        &self,
+        nexus: &NexusState,
+        order: &Order,
+        disk: &dyn BlockIo,
+    ) -> Result<(), Denied> {
+        let _one = self.changing.lock();
+        let mut next = self.reservations.lock().clone();
+        next.out(&nexus.port, order)?;
+        let kept = disk.keep_reservations(next.record().as_deref(), next.is_held());
+        kept.map_err(|error| Denied::Check(Sense::of_error(&error, 1, true)))?;
         let notices = self.with_reservations(|all| all.out(&nexus.port, order))?;
         for other in self.nexuses.lock().iter() {
             for (_, attention) in notices.iter().filter(|(port, _)| *port == other.port) {

@@ -124,6 +124,12 @@ impl TargetDirectory for Targets {
         session.on_kick(self.kick(client.clone(), target.to_ascii_lowercase()));
         Ok(session)
     }
+
+    fn find(&self, client: &Client, naa: &[u8; 16]) -> Option<Arc<dyn BlockIo>> {
+        let all = self.catalog.list();
+        let lun = all.iter().find(|lun| lun.identity().naa == *naa)?;
+        self.open(client, &target_name(&lun.name())).ok()
+    }
 }
 
 fn refusal(error: &lun::Error) -> Refusal {

@@ -84,6 +84,7 @@ pub fn serve(config: ServeConfig, announce: &mut dyn FnMut(&Ready)) -> Result<()
         pool.close()?;
         return Err(e);
     }
+    pool.catalog.resume();
     let doors = Arc::new(Doors::default());
     let engine = Arc::new(Engine { pool, doors, stop: Some(stop.clone()) });
     let outcome = run(&runtime, &config, engine, &stop, announce);

@@ -91,8 +91,12 @@ pub fn attach(lun: &Arc<Lun>) -> Arc<Attachment> {
 
 fn open(device: &Arc<dyn BlockDevice>) -> (Arc<Fs>, Arc<Catalog>) {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let options =
-        OpenOptions { cache_bytes: 64 << 20, clock: Arc::clone(&clock), background: true };
+    let options = OpenOptions {
+        cache_bytes: 64 << 20,
+        clock: Arc::clone(&clock),
+        background: true,
+        ..OpenOptions::default()
+    };
     let fs = Fs::open(vec![Arc::clone(device)], options).expect("open");
     let mut options = CatalogOptions::new(clock);
     options.timing.file_wait = FILE_WAIT;

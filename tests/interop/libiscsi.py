@@ -1,18 +1,19 @@
 """libiscsi's tools, and those families of its conformance suite that the door claims to support."""
 
+import os
 import re
+import sys
 
 from blockclients import Iscsi
 from harness import IQN, MIB, check, equal, require, run, tool
 
 require("iscsi-ls", "iscsi-inq", "iscsi-readcapacity16", "iscsi-perf", "iscsi-test-cu")
 
-# Families of iscsi-test-cu that cover the commands of the door.
-FAMILIES = ["TestUnitReady", "Inquiry", "Mandatory", "ReadCapacity10", "ReadCapacity16", "Read6",
-            "Read10", "Read12", "Read16", "Write10", "Write12", "Write16", "Verify10", "Verify12",
-            "Verify16", "WriteSame10", "WriteSame16", "Unmap", "ModeSense6", "StartStopUnit",
-            "iSCSIcmdsn", "iSCSIdatasn", "iSCSIResiduals", "iSCSITMF"]
-FAMILY_SECONDS = 120
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import conformance as suite
+
+# Of 230; the others need a removable or write-protected LUN, or a larger physical block.
+MOST_PASS = 200
 
 
 def tools(lab):
@@ -41,19 +42,12 @@ def tools(lab):
 
 
 def conformance(lab):
-    """families of iscsi-test-cu: no assertion fails"""
-    lab.make_pool()
-    lab.do("lun", "create", "suite", "--size", "16M")
-    lab.serve(iscsi=True)
-    known = set(re.findall(r"^ALL\.(\w+)$", tool("iscsi-test-cu", "--list").text, re.M))
-    for family in [f for f in FAMILIES if f in known]:
-        done = tool("iscsi-test-cu", "--dataloss", "-t", f"ALL.{family}", lab.iscsi_url("suite"),
-                    good=False, seconds=FAMILY_SECONDS)
-        asserts = re.search(r"asserts\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)", done.text)
-        bad = not asserts or asserts.group(4) != "0"
-        why = re.findall(r".*FAIL.*|^\s+\d+\. .*", done.text, re.M)
-        check(f"{family}: {asserts.group(3) if asserts else 'no'} assertions", not bad, why)
-    check("the target still answers", Iscsi(lab.iscsi_port, IQN + "suite").capacity_bytes() > 0)
+    """iscsi-test-cu over a thin LUN: nothing fails that is not known (see tests/conformance.py)"""
+    verdicts = suite.run_profile(lab, suite.PROFILES[0])
+    for test, (verdict, why, _) in suite.surprises(suite.PROFILES[0], verdicts).items():
+        check(test, False, f"{verdict}: {why}")
+    good = sum(verdict in ("PASS", "PART") for verdict, _, _ in verdicts.values())
+    check(f"{good} tests of {len(verdicts)} pass", good >= MOST_PASS, verdicts)
 
 
 def sessions(lab):

@@ -63,6 +63,15 @@ impl Door {
         Door { address, service, disk, stop, runtime: Some(runtime) }
     }
 
+    /// One more address of the door.
+    pub fn add_portal(&self, address: &str) -> Option<SocketAddr> {
+        let runtime = self.runtime.as_ref()?;
+        let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).ok()?;
+        let address = listener.local_addr().ok()?;
+        runtime.spawn(portal::serve(Arc::clone(&self.service), listener, self.stop.clone()));
+        Some(address)
+    }
+
     pub fn url(&self) -> String {
         format!("iscsi://{}/{TARGET}/0", self.address)
     }

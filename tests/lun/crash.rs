@@ -13,7 +13,8 @@ const OUTCOMES: u64 = 4;
 
 fn open(device: Arc<dyn BlockDevice>) -> Option<Arc<Catalog>> {
     let clock = Arc::new(SystemClock);
-    let options = OpenOptions { cache_bytes: 16 * MIB, clock, background: false };
+    let options =
+        OpenOptions { cache_bytes: 16 * MIB, clock, background: false, ..OpenOptions::default() };
     Some(open_catalog(Fs::open(vec![device], options).ok()?))
 }
 

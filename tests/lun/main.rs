@@ -5,6 +5,7 @@ mod atomic;
 mod catalog;
 mod crash;
 mod disk;
+mod kept;
 mod lease;
 mod pool;
 mod rot;

@@ -88,8 +88,12 @@ pub fn sound(device: Arc<dyn BlockDevice>) {
 }
 
 fn open_fs(device: Arc<FileDevice>) -> Arc<Fs> {
-    let options =
-        OpenOptions { cache_bytes: 32 * MIB, clock: Arc::new(SystemClock), background: true };
+    let options = OpenOptions {
+        cache_bytes: 32 * MIB,
+        clock: Arc::new(SystemClock),
+        background: true,
+        ..OpenOptions::default()
+    };
     Fs::open(vec![device], options).unwrap()
 }
 

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 fn open_sim(device: Arc<dyn BlockDevice>) -> Arc<Catalog> {
     let clock = Arc::new(SystemClock);
-    let options = OpenOptions { cache_bytes: 16 * MIB, clock, background: false };
+    let options =
+        OpenOptions { cache_bytes: 16 * MIB, clock, background: false, ..OpenOptions::default() };
     open_catalog(Fs::open(vec![device], options).unwrap())
 }
 

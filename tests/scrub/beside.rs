@@ -3,13 +3,16 @@
 
 use super::lab::*;
 use lunfs::device::sim::{IoEvent, Rng, SimDevice};
-use lunfs::fs::{Fs, NodeId, OpenOptions, SystemClock, VolumeId};
+use lunfs::fs::{Error, Fs, NodeId, OpenOptions, Outcome, SystemClock, VolumeId};
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::Arc;
 
-const FILES: usize = 4;
-const BLOCKS: u64 = 300;
+const FILES: usize = 3;
+const BLOCKS: u64 = 200;
+/// Changes inside one device call of the scrub: so many write more blocks than are free, with
+/// consistency points between them.
+const BURST: usize = 120;
 
 /// Files and what is in each of their blocks (0: a hole).
 struct Model {
@@ -34,6 +37,7 @@ impl Model {
     fn change(&mut self, fs: &Arc<Fs>, rng: &mut Rng, nested: bool) {
         let i = rng.index(self.files.len());
         match rng.index(40) {
+            0 if nested => {}
             0 => {
                 let (id, _) = self.files.remove(i);
                 let name = fs
@@ -59,13 +63,17 @@ impl Model {
             _ => {
                 let (id, blocks) = &mut self.files[i];
                 let first = rng.below(BLOCKS);
-                let count = (1 + rng.below(40)).min(BLOCKS - first);
+                let count = (1 + rng.below(80)).min(BLOCKS - first);
                 let seed = 1 + rng.below(1 << 40);
                 let bytes: Vec<u8> =
                     (first..first + count).flat_map(|b| content(seed, b)).collect();
                 let file = fs.open_file(*id).expect("open");
-                file.write_at(first * BLOCK, &bytes).expect("write");
-                blocks[first as usize..(first + count) as usize].fill(seed);
+                match file.write_at(first * BLOCK, &bytes) {
+                    Ok(()) => blocks[first as usize..(first + count) as usize].fill(seed),
+                    // A consistency point that would bring space is under way outside.
+                    Err(Error::NoSpace) if nested => {}
+                    Err(e) => panic!("write: {e}"),
+                }
             }
         }
     }
@@ -112,12 +120,13 @@ impl Nest {
         }
         let mut rng = self.rng.lock().fork();
         let fs = self.fs.lock().clone();
-        if let Some(fs) = fs.filter(|_| rng.chance(1, 6)) {
+        if let Some(fs) = fs.filter(|_| rng.chance(1, 12)) {
             // Not while a change is under way: then the model is out.
             let model = self.model.lock().take();
             match model {
                 Some(mut model) => {
-                    model.change(&fs, &mut rng, true);
+                    let burst = if rng.chance(1, 8) { BURST } else { 1 };
+                    (0..burst).for_each(|_| model.change(&fs, &mut rng, true));
                     *self.model.lock() = Some(model);
                 }
                 None => {
@@ -131,7 +140,7 @@ impl Nest {
 
 fn one_thread(seed: u64, devices: &[Arc<SimDevice>], rots: bool) {
     let fs = open(devices);
-    load_ballast(&fs, 1200 + 2 * FILES as u64 * BLOCKS);
+    load_ballast(&fs, 2 * FILES as u64 * BLOCKS);
     let mut rng = Rng::new(seed);
     let nest = Arc::new(Nest {
         model: Mutex::new(Some(Model::new(&fs))),
@@ -143,14 +152,14 @@ fn one_thread(seed: u64, devices: &[Arc<SimDevice>], rots: bool) {
         let nest = nest.clone();
         device.on_io(Some(Arc::new(move |_: &IoEvent| nest.on_io())));
     }
-    let mut bad = 0;
-    for _ in 0..600 {
+    let mut before = Vec::new();
+    for _ in 0..250 {
         if rng.chance(1, 2) {
             let mut model = nest.model.lock().take().expect("model");
             model.change(&fs, &mut rng, false);
             *nest.model.lock() = Some(model);
         } else if !fs.scrub_status().running {
-            bad += fs.scrub_status().bad;
+            before.extend(fs.scrub_status().places);
             fs.scrub_start().expect("start");
         } else {
             fs.scrub_step(1 + rng.below(300)).expect("step");
@@ -160,9 +169,11 @@ fn one_thread(seed: u64, devices: &[Arc<SimDevice>], rots: bool) {
         }
     }
     devices.iter().for_each(|d| d.on_io(None));
-    let status = fs.scrub_status();
-    assert_eq!(bad + status.bad, 0, "seed {seed}: {:?}", status.places);
-    assert!(rots || status.healed == 0, "seed {seed}: {:?}", status.places);
+    before.extend(fs.scrub_status().places);
+    if rots {
+        before.retain(|p| p.outcome != Outcome::Healed);
+    }
+    assert_eq!(before, [], "seed {seed}");
     *nest.fs.lock() = None;
     let model = nest.model.lock().take().expect("model");
     model.verify(&fs);
@@ -182,7 +193,7 @@ fn one_thread(seed: u64, devices: &[Arc<SimDevice>], rots: bool) {
 
 #[test]
 fn interleaved_in_one_thread() {
-    for seed in 0..2 {
+    for seed in 0..4 {
         one_thread(seed, &plain(1), false);
         one_thread(seed, &mirrored(), true);
     }
@@ -191,8 +202,12 @@ fn interleaved_in_one_thread() {
 #[test]
 fn beside_threads() {
     let devices = mirrored();
-    let options =
-        OpenOptions { cache_bytes: 4 << 20, clock: Arc::new(SystemClock), background: true };
+    let options = OpenOptions {
+        cache_bytes: 4 << 20,
+        clock: Arc::new(SystemClock),
+        background: true,
+        ..OpenOptions::default()
+    };
     let fs = Fs::open(dyns(&devices), options).expect("open");
     load_ballast(&fs, 4000);
     let models: Vec<Model> = (0..2).map(|_| Model { files: Vec::new(), made: 0 }).collect();

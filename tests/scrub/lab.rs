@@ -21,7 +21,12 @@ impl Clock for StillClock {
 }
 
 pub fn options() -> OpenOptions {
-    OpenOptions { cache_bytes: 4 << 20, clock: Arc::new(StillClock), background: false }
+    OpenOptions {
+        cache_bytes: 4 << 20,
+        clock: Arc::new(StillClock),
+        background: false,
+        ..OpenOptions::default()
+    }
 }
 
 pub fn dyns(devices: &[Arc<SimDevice>]) -> Vec<Arc<dyn BlockDevice>> {

@@ -2,4 +2,5 @@
 
 mod beside;
 mod lab;
+mod repair;
 mod walk;

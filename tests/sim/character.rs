@@ -99,6 +99,8 @@ pub struct Character {
     pub faults: bool,
     /// Devices grow now and then.
     pub grows: bool,
+    /// Where there is more than one device, each block is on two.
+    pub mirrors: bool,
 }
 
 impl Character {
@@ -112,6 +114,7 @@ impl Character {
             cache_bytes: [1 << 20, 4 << 20, 16 << 20, 64 << 20][rng.index(4)],
             faults: rng.chance(1, 5),
             grows: rng.chance(1, 4),
+            mirrors: rng.chance(1, 2),
         };
         let profile = config.profile.unwrap_or(drawn.profile);
         match config.dense {

@@ -75,6 +75,7 @@ impl World {
             }
             if attempt < CRASHES_IN_RECOVERY && rng.chance(1, 3) {
                 let within = [4, 20, 100][rng.index(3)];
+                self.cut_when.store(rng.below(4), SeqCst);
                 self.cut_at.store(self.calls.load(SeqCst) + 1 + rng.below(within), SeqCst);
             }
             let opened = self.open().map_err(|e| format!("recovery: {e}"));

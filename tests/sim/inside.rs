@@ -10,7 +10,8 @@ use super::model::Model;
 use super::ops::Op;
 use super::perform::{draw_beside, node_of, range_of, Range};
 use super::world::{Inner, World};
-use lunfs::device::sim::{IoEvent, Rng};
+use fs_layout::SEGMENT_BLOCKS;
+use lunfs::device::sim::{IoEvent, IoKind, Rng};
 use lunfs::fs::{Fs, NodeId, VolumeId};
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::SeqCst;
@@ -97,10 +98,7 @@ impl World {
         if !event.done {
             let call = self.calls.fetch_add(1, SeqCst) + 1;
             self.note_io(event);
-            let cut_at = self.cut_at.load(SeqCst);
-            if cut_at != 0 && call >= cut_at {
-                self.devices.iter().for_each(|device| device.cut_power());
-            }
+            self.perhaps_cut(call, event);
         }
         if self.power_is_off() || !self.may_nest.swap(false, SeqCst) {
             return;
@@ -109,6 +107,24 @@ impl World {
             self.inner.lock().failure.get_or_insert(format!("inside another call: {why}"));
         }
         self.may_nest.store(true, SeqCst);
+    }
+
+    /// The power fails where the schedule wants it to.
+    fn perhaps_cut(&self, call: u64, event: &IoEvent) {
+        let flush = event.kind == IoKind::Flush;
+        let of_root = match event.kind {
+            IoKind::Write => self.wrote_root.swap(event.first < SEGMENT_BLOCKS, SeqCst),
+            _ => self.wrote_root.load(SeqCst),
+        };
+        let now = match self.cut_when.load(SeqCst) {
+            2 => flush,
+            3 => flush && of_root,
+            _ => true,
+        };
+        let cut_at = self.cut_at.load(SeqCst);
+        if cut_at != 0 && call >= cut_at && now {
+            self.devices.iter().for_each(|device| device.cut_power());
+        }
     }
 
     fn inside(&self) -> Done {

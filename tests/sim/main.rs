@@ -52,7 +52,8 @@ fn many() -> ExitCode {
     let (began, first) = (Instant::now(), first_seed());
     let count = env("LUNFS_SIM_SEEDS").unwrap_or(SEEDS);
     let until = env("LUNFS_SIM_SECONDS").map(|s| began + Duration::from_secs(s));
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let threads = env("LUNFS_SIM_THREADS").unwrap_or(processors);
     println!("seeds {first} to {}, on {threads} threads", first + count - 1);
     let seeds: Vec<u64> = (first..first + count).collect();
     let done = std::sync::atomic::AtomicU64::new(0);

@@ -304,7 +304,13 @@ impl Generator<'_> {
     fn len(&mut self) -> usize {
         let rng = &mut *self.rng;
         let largest = if self.short { 64 << 10 } else { 1 << 20 };
-        let len = match (self.profile, rng.below(16)) {
+        // Long ones cost most of a run's time, and are what some profiles are about.
+        let kind = match self.profile {
+            Profile::Data | Profile::Large | Profile::Full => rng.below(16),
+            _ if rng.chance(1, 4) => rng.below(16),
+            _ => rng.below(13),
+        };
+        let len = match (self.profile, kind) {
             (Profile::Sectors, _) => 512 * (1 + rng.below(20)),
             (Profile::Full, 0) => ATOMIC_WRITE_BYTES as u64 + rng.below(3 << 20),
             (Profile::Full, _) => BLOCK * (1 + rng.below(256)),

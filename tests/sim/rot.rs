@@ -47,6 +47,8 @@ struct Before {
     unsure: BTreeSet<NodeId>,
     /// The pool closed without an error: nothing may be older than the model.
     closed: bool,
+    /// Each block is on two devices, and only one of them lies.
+    mirror: bool,
 }
 
 /// As `run`, told as runs of other kinds are.
@@ -74,7 +76,11 @@ pub fn run(config: &Config) -> Result<Seen, Failure> {
     })?;
     let told = |why| Failure { step: config.steps, why };
     if !lying {
-        rot(&before.devices, &mut rng, &mut seen);
+        let devices = match before.mirror {
+            true => std::slice::from_ref(&before.devices[rng.index(before.devices.len())]),
+            false => &before.devices[..],
+        };
+        rot(devices, &mut rng, &mut seen);
     }
     judge(&before, &mut seen).map_err(told)?;
     Ok(seen)
@@ -82,7 +88,7 @@ pub fn run(config: &Config) -> Result<Seen, Failure> {
 
 fn as_it_is(world: &World, unsure: BTreeSet<NodeId>, closed: bool) -> Before {
     let model = world.inner.lock().model.clone();
-    Before { devices: world.devices.clone(), model, unsure, closed }
+    Before { devices: world.devices.clone(), model, unsure, closed, mirror: world.is_mirror() }
 }
 
 /// Bits flip, or blocks cannot be read any more.
@@ -141,6 +147,16 @@ fn judge(before: &Before, seen: &mut Seen) -> Done {
     ensure(!clean || (errors == 0 && !refused), || {
         format!("check finds nothing, but {errors} errors, refused: {refused}")
     })?;
+    let lost = errors > 0 || refused || !before.unsure.is_empty() || !before.closed;
+    ensure(!before.mirror || !lost, || {
+        let unsure = before.unsure.len();
+        format!(
+            "a mirror lost what one device lied about: {errors} errors, {unsure} operations \
+             broken off, closed: {}, refused: {refused}",
+            before.closed
+        )
+    })?;
+    seen.done.add("mirrors of which one device lied", u64::from(before.mirror));
     seen.errors += errors;
     seen.refused += u64::from(refused);
     Ok(())
@@ -149,7 +165,8 @@ fn judge(before: &Before, seen: &mut Seen) -> Done {
 /// How many nodes could not be read, and whether the pool was not to be opened.
 fn look(before: &Before) -> Done<(u64, bool)> {
     let clock = Arc::new(SystemClock);
-    let options = OpenOptions { cache_bytes: 8 << 20, clock, background: false };
+    let options =
+        OpenOptions { cache_bytes: 8 << 20, clock, background: false, ..OpenOptions::default() };
     let fs = match Fs::open(as_dyn(&before.devices), options) {
         Ok(fs) => fs,
         Err(Error::Format(_) | Error::Corrupt { .. } | Error::Io(_) | Error::Latched(_)) => {

@@ -13,7 +13,7 @@ use super::ops::{blocks_held, Generator, Op, Profile, What, BALLAST};
 use super::prefix::Entry;
 use lunfs::device::sim::{IoEvent, Rng, SimDevice};
 use lunfs::device::BlockDevice;
-use lunfs::fs::{self, Clock, File, FormatOptions, Fs, NodeId, NodeKind, OpenOptions};
+use lunfs::fs::{self, Clock, File, FormatOptions, Fs, NodeId, NodeKind, OpenOptions, Redundancy};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -60,6 +60,10 @@ pub struct World {
     /// Calls on all devices; the power fails at number `cut_at` (0: never).
     pub calls: AtomicU64,
     pub cut_at: AtomicU64,
+    /// From there on it fails at any call (0, 1), at a flush (2), at the flush of a root (3).
+    pub cut_when: AtomicU64,
+    /// The last write was of a label or a root.
+    pub wrote_root: AtomicBool,
     /// A digest of all calls of the devices.
     io_digest: AtomicU64,
     pub may_nest: AtomicBool,
@@ -113,7 +117,10 @@ impl World {
             pool_id: [config.seed as u8; 16],
             created: clock.now(),
             paths: devices.iter().map(|device| device.name()).collect(),
-            redundancy: Default::default(),
+            redundancy: match character.mirrors && devices.len() > 1 {
+                true => Redundancy::Mirror,
+                false => Redundancy::None,
+            },
         };
         Fs::format(&as_dyn(&devices), &options).map_err(|e| format!("format: {e}"))?;
         let world = Arc::new(World {
@@ -127,6 +134,8 @@ impl World {
             empty_bytes: AtomicU64::new(0),
             calls: AtomicU64::new(0),
             cut_at: AtomicU64::new(0),
+            cut_when: AtomicU64::new(0),
+            wrote_root: AtomicBool::new(false),
             io_digest: AtomicU64::new(0),
             may_nest: AtomicBool::new(false),
             broken: AtomicBool::new(false),
@@ -163,7 +172,10 @@ impl World {
 
     pub(super) fn open_over(&self, devices: Vec<Arc<dyn BlockDevice>>) -> fs::Result<Arc<Fs>> {
         let (cache_bytes, clock) = (self.character.cache_bytes, self.clock.clone());
-        Fs::open(devices, OpenOptions { cache_bytes, clock, background: false })
+        Fs::open(
+            devices,
+            OpenOptions { cache_bytes, clock, background: false, ..OpenOptions::default() },
+        )
     }
 
     /// Space in use by the pool when it was just made.
@@ -191,6 +203,10 @@ impl World {
         }
     }
 
+    pub fn is_mirror(&self) -> bool {
+        self.character.mirrors && self.devices.len() > 1
+    }
+
     fn set_hook(self: &Arc<Self>) {
         for device in &self.devices {
             let weak: Weak<World> = Arc::downgrade(self);
@@ -213,6 +229,7 @@ impl World {
         let who = &self.character;
         if self.cut_at.load(SeqCst) == 0 && rng.chance(1, who.cut_one_in) {
             let within = [3, 12, 60, 300][rng.index(4)];
+            self.cut_when.store(rng.below(4), SeqCst);
             self.cut_at.store(self.calls.load(SeqCst) + 1 + rng.below(within), SeqCst);
         }
         if who.faults && rng.chance(1, 60) {
@@ -301,7 +318,12 @@ impl World {
     }
 
     fn room_blocks(&self) -> u64 {
-        self.devices.iter().map(|device| device.block_count()).sum::<u64>() / FILL_PART
+        let all = self.devices.iter().map(|device| device.block_count()).sum::<u64>();
+        match self.is_mirror() {
+            // The largest device may have more than the others can pair with.
+            true => self.devices.iter().map(|d| d.block_count()).min().unwrap_or(0) / FILL_PART,
+            false => all / FILL_PART,
+        }
     }
 
     pub(super) fn trace(&self, say: impl FnOnce() -> String) {

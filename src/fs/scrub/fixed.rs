@@ -3,12 +3,13 @@
 //! be written anew: by the consistency point that [`Found::renew`] asks for.
 
 use super::{Found, Owner, Part, Phase, Walk};
-use crate::device::{Block, BlockDevice, BLOCK_BYTES};
+use crate::device::{Block, BLOCK_BYTES};
 use crate::fs::core::{Core, CpState};
 use crate::fs::error::Result;
 use crate::fs::heal::{Copy, Verdict, VERIFY_RUN};
+use crate::fs::store::Pick;
 use fs_layout::{
-    GroupHead, Label, Root, SegmentMapPage, LABEL_PLACES, ROOT_COPIES, ROOT_SLOTS, RUNS_PER_PAGE,
+    GroupHead, Root, SegmentMapPage, LABEL_PLACES, ROOT_COPIES, ROOT_SLOTS, RUNS_PER_PAGE,
     SEGMENT_MAP_BASE,
 };
 use std::sync::atomic::Ordering;
@@ -36,8 +37,7 @@ impl Core {
             let mut verdict = self.store.verify(&pointer)?;
             if verdict.good.is_none() && self.space.renew(&self.store, page.region) {
                 // The next consistency point writes it into its other place.
-                found.renew = true;
-                verdict.healed.append(&mut verdict.bad);
+                self.renewed(found, &mut verdict);
             }
             found.note(Owner::pool(Part::Space), pointer.block, &verdict);
         }
@@ -66,8 +66,6 @@ impl Core {
             match self.walk_group(&at, found)? {
                 Some(next) => at = next,
                 None => {
-                    // A consistency point cuts off what cannot be followed any more.
-                    found.renew = true;
                     at.number = w.at.ino;
                 }
             }
@@ -91,7 +89,8 @@ impl Core {
         let mut verdict = self.judge(&copies, None, |raw| decode(raw).is_some());
         let next = verdict.good.as_ref().and_then(|raw| decode(raw));
         if next.is_none() {
-            verdict.healed.append(&mut verdict.bad);
+            // A consistency point cuts off what cannot be followed any more.
+            self.renewed(found, &mut verdict);
         }
         found.note(owner, at.block, &verdict);
         let Some((head, seed)) = next else { return Ok(None) };
@@ -119,8 +118,8 @@ impl Core {
                         verdict = self.judge(&places, raw.ok(), |_| false);
                     }
                     None => {
-                        found.renew = true;
-                        verdict.healed = places;
+                        verdict.bad = places;
+                        self.renewed(found, &mut verdict);
                     }
                 }
                 found.note(Owner::pool(Part::Log), block, &verdict);
@@ -135,7 +134,7 @@ impl Core {
             for at in (*first..first + count).step_by(VERIFY_RUN) {
                 let n = (first + count - at).min(VERIFY_RUN as u64);
                 let mut raw: Vec<_> = (0..n).map(|_| Block::zeroed()).collect();
-                if self.store.read_copy(copy, at, &mut raw).is_err() {
+                if self.store.read_copy(Pick::Kept(copy), at, &mut raw).is_err() {
                     return false;
                 }
                 for b in &raw {
@@ -195,7 +194,7 @@ impl Core {
 
     /// The copies of labels, roots and segment map on every device.
     pub(super) fn walk_fixed(&self, w: &mut Walk, found: &mut Found) -> Result<()> {
-        let Some(_growing) = self.lock_unless_alone(&self.growing) else { return Ok(()) };
+        let Some(_map) = self.lock_unless_alone(&self.rebalance) else { return Ok(()) };
         let Some(cp) = self.lock_unless_alone(&self.cp) else { return Ok(()) };
         self.walk_labels(found);
         self.walk_roots(&cp, found);
@@ -205,42 +204,14 @@ impl Core {
     }
 
     fn on_all_devices(&self, at: u64) -> Vec<Copy> {
-        (0..self.store.devices.len()).map(|d| (d as u16, at)).collect()
+        self.store.members.now().all_written().map(|(slot, _)| (slot, at)).collect()
     }
 
+    /// What the labels say is in memory.
     fn walk_labels(&self, found: &mut Found) {
-        let label_of = |raw: &Block| {
-            let label = Label::decode(&raw.0).ok();
-            label.filter(|l| l.pool_id == self.pool_id)
-        };
-        for (index, device) in self.store.devices.iter().enumerate() {
-            let copies = LABEL_PLACES.map(|at| (index as u16, at));
-            let mut known = copies.iter().find_map(|c| {
-                let raw = self.read_place(*c).ok()?;
-                label_of(&raw).map(|_| raw)
-            });
-            if known.is_none() {
-                known = self.label_from_another(index, &**device, label_of);
-            }
-            let verdict = self.judge(&copies, known, |_| false);
+        for verdict in self.store.mend_labels() {
             found.note(Owner::pool(Part::Label), LABEL_PLACES[0], &verdict);
         }
-    }
-
-    /// A device's label, made of what its fellows say.
-    fn label_from_another(
-        &self,
-        index: usize,
-        device: &dyn BlockDevice,
-        label_of: impl Fn(&Block) -> Option<Label>,
-    ) -> Option<Box<Block>> {
-        let others =
-            (0..self.store.devices.len() as u16).flat_map(|d| LABEL_PLACES.map(|at| (d, at)));
-        let label =
-            others.filter_map(|c| self.read_place(c).ok()).find_map(|raw| label_of(&raw))?;
-        let own = Label { index: index as u16, device_blocks: device.block_count(), ..label };
-        let mut raw = Block::zeroed();
-        own.encode(&mut raw.0).ok().map(|()| raw)
     }
 
     fn walk_roots(&self, cp: &CpState, found: &mut Found) {
@@ -263,8 +234,7 @@ impl Core {
             let mut verdict = self.judge(&copies, known, |raw| hash_of(raw) == Some(hash));
             if verdict.good.is_none() {
                 // The consistency points to come write both slots.
-                found.renew = true;
-                verdict.healed.append(&mut verdict.bad);
+                self.renewed(found, &mut verdict);
             }
             found.note(Owner::pool(Part::Root), ROOT_COPIES[0] + slot, &verdict);
         }
@@ -285,6 +255,14 @@ impl Core {
             let is_good = |raw: &Block| crc32c::crc32c(&raw.0) == *crc;
             let verdict = self.judge(&self.on_all_devices(at), known, is_good);
             found.note(Owner::pool(Part::SegmentMap), at, &verdict);
+        }
+    }
+
+    /// No copy is good, but consistency points write anew what is needed of it.
+    fn renewed(&self, found: &mut Found, verdict: &mut Verdict) {
+        if self.store.heals.load(Ordering::Relaxed) {
+            found.renew = true;
+            verdict.healed.append(&mut verdict.bad);
         }
     }
 

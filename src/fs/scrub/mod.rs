@@ -176,6 +176,9 @@ pub(crate) struct Walk {
     /// Subtrees born in this epoch or before are left out: what a device holds already that was
     /// there when the consistency point of this epoch became durable. 0: nothing is left out.
     pub since: u64,
+    /// What versions share is visited with each of them, not only with the oldest: then nothing is
+    /// left out where the oldest is deleted meanwhile.
+    pub every_version: bool,
     /// Where the log is followed; begun again where it is not kept.
     pub chain: Option<fixed::ChainPlace>,
     /// Consistency points have to write something anew.
@@ -215,7 +218,7 @@ impl Core {
         Ok(found)
     }
 
-    fn walk_piece(&self, walk: &mut Walk, budget: u64, found: &mut Found) -> Result<()> {
+    pub(super) fn walk_piece(&self, walk: &mut Walk, budget: u64, found: &mut Found) -> Result<()> {
         match walk.at.phase {
             Phase::Trees => self.walk_trees(walk, budget, found),
             Phase::Dead => self.walk_dead(walk, budget, found),

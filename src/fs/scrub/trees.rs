@@ -193,7 +193,11 @@ impl Core {
             self.next_volume(w);
             return Ok(());
         };
-        let since = w.since.max(self.born_elsewhere(volume, &file)?);
+        let elsewhere = match w.every_version {
+            true => 0,
+            false => self.born_elsewhere(volume, &file)?,
+        };
+        let since = w.since.max(elsewhere);
         let Some(block) = self.walk_inode_block(w, &file, since, found)? else { return Ok(()) };
         let end = found.examined_blocks + budget;
         let last = (block.number + 1) * INODES_PER_BLOCK;

@@ -5,7 +5,7 @@ use crate::device::sim::Rng;
 use std::collections::BTreeSet;
 
 /// The invariants of a map over devices of so many usable segments; the segments it has.
-fn assert_sound(map: &[SegmentRun], usable: &[u64], copies: usize) -> u64 {
+pub(crate) fn assert_sound(map: &[SegmentRun], usable: &[u64], copies: usize) -> u64 {
     let mut taken: Vec<(u16, u64, u64)> = Vec::new();
     let (mut end, mut segments) = (1, 0);
     for run in map {

@@ -1,0 +1,94 @@
+//! Every copy on every device, for the offline check: read and compared, nothing written.
+//!
+//! Errors are what a power cut cannot leave behind: a bad copy of a block that was durable. A copy of
+//! a root or label that is not whole may be what was being written then; the next opening mends
+//! it: it is noted.
+
+use super::check::Report;
+use super::core::Core;
+use super::error::Result;
+use super::members::Device;
+use super::pool::OpenOptions;
+use super::recovery;
+use super::scrub::{BadPlace, Found, Outcome, Part, Phase, Walk, PIECE_BLOCKS};
+use std::sync::atomic::Ordering;
+
+impl Core {
+    /// What a walk finds from one part of the pool up to another, where nothing is healed.
+    pub fn survey(&self, first: Phase, end: Phase) -> Result<Vec<BadPlace>> {
+        self.store.heals.store(false, Ordering::Relaxed);
+        let mut walk = Walk::default();
+        walk.at.phase = first;
+        let mut found = Found::default();
+        while walk.at.phase != end {
+            self.walk_piece(&mut walk, PIECE_BLOCKS, &mut found)?;
+        }
+        Ok(found.places)
+    }
+
+    /// A place in words, with the names of devices.
+    pub fn place_text(&self, place: &BadPlace) -> String {
+        let set = self.store.members.now();
+        let names: Vec<String> = place.devices.iter().map(|d| set.name(*d)).collect();
+        let what = match place.part {
+            Part::Data => format!(
+                "volume {}, inode {}, byte {}",
+                place.volume.0, place.ino, place.offset_bytes
+            ),
+            Part::Node => format!(
+                "volume {}, inode {}, node above bytes {} to {}",
+                place.volume.0,
+                place.ino,
+                place.offset_bytes,
+                place.offset_bytes.saturating_add(place.length_bytes)
+            ),
+            Part::Inodes => format!("volume {}, inodes from {}", place.volume.0, place.ino),
+            Part::Dead => "what is being deleted".into(),
+            Part::Space => "free-space map".into(),
+            Part::Log => "log".into(),
+            Part::SegmentMap => "segment map".into(),
+            Part::Root => format!("root slot {}", place.block % 2),
+            Part::Label => "label".into(),
+        };
+        let copies = match place.outcome {
+            Outcome::Lost => "no copy is good",
+            _ => "a copy is bad",
+        };
+        format!("{what}: block {}: {copies} ({})", place.block, names.join(", "))
+    }
+}
+
+/// Looks at the copies of what the root names beside the trees, as it is on disk before the log is
+/// replayed.
+pub(super) fn survey_fixed(devices: Vec<Device>, report: &mut Report) -> Result<()> {
+    let open = OpenOptions { degraded: true, ..OpenOptions::default() };
+    let core = recovery::load(devices, &open, false)?.core;
+    core.store.heals.store(false, Ordering::Relaxed);
+    let groups = core.log_length()?;
+    core.log.lock().written += groups;
+    for place in core.survey(Phase::Space, Phase::Done)? {
+        let text = core.place_text(&place);
+        let mended = matches!(place.part, Part::Root | Part::Label | Part::Log);
+        match mended && place.outcome != Outcome::Lost {
+            true => report.notes.push(text),
+            // What no copy has of the log, recovery finds.
+            false if place.part == Part::Log => {}
+            false => report.errors.push(text),
+        }
+    }
+    Ok(())
+}
+
+/// Looks at every copy of the trees, where there is more than one.
+pub(super) fn survey_trees(core: &Core, report: &mut Report) -> Result<()> {
+    if core.store.segment_map().iter().all(|run| run.members.len() < 2) {
+        return Ok(());
+    }
+    for place in core.survey(Phase::Trees, Phase::Space)? {
+        // What no copy has is told by the count.
+        if place.outcome != Outcome::Lost {
+            report.errors.push(core.place_text(&place));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,396 @@
+//! Devices that leave on purpose, come back, or are replaced, while the pool is in use.
+//!
+//! A device that comes back is *merging*, one that comes in another's place is *regenerating*: from
+//! then on it is written and not read. A walk over all that the pool names (for one that comes back
+//! over what was linked after the epoch it is good up to) then compares it with the others, copy by
+//! copy, and rewrites what differs; only what is in use is copied. At the end it is normal, and a
+//! scrub begins.
+//!
+//! Rules:
+//! - a device joins while no group and no consistency point is being written, and a consistency
+//!   point comes before the walk: what the walk does not find on disk is written after the joining;
+//! - how far a walk is is not kept: it begins again after a crash, and whenever membership changes;
+//! - a replacement goes in steps that the labels and the segment map tell apart: the new device is
+//!   recorded → it stands beside the old one in the map → it is filled → it is normal and the old
+//!   one missing → the map is without the old one → the old one's slot is free. Each step may be
+//!   repeated.
+
+use super::core::Core;
+use super::error::{Error, Result};
+use super::labels::{accounts_for, own_id, read_label, MIN_DEVICE_BLOCKS};
+use super::members::{Device, Set};
+use super::recovery::write_segment_map;
+use super::scrub::{Outcome, Walk};
+use crate::device::Block;
+use fs_layout::{
+    DeviceEntry, MemberRecord, MemberState, SegmentRun, LABEL_PLACES, MAX_DEVICES, MAX_MEMBERS,
+    ROOT_COPIES, SEGMENT_BLOCKS,
+};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// A walk that fills devices.
+pub(crate) struct Regeneration {
+    /// The devices that it fills, and the labels' generation when it began.
+    slots: Vec<u16>,
+    generation: u64,
+    walk: Walk,
+    pub examined_blocks: u64,
+    pub total_blocks: u64,
+}
+
+impl Set {
+    /// Devices that are being filled.
+    fn targets(&self) -> Vec<u16> {
+        let filled = |slot: &u16| {
+            let state = self.record(*slot).map(|r| r.state);
+            matches!(state, Some(MemberState::Merging | MemberState::Regenerating))
+        };
+        self.all_written().map(|(slot, _)| slot).filter(filled).collect()
+    }
+
+    /// Slots of devices that stand in another's place, and whose: (new, old).
+    fn replacements(&self) -> Vec<(u16, u16)> {
+        let pair = |slot: u16| Some((slot, self.record(slot)?.replaces?));
+        (0..self.devices.len() as u16).filter_map(pair).collect()
+    }
+}
+
+fn has(run: &SegmentRun, slot: u16) -> Option<u64> {
+    run.members.iter().find(|m| m.0 == slot).map(|m| m.1)
+}
+
+impl Core {
+    fn busy<T>(found: Option<T>) -> Result<T> {
+        found.ok_or(Error::Busy)
+    }
+
+    /// Changes membership while no group and no consistency point is being written.
+    pub(super) fn change_quietly(&self, change: impl FnOnce(&mut Set) -> Result<()>) -> Result<()> {
+        let _cp = Core::busy(self.lock_unless_alone(&self.cp))?;
+        let _log = Core::busy(self.lock_unless_alone(&self.log))?;
+        self.store.change_members(change)
+    }
+
+    /// Goes on without a device, on purpose.
+    pub fn offline(&self, slot: u16) -> Result<()> {
+        self.writable()?;
+        self.consistency_point_forced()?;
+        let epoch = self.store.members.durable_epoch();
+        self.change_quietly(|set| match set.record(slot).map(|r| r.state) {
+            None | Some(MemberState::Absent) => Err(Error::Invalid("no such device")),
+            Some(MemberState::Missing) => Err(Error::Invalid("the device is missing already")),
+            Some(_) => {
+                set.leave(slot, epoch);
+                Ok(())
+            }
+        })
+    }
+
+    /// Takes a device back that was missing; its slot. From now on it is written.
+    pub fn online(&self, device: &Device) -> Result<u16> {
+        self.writable()?;
+        let own = read_label(device)?.label;
+        let set = self.store.members.now();
+        let slot = match set.slot_of(own_id(&own)) {
+            Some(slot) if own.pool_id == self.pool_id => slot,
+            _ => return Err(Error::Invalid("the device is none of this pool")),
+        };
+        if !accounts_for(&set.label, &own) {
+            return Err(Error::Invalid(
+                "the device went on without the others: what it holds cannot be merged",
+            ));
+        }
+        self.change_quietly(|set| {
+            let record = set.label.devices.get_mut(usize::from(slot)).map(|d| &mut d.member);
+            let record = record.filter(|r| r.state == MemberState::Missing);
+            let record = record.ok_or(Error::Invalid("the device is not missing"))?;
+            if device.block_count() / SEGMENT_BLOCKS < u64::from(record.segments) {
+                return Err(Error::Invalid("the device is smaller than it was"));
+            }
+            record.state = match record.replaces {
+                Some(_) => MemberState::Regenerating,
+                None => MemberState::Merging,
+            };
+            set.devices[usize::from(slot)] = Some(device.clone());
+            Ok(())
+        })?;
+        self.after_joining(slot)?;
+        Ok(slot)
+    }
+
+    fn after_joining(&self, slot: u16) -> Result<()> {
+        if self.store.members.now().written(slot).is_none() {
+            return Err(Error::Invalid("the device failed while it was taken in"));
+        }
+        self.consistency_point_forced()?;
+        self.bell.ring(super::core::BELL_MEMBERS);
+        Ok(())
+    }
+
+    /// Puts a new device in another's place, which serves on meanwhile if it can; its slot.
+    pub fn replace(&self, old: u16, device: &Device, path: &str) -> Result<u16> {
+        self.writable()?;
+        self.abandon_replacement(old)?;
+        self.check_replacement(old, device)?;
+        // Roots of an earlier life must never be taken for this pool's.
+        let zero = Block::zeroed();
+        for at in ROOT_COPIES.into_iter().chain(LABEL_PLACES) {
+            device.write(at, &[&zero, &zero])?;
+        }
+        device.flush()?;
+        let mut slot = 0;
+        self.change_quietly(|set| {
+            let devices = &set.label.devices;
+            let absent = |d: &DeviceEntry| d.member.state == MemberState::Absent;
+            let free = devices.iter().position(absent).unwrap_or(devices.len());
+            if free >= MAX_DEVICES {
+                return Err(Error::Invalid("a pool has at most 12 devices"));
+            }
+            slot = free as u16;
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(&self.pool_id).update(&[slot as u8]);
+            hasher.update(&set.label.generation.to_le_bytes());
+            hasher.update(&set.label.lineage.to_le_bytes());
+            hasher.update(&self.time().to_le_bytes());
+            let mut id = [0; 16];
+            id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+            let member = MemberRecord {
+                state: MemberState::Regenerating,
+                replaces: Some(old),
+                lineage: set.label.lineage,
+                ..MemberRecord::default()
+            };
+            let entry = DeviceEntry { id, path: path.into(), member };
+            match set.label.devices.get_mut(free) {
+                Some(there) => (*there, set.devices[free]) = (entry, Some(device.clone())),
+                None => {
+                    set.label.devices.push(entry);
+                    set.devices.push(Some(device.clone()));
+                }
+            }
+            set.note_sizes();
+            Ok(())
+        })?;
+        self.after_joining(slot)?;
+        self.stand_beside(slot, old)?;
+        Ok(slot)
+    }
+
+    /// A replacement whose new device is missing is given up: another one comes.
+    fn abandon_replacement(&self, old: u16) -> Result<()> {
+        let set = self.store.members.now();
+        let missing = |slot: u16| set.record(slot).map(|r| r.state) == Some(MemberState::Missing);
+        match set.replacements().into_iter().find(|(new, o)| *o == old && missing(*new)) {
+            Some((new, _)) => self.take_out(new),
+            None => Ok(()),
+        }
+    }
+
+    fn check_replacement(&self, old: u16, device: &Device) -> Result<()> {
+        let set = self.store.members.now();
+        match set.record(old).map(|r| r.state) {
+            None | Some(MemberState::Absent) => return Err(Error::Invalid("no such device")),
+            Some(_) if set.replacements().iter().any(|(_, o)| *o == old) => {
+                return Err(Error::Invalid("the device is being replaced already"));
+            }
+            Some(_) => {}
+        }
+        // A device that is missing may come in its own place, as a new one.
+        let is_free = |slot: u16| slot == old && set.written(slot).is_none();
+        let there = read_label(device).ok().map(|l| l.label);
+        let there = there.filter(|l| l.pool_id == self.pool_id);
+        if there.and_then(|l| set.slot_of(own_id(&l))).is_some_and(|slot| !is_free(slot)) {
+            return Err(Error::Invalid("the new device is one of the pool already"));
+        }
+        let map = self.store.segment_map();
+        let used = map.iter().filter_map(|run| Some(has(run, old)? + run.count)).max();
+        let enough = (used.unwrap_or(1) * SEGMENT_BLOCKS).max(MIN_DEVICE_BLOCKS);
+        if device.block_count() < enough {
+            return Err(Error::Invalid("the new device is smaller than what is used of the old"));
+        }
+        if map.iter().any(|run| has(run, old).is_some() && run.members.len() >= MAX_MEMBERS) {
+            return Err(Error::Invalid("too many replacements at once"));
+        }
+        Ok(())
+    }
+
+    /// Makes another map the pool's, durably. One at a time: the places of its pages take turns.
+    fn switch_map(&self, change: impl Fn(&mut SegmentRun)) -> Result<()> {
+        let _one = Core::busy(self.lock_unless_alone(&self.rebalance))?;
+        let before = self.cp_count.load(Ordering::Relaxed);
+        {
+            let mut cp = Core::busy(self.lock_unless_alone(&self.cp))?;
+            let _log = Core::busy(self.lock_unless_alone(&self.log))?;
+            let mut map = self.store.segment_map();
+            map.iter_mut().for_each(change);
+            write_segment_map(&self.store, &map, &mut cp.root.segment_map)?;
+            self.store.set_segment_map(map);
+        }
+        self.consistency_point_forced()?;
+        match self.cp_count.load(Ordering::Relaxed) > before {
+            true => Ok(()),
+            false => Err(Error::Busy),
+        }
+    }
+
+    /// The new device stands wherever the old one does.
+    fn stand_beside(&self, new: u16, old: u16) -> Result<()> {
+        let lacks = |run: &SegmentRun| has(run, old).filter(|_| has(run, new).is_none());
+        if !self.store.segment_map().iter().any(|run| lacks(run).is_some()) {
+            return Ok(());
+        }
+        self.switch_map(|run| {
+            if let Some(segment) = lacks(run) {
+                run.members.push((new, segment));
+            }
+        })
+    }
+
+    /// Takes a device out of the map and out of the pool, and ends the replacements it is part of.
+    fn take_out(&self, slot: u16) -> Result<()> {
+        if self.store.segment_map().iter().any(|run| has(run, slot).is_some()) {
+            self.switch_map(|run| run.members.retain(|m| m.0 != slot))?;
+        }
+        self.store.change_members(|set| {
+            if let Some(d) = set.label.devices.get_mut(usize::from(slot)) {
+                let member = MemberRecord { state: MemberState::Absent, ..Default::default() };
+                *d = DeviceEntry { member, ..DeviceEntry::default() };
+                set.devices[usize::from(slot)] = None;
+            }
+            let others = set.label.devices.iter_mut().map(|d| &mut d.member.replaces);
+            others.filter(|r| **r == Some(slot)).for_each(|r| *r = None);
+            Ok(())
+        })
+    }
+
+    /// Takes a device out that another one has replaced.
+    fn retire(&self, old: u16) -> Result<()> {
+        self.take_out(old)?;
+        let retired = self.retired.lock().take().filter(|(slot, _)| *slot == old);
+        if let Some((_, device)) = retired {
+            // It is no part of the pool any more, and should not look like one.
+            let zero = Block::zeroed();
+            let _ = LABEL_PLACES.iter().try_for_each(|at| device.write(*at, &[&zero]));
+            let _ = device.flush();
+        }
+        Ok(())
+    }
+
+    /// Examines about so many blocks for devices that come back or are new; true while there is
+    /// more to do.
+    pub fn regenerate_step(&self, budget_blocks: u64) -> Result<bool> {
+        self.writable()?;
+        let Some(mut current) = self.lock_unless_alone(&self.regeneration) else {
+            return Ok(true);
+        };
+        let set = self.store.members.now();
+        for (new, old) in set.replacements() {
+            match set.record(new).map(|r| r.state) {
+                Some(MemberState::Normal) => {
+                    self.retire(old)?;
+                    return Ok(true);
+                }
+                Some(MemberState::Regenerating) => self.stand_beside(new, old)?,
+                _ => {}
+            }
+        }
+        let set = self.store.members.now();
+        if set.targets().is_empty() {
+            *current = None;
+            return Ok(false);
+        }
+        let is_same = |r: &Regeneration| r.generation == set.label.generation;
+        let mut running = current.take().filter(is_same).unwrap_or_else(|| self.begin_walk(&set));
+        let found = self.walk(&mut running.walk, budget_blocks)?;
+        running.examined_blocks += found.examined_blocks;
+        for slot in &running.slots {
+            let kept = |p: &&super::scrub::BadPlace| p.outcome == Outcome::Kept;
+            if found.places.iter().filter(kept).any(|p| p.devices.contains(slot)) {
+                let why = format!("{} could not be filled", set.name(*slot));
+                self.store.failed(*slot, why)?;
+            }
+        }
+        if running.walk.is_done() {
+            self.finish_walk(&running)?;
+        } else {
+            *current = Some(running);
+        }
+        Ok(true)
+    }
+
+    fn begin_walk(&self, set: &Set) -> Regeneration {
+        let slots = set.targets();
+        let good = |slot: &u16| set.record(*slot).map_or(0, |r| r.good_epoch);
+        let since = slots.iter().map(good).min().unwrap_or(0);
+        let (total, free, waiting, reserve) = self.space.figures();
+        Regeneration {
+            slots,
+            generation: set.label.generation,
+            walk: Walk { since, every_version: true, ..Walk::default() },
+            examined_blocks: 0,
+            total_blocks: total.saturating_sub(free + waiting + reserve),
+        }
+    }
+
+    /// All that was written is flushed; then the devices are normal.
+    fn finish_walk(&self, done: &Regeneration) -> Result<()> {
+        self.store.flush()?;
+        let epoch = self.store.members.durable_epoch();
+        let mut retired = None;
+        let changed = self.store.change_members(|set| {
+            if set.label.generation != done.generation {
+                return Err(Error::Busy);
+            }
+            for slot in &done.slots {
+                let Some(d) = set.label.devices.get_mut(usize::from(*slot)) else { continue };
+                d.member.state = MemberState::Normal;
+                (d.member.good_epoch, d.member.lineage) = (0, 0);
+                if let Some(old) = d.member.replaces {
+                    let device = set.devices.get(usize::from(old)).cloned().flatten();
+                    retired = device.map(|device| (old, device));
+                    set.leave(old, epoch);
+                }
+            }
+            Ok(())
+        });
+        match changed {
+            // Membership changed meanwhile: another walk begins.
+            Err(Error::Busy) => return Ok(()),
+            other => other?,
+        }
+        *self.retired.lock() = retired;
+        self.scrub_start()?;
+        Ok(())
+    }
+
+    /// How far a device is filled: blocks examined, of how many at most.
+    pub fn regenerated(&self, slot: u16) -> Option<(u64, u64)> {
+        let running = self.regeneration.try_lock()?;
+        let running = running.as_ref().filter(|r| r.slots.contains(&slot))?;
+        Some((running.examined_blocks, running.total_blocks.max(running.examined_blocks)))
+    }
+}
+
+/// Blocks examined in a row by the background thread: 2 MiB.
+const PACED_BLOCKS: u64 = 512;
+/// While others use the devices, it rests for as long as it worked, but not longer.
+const REST_MAX: Duration = Duration::from_secs(1);
+
+impl Core {
+    /// One piece and a rest after it: what the background thread does. True while there is more.
+    pub fn regenerate_paced(&self) -> bool {
+        let others = || self.group_count.load(Ordering::Relaxed);
+        let (began, before) = (Instant::now(), others());
+        match self.regenerate_step(PACED_BLOCKS) {
+            Ok(more) => {
+                if others() != before {
+                    std::thread::sleep(began.elapsed().min(REST_MAX));
+                }
+                more
+            }
+            // Latched or closed, or a device left: there is a word about that already.
+            Err(_) => false,
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! How sessions end and what they are told, task attributes, portals.
+
+use std::time::{Duration, Instant};
+
+use lunfs::iscsi::pdu::{Header, NO_TAG};
+use lunfs::iscsi::Options;
+use lunfs::lun::BlockIo;
+
+use super::initiator::{write10, Door, Initiator};
+use super::MIB;
+
+fn log_out(one: &mut Initiator) {
+    let mut header = Header::reply(0x06, 0x80, 99);
+    header.set_word(24, one.cmd_sn);
+    one.send(header, &[]);
+    while one.receive().unwrap().0.opcode() != 0x26 {}
+}
+
+#[test]
+fn nothing_of_a_session_takes_effect_after_its_logout_is_answered() {
+    let door = Door::open(MIB);
+    let mut one = door.login();
+    one.settle();
+    door.disk.set_blocking(Some(Duration::from_millis(150)));
+    for lba in 0..8 {
+        one.command(&write10(lba, 512), 0xA0, 512, &[7; 512]);
+    }
+    log_out(&mut one);
+    door.disk.set_blocking(None);
+    let look = || {
+        let mut blocks = vec![0; 8 * 512];
+        door.disk.read(0, &mut blocks).unwrap();
+        blocks
+    };
+    let before = look();
+    std::thread::sleep(Duration::from_millis(400));
+    assert!(before == look(), "a write came late");
+}
+
+#[test]
+fn an_ordered_command_waits_for_those_before_it_and_keeps_back_those_behind() {
+    const STEP: Duration = Duration::from_millis(60);
+    let door = Door::open(MIB);
+    let mut one = door.login();
+    one.settle();
+    door.disk.set_blocking(Some(STEP));
+    let begun = Instant::now();
+    let mut sent = Vec::new();
+    for (lba, attribute) in [(0, 1), (1, 1), (2, 2), (3, 1), (4, 1), (5, 3)] {
+        sent.push(one.command(&write10(lba, 512), 0xA0 | attribute, 512, &[7; 512]));
+    }
+    let order: Vec<usize> = sent
+        .iter()
+        .map(|_| {
+            let tag = one.receive().unwrap().0.tag();
+            sent.iter().position(|one| *one == tag).unwrap()
+        })
+        .collect();
+    let at = |wanted: usize| order.iter().position(|one| *one == wanted).unwrap();
+    assert!(at(0) < at(2) && at(1) < at(2), "ORDERED after those before it: {order:?}");
+    assert!(at(2) < at(3) && at(2) < at(4), "SIMPLE after it: {order:?}");
+    assert!(at(5) < at(2), "HEAD OF QUEUE waits for nobody: {order:?}");
+    assert!(begun.elapsed() >= STEP * 3);
+    door.disk.set_blocking(None);
+    assert_eq!(one.write(0, &[1; 512]).status, 0);
+}
+
+#[test]
+fn a_waiting_command_can_be_aborted() {
+    let door = Door::open(MIB);
+    let mut one = door.login();
+    one.settle();
+    door.disk.set_blocking(Some(Duration::from_millis(200)));
+    one.command(&write10(0, 512), 0xA1, 512, &[7; 512]);
+    let ordered = one.command(&write10(1, 512), 0xA2, 512, &[7; 512]);
+    assert_eq!(super::manage_until(&mut one, 1, ordered), 0);
+    door.disk.set_blocking(None);
+    assert_eq!(one.write(2, &[1; 512]).status, 0);
+    let mut block = [1; 512];
+    door.disk.read(512, &mut block).unwrap();
+    assert_eq!(block, [0; 512]);
+}
+
+#[test]
+fn a_session_that_is_dropped_is_asked_to_log_out() {
+    let door = Door::open(MIB);
+    let mut one = door.login();
+    one.settle();
+    let session = door.service.sessions()[0].id;
+    assert!(door.service.drop_session(session));
+    let (header, _) = one.receive().unwrap();
+    assert_eq!((header.opcode(), header.tag(), header.0[36]), (0x32, NO_TAG, 1));
+    assert_eq!(header.0[42..44], [0, 1], "a second");
+    one.write(0, &[1; 512]); // it may still work until then
+    log_out(&mut one);
+    assert!(one.is_closed());
+    // one that does not heed it is told of its end
+    let mut two = door.login();
+    two.settle();
+    let session = door.service.sessions()[0].id;
+    assert!(door.service.drop_session(session));
+    assert_eq!(two.receive().unwrap().0 .0[36], 1);
+    assert_eq!(two.receive().unwrap().0 .0[36], 2);
+    assert!(two.is_closed());
+}
+
+#[test]
+fn a_silent_session_is_asked_and_then_ended() {
+    let ping_every = Duration::from_millis(60);
+    let door = Door::with(MIB, 0, Options { ping_every, ..Options::default() });
+    let (mut polite, mut dead) = (door.login(), door.connect());
+    dead.isid = 2;
+    dead.login("iqn.2026-11.local.test:dead", "").unwrap();
+    for _ in 0..5 {
+        let (ping, _) = polite.receive().unwrap();
+        assert_eq!((ping.opcode(), ping.tag()), (0x20, NO_TAG));
+        let mut answer = Header::reply(0x40, 0x80, NO_TAG);
+        answer.set_word(20, ping.word(20));
+        answer.set_word(24, polite.cmd_sn);
+        polite.send(answer, &[]);
+    }
+    assert!(dead.is_closed());
+    polite.settle();
+    assert_eq!(door.service.sessions().len(), 1);
+}
+
+#[test]
+fn discovery_names_every_portal_with_a_group_of_its_own() {
+    let door = Door::open(MIB);
+    let other = door.add_portal("[::1]:0").or_else(|| door.add_portal("127.0.0.1:0")).unwrap();
+    let mut one = door.login();
+    one.settle();
+    let mut header = Header::reply(0x04, 0x80, 77);
+    header.set_word(20, NO_TAG);
+    header.set_word(24, one.cmd_sn);
+    one.cmd_sn += 1;
+    one.send(header, b"SendTargets=All\0");
+    let (_, text) = one.receive().unwrap();
+    let text = String::from_utf8(text).unwrap();
+    let first = format!("TargetAddress={},1\0", door.address);
+    let second = format!("TargetAddress={other},2\0");
+    assert!(text.contains(&first), "{text:?}");
+    assert!(text.contains(&second) || !other.is_ipv4(), "{text:?}");
+    let mut two = Initiator::connect(other);
+    let keys = two.login("iqn.2026-11.local.test:one", "").unwrap();
+    assert!(keys.contains("TargetPortalGroupTag=2"), "{keys:?}");
+    two.settle();
+    one.settle();
+    assert_eq!(door.service.sessions().len(), 2, "another portal group, another session");
+    let groups = two.command(&[0xA3, 0x0A, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0], 0xC0, 64, &[]);
+    let data = two.finish(groups, &[]).unwrap().data;
+    assert_eq!(data[..4], [0, 0, 0, 16]);
+    assert_eq!((data[11], data[15], data[19]), (2, 1, 2));
+}

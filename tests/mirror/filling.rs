@@ -1,0 +1,229 @@
+//! Devices that come back or are new are filled beside writers, whatever happens meanwhile.
+
+use crate::lab::*;
+use lunfs::device::sim::SimDevice;
+use lunfs::device::BlockDevice;
+use lunfs::fs::{Fs, Redundancy, Result};
+use std::sync::Arc;
+
+fn dynamic(sim: &Arc<SimDevice>) -> Arc<dyn BlockDevice> {
+    sim.clone()
+}
+
+#[test]
+fn a_device_that_was_offline_comes_back() {
+    let sims = mirror();
+    let fs = open(&sims).expect("open");
+    assert!(steps(&fs, 1, 4).1.is_none());
+    fs.offline(1).expect("offline");
+    assert!(fs.offline(0).is_err(), "the only copy");
+    assert!(fs.offline(1).is_err(), "missing already");
+    assert!(steps(&fs, 5, 8).1.is_none());
+    assert!(fs.online(&dynamic(&sims[0])).is_err(), "not missing");
+    assert_eq!(fs.online(&dynamic(&sims[1])).expect("online"), 1);
+    assert_eq!(states(&fs), ["normal", "merging"]);
+    assert!(fs.regenerate_step(1).expect("step"));
+    assert!(steps(&fs, 9, STEPS).1.is_none());
+    settle(&fs).expect("merge");
+    assert_eq!(states(&fs), ["normal", "normal"]);
+    assert_eq!(fs.scrub_status().bad, 0);
+    drop(fs);
+    expect_sound(&sims, "after");
+    expect_each_alone(&sims, STEPS, "after");
+}
+
+#[test]
+fn only_what_changed_is_brought_to_a_device_that_was_away() {
+    let sims = mirror();
+    let fs = open(&sims).expect("open");
+    let file = file(&fs).expect("file");
+    for i in 0..16 {
+        file.write_at(i << 20, &vec![i as u8 + 1; 1 << 20]).expect("write");
+    }
+    fs.offline(1).expect("offline");
+    assert!(step(&fs, 1).is_ok());
+    fs.online(&dynamic(&sims[1])).expect("online");
+    let before = sims[1].counters();
+    while fs.regenerate_step(100).expect("step") {}
+    let after = sims[1].counters();
+    assert!(after.blocks_read - before.blocks_read < 300, "{before:?} {after:?}");
+    assert_eq!(states(&fs), ["normal", "normal"]);
+}
+
+#[test]
+fn a_device_is_replaced() {
+    for missing in [false, true] {
+        let sims = mirror();
+        let new = devices(3)[2].clone();
+        let fs = open(&sims).expect("open");
+        assert!(steps(&fs, 1, 4).1.is_none());
+        if missing {
+            sims[0].vanish(true);
+        }
+        assert!(step(&fs, 5).is_ok());
+        assert!(fs.replace(0, &dynamic(&sims[1]), "b").is_err(), "one of the pool");
+        let small: Arc<dyn BlockDevice> = Arc::new(SimDevice::new(16_384, 1));
+        assert!(fs.replace(0, &small, "s").is_err(), "too small");
+        assert_eq!(fs.replace(0, &dynamic(&new), "/dev/c").expect("replace"), 2);
+        assert_eq!(
+            states(&fs),
+            [["replace", "missing"][usize::from(missing)], "normal", "regenerating"]
+        );
+        assert!(fs.regenerate_step(1).expect("step"));
+        assert!(steps(&fs, 6, STEPS).1.is_none());
+        settle(&fs).expect("regenerate");
+        assert_eq!(states(&fs), ["normal", "normal"]);
+        assert_eq!(fs.devices()[1].path, "c");
+        drop(fs);
+        let now = vec![sims[1].clone(), new];
+        expect_sound(&now, "replaced");
+        sims[0].vanish(false);
+        if !missing {
+            assert!(open(&sims[..1]).is_err(), "what was replaced is no pool any more");
+        }
+        expect_each_alone(&now, 12, "replaced");
+    }
+}
+
+#[test]
+fn without_redundancy_a_device_that_works_is_replaced() {
+    let sims = pool_of(2, Redundancy::None);
+    let new = devices(3)[2].clone();
+    let fs = open(&sims).expect("open");
+    assert!(steps(&fs, 1, 4).1.is_none());
+    fs.replace(1, &dynamic(&new), "/dev/c").expect("replace");
+    assert!(steps(&fs, 5, 8).1.is_none());
+    settle(&fs).expect("regenerate");
+    drop(fs);
+    let now = vec![new, sims[0].clone()];
+    expect_sound(&now, "replaced");
+    let fs = open(&now).expect("open");
+    expect_state(&fs, 8, 8, "replaced");
+    assert!(open(&sims).is_err());
+}
+
+/// What a run does to the pool while power fails; it goes on where the last one was cut.
+type Scenario = fn(&Arc<Fs>, &Sims) -> Result<()>;
+
+fn bring_back(fs: &Arc<Fs>, sims: &Sims) -> Result<()> {
+    let away = fs.devices().iter().position(|d| d.state == "missing");
+    if let Some(slot) = away {
+        fs.online(&dynamic(&sims[slot]))?;
+    }
+    settle(fs)
+}
+
+fn put_new(fs: &Arc<Fs>, sims: &Sims) -> Result<()> {
+    if fs.devices().len() == 2 && fs.devices().iter().any(|d| d.path.ends_with('b')) {
+        fs.replace(1, &dynamic(&sims[2]), "/dev/c")?;
+    } else if let Some(d) = fs.devices().iter().find(|d| d.state == "missing") {
+        let back = sims.iter().find(|s| d.path.ends_with(&s.name()));
+        // The new one may have no label yet, and the old one be left out for good by now.
+        if back.is_some_and(|s| fs.online(&dynamic(s)).is_err()) && d.path.ends_with('c') {
+            fs.replace(1, &dynamic(&sims[2]), "/dev/c")?;
+        }
+    }
+    settle(fs)
+}
+
+/// Power fails at call `cut` of a scenario, and `again` calls into what follows.
+fn cut_once(base: &Sims, from: u64, run: Scenario, cut: u64, what: &str) -> bool {
+    let what = format!("{what}, power cut at call {cut}");
+    let sims = crashed(base, 1);
+    let fs = open(&sims).expect("open");
+    let all = sims.clone();
+    at_call(&sims, cut, move || all.iter().for_each(|s| s.cut_power()));
+    let mut acknowledged = from;
+    let mut work = || -> Result<()> {
+        step(&fs, from + 1)?;
+        acknowledged = from + 1;
+        run(&fs, &sims)?;
+        step(&fs, from + 2)?;
+        acknowledged = from + 2;
+        Ok(())
+    };
+    let failed = work().is_err();
+    drop(fs);
+    sims.iter().for_each(|s| s.on_io(None));
+    for seed in [3, 4] {
+        let after = crashed(&sims, seed);
+        let fs = open(&after).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let found = expect_state(&fs, acknowledged, acknowledged + 1, &what);
+        run(&fs, &after).unwrap_or_else(|e| panic!("{what}: going on: {e}"));
+        assert!(fs.is_whole(), "{what}: {:?}", fs.devices());
+        let names: Vec<String> = fs.devices().iter().map(|d| d.path.clone()).collect();
+        drop(fs);
+        let now: Sims = after.into_iter().filter(|s| names.contains(&s.name())).collect();
+        assert_eq!(now.len(), 2, "{what}: {names:?}");
+        expect_sound(&now, &what);
+        expect_each_alone(&now, found, &what);
+    }
+    failed
+}
+
+fn cut_everywhere(base: &Sims, from: u64, run: Scenario, stride: u64, what: &str) {
+    let mut cut = 1;
+    while cut_once(base, from, run, cut, what) {
+        cut += stride;
+    }
+    assert!(cut > 100, "{what}: {cut}");
+}
+
+#[test]
+fn power_may_fail_while_a_device_comes_back() {
+    let sims = mirror();
+    let fs = open(&sims).expect("open");
+    assert!(steps(&fs, 1, 4).1.is_none());
+    fs.offline(1).expect("offline");
+    assert!(steps(&fs, 5, 8).1.is_none());
+    drop(fs);
+    cut_everywhere(&crashed(&sims, 1), 8, bring_back, 7, "coming back");
+}
+
+#[test]
+fn power_may_fail_while_a_device_is_replaced() {
+    let mut sims = mirror();
+    let fs = open(&sims).expect("open");
+    assert!(steps(&fs, 1, 8).1.is_none());
+    drop(fs);
+    sims.push(devices(3)[2].clone());
+    cut_everywhere(&crashed(&sims, 1), 8, put_new, 11, "replacing");
+}
+
+#[test]
+fn the_good_device_fails_while_the_other_one_is_filled() {
+    let sims = mirror();
+    let fs = open(&sims).expect("open");
+    assert!(steps(&fs, 1, 4).1.is_none());
+    fs.offline(1).expect("offline");
+    assert!(steps(&fs, 5, 8).1.is_none());
+    fs.online(&dynamic(&sims[1])).expect("online");
+    sims[0].vanish(true);
+    assert!(step(&fs, 9).is_err(), "nobody left who can be believed");
+    drop(fs);
+    sims[0].vanish(false);
+    let sims = crashed(&sims, 1);
+    assert!(open(&sims[1..]).is_err());
+    let fs = open(&sims).expect("open");
+    expect_state(&fs, 8, 9, "after");
+    settle(&fs).expect("merge");
+    assert_eq!(states(&fs), ["normal", "normal"]);
+}
+
+#[test]
+fn a_device_that_fails_while_it_is_filled_is_missing_again() {
+    let sims = mirror();
+    let fs = open(&sims).expect("open");
+    fs.offline(1).expect("offline");
+    assert!(steps(&fs, 1, 8).1.is_none());
+    fs.online(&dynamic(&sims[1])).expect("online");
+    sims[1].vanish(true);
+    assert!(steps(&fs, 9, 10).1.is_none());
+    assert_eq!(states(&fs), ["normal", "missing"]);
+    settle(&fs).expect("nothing to fill");
+    sims[1].vanish(false);
+    fs.online(&dynamic(&sims[1])).expect("online again");
+    settle(&fs).expect("merge");
+    drop(fs);
+    expect_each_alone(&sims, 10, "after");
+}

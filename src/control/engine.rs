@@ -125,6 +125,11 @@ impl Session<'_> {
                 self.import(wanted, needed(file)?)
             }
             Command::LunExport { lun } => self.export(&lun, needed(file)?),
+            Command::InitiatorAdd { initiator, change } => self.initiator_add(&initiator, change),
+            Command::InitiatorSet { initiator, change } => self.initiator_set(&initiator, change),
+            Command::InitiatorRemove { initiator } => self.initiator_remove(&initiator),
+            Command::InitiatorList => self.initiator_list(),
+            Command::InitiatorShow { initiator } => self.initiator_show(&initiator),
             Command::SessionList => Ok(self.sessions()),
             Command::SessionShow { id } => self.session_show(&id),
             Command::SessionDrop { id } => self.session_drop(&id),

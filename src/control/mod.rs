@@ -13,6 +13,7 @@ pub mod doors;
 pub mod engine;
 pub mod error;
 pub mod find;
+mod initiator;
 pub mod label;
 pub mod listener;
 mod log;

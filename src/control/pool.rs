@@ -6,6 +6,7 @@
 use super::error::{Error, Message, Result};
 use super::find::find_devices;
 use super::label::read_label;
+use crate::access::Book;
 use crate::device::file::{FileDevice, OpenError, OpenMode};
 use crate::device::{BlockDevice, BLOCK_BYTES};
 use crate::fs::{Clock, FormatOptions, Fs, OpenOptions, Redundancy, SystemClock};
@@ -29,6 +30,8 @@ pub struct OpenPool {
     pub fs: Arc<Fs>,
     /// Its LUNs.
     pub catalog: Arc<Catalog>,
+    /// Who may use them.
+    pub book: Arc<Book>,
     /// Those of its devices that this process has open.
     pub devices: Mutex<Vec<Arc<FileDevice>>>,
 }
@@ -80,11 +83,12 @@ impl LockedPool {
         let what = format!("the pool at {} cannot be opened", names(&self.paths));
         let devices = as_block_devices(&self.devices);
         let fs = Fs::open(devices, options).map_err(|e| Error::fs(what, &e))?;
-        let mut catalog_options = CatalogOptions::new(clock);
+        let mut catalog_options = CatalogOptions::new(clock.clone());
         catalog_options.location = self.paths.iter().map(|p| p.display().to_string()).collect();
         catalog_options.redundancy = fs.redundancy().to_string();
         let catalog = Catalog::open(fs.clone(), catalog_options)?;
-        Ok(OpenPool { fs, catalog, devices: Mutex::new(self.devices) })
+        let book = Book::open(catalog.clone(), clock);
+        Ok(OpenPool { fs, catalog, book, devices: Mutex::new(self.devices) })
     }
 }
 

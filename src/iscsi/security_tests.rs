@@ -161,7 +161,8 @@ fn mutual_both_prove_themselves() {
 
 #[test]
 fn mutual_is_refused_where_it_is_wrong() {
-    let refused = |mutual: bool, more: &dyn Fn(&[u8]) -> Vec<(&'static str, String)>| {
+    type More<'a> = &'a dyn Fn(&[u8]) -> Vec<(&'static str, String)>;
+    let refused = |mutual: bool, more: More| {
         let (mut security, demand) = (Security::default(), demand("alice", mutual));
         let (id, challenge) = challenged(&mut security, &demand, "5");
         let right = hex(&response(Algorithm::Md5, SECRET, id, &challenge));

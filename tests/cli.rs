@@ -1,6 +1,8 @@
 //! The built program, driven as a user drives it: temporary pools, ports that are free, servers
 //! that are stopped by their process.
 
+#[path = "cli/devices.rs"]
+mod devices;
 #[path = "cli/lab.rs"]
 mod lab;
 

@@ -117,7 +117,8 @@ pub enum Pool {
     Dump {
         /// Any device of the pool
         path: Option<PathBuf>,
-        /// block:N, node:N or inodes:N; labels and roots where left out
+        /// space, log, volumes, dead, volume:V, inode:V:I, name:VOLUME/path, block:N, node:N,
+        /// inodes:N or device:D:N; labels, roots and segment map where left out
         #[arg(value_name = "OBJECT")]
         object: Option<String>,
     },
@@ -157,6 +158,43 @@ pub enum Pool {
         path: PathBuf,
         /// The device that leaves
         device: PathBuf,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Go on without a device of a mirror, on purpose
+    #[command(after_help = "Examples:\n  lunfs pool offline /srv/a.lunfs /srv/b.lunfs")]
+    Offline {
+        /// Any device of the pool
+        path: PathBuf,
+        /// The device that goes
+        device: PathBuf,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Take a device back that was missing, and bring it up to date
+    #[command(after_help = "Examples:\n  lunfs pool online /srv/a.lunfs /srv/b.lunfs")]
+    Online {
+        /// Any device of the pool
+        path: PathBuf,
+        /// The device that is back
+        device: PathBuf,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Put a new device in the place of another one, which serves until then if it can
+    #[command(
+        after_help = "Examples:\n  lunfs pool replace /srv/a.lunfs /srv/b.lunfs /srv/c.lunfs"
+    )]
+    Replace {
+        /// Any device of the pool
+        path: PathBuf,
+        /// The device that goes
+        device: PathBuf,
+        /// A file to make, as large as the device that goes, or a block device
+        new: PathBuf,
         /// --dry-run
         #[command(flatten)]
         change: Change,
@@ -203,7 +241,8 @@ Examples:
 const DUMP_EXAMPLES: &str = "\
 Examples:
   lunfs pool dump /srv/pool.lunfs
-  lunfs pool dump /srv/pool.lunfs block:1234";
+  lunfs pool dump /srv/pool.lunfs block:1234
+  lunfs pool dump /srv/pool.lunfs name:vm1/data --json";
 
 /// A pool named by its path, or by --pool.
 #[derive(Debug, Args)]
@@ -469,6 +508,9 @@ mod tests {
             "lunfs pool add p q --size 2G --dry-run",
             "lunfs pool remove p q --json",
             "lunfs pool grow p --size 2G --dry-run",
+            "lunfs pool offline p q --json",
+            "lunfs pool online p q --dry-run",
+            "lunfs pool replace p q r",
             "lunfs stop --dry-run --pool p",
             "lunfs status --json",
             "lunfs lun create a --size 20G block-size=4096 --pool p",

@@ -85,7 +85,7 @@ fn obey(cli: &Cli) -> Result<ExitCode> {
 }
 
 fn selection(common: &Common) -> Selection {
-    Selection { pool: common.pool.clone(), dirs: None }
+    Selection { pool: common.pool.clone(), ..Selection::default() }
 }
 
 /// One request without a file.

@@ -2,11 +2,12 @@
 
 use super::args::Common;
 use super::{output, show, usage_error};
-use crate::control::pool::{as_block_devices, find_devices, lock_devices};
+use crate::control::find::find_devices;
+use crate::control::pool::{as_block_devices, lock_devices};
 use crate::control::{Error, Result};
 use crate::device::file::OpenMode;
 use crate::device::{BlockDevice, BLOCK_BYTES};
-use crate::fs::{self, CheckOptions, DumpAs, DumpWhat, Report};
+use crate::fs::{self, CheckOptions, DumpAs, DumpObject, DumpWhat, Report};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{json, Value};
 use std::path::Path;
@@ -20,7 +21,7 @@ const TICK: Duration = Duration::from_millis(120);
 const SHOWN_ERRORS: usize = 20;
 
 fn open(path: &Path, read_only: bool) -> Result<Vec<Arc<dyn BlockDevice>>> {
-    let (_, found) = find_devices(&[path.to_path_buf()])?;
+    let found = find_devices(&[path.to_path_buf()], true)?.paths;
     let mode = OpenMode { read_only, ..OpenMode::default() };
     lock_devices(&found, mode).map(|devices| as_block_devices(&devices))
 }
@@ -109,26 +110,53 @@ fn plain(report: &Report) {
 /// Shows what is on disk.
 pub fn dump(path: &Path, object: Option<&str>, common: &Common) -> Result<()> {
     let what = object.map_or(Ok(DumpWhat::Overview), parse_object)?;
-    let text = fs::dump(&open(path, true)?, &what)
+    let shown = fs::dump(&open(path, true)?, &what)
         .map_err(|e| Error::fs(format!("{} cannot be shown", path.display()), &e))?;
-    show(&json!({ "text": text }), common, |_| output::line(text.trim_end()));
+    show(&object_json(&shown), common, |_| output::line(shown.to_string().trim_end()));
     Ok(())
 }
 
-/// `block:N`, `node:N`, `inodes:N`.
+/// `{name, fields: {…}, parts: […]}`; numbers as numbers.
+fn object_json(object: &DumpObject) -> Value {
+    let value = |text: &String| text.parse::<u64>().map_or_else(|_| json!(text), |n| json!(n));
+    let fields = object.fields.iter().map(|(name, text)| (name.clone(), value(text)));
+    json!({
+        "name": object.name,
+        "fields": fields.collect::<serde_json::Map<String, Value>>(),
+        "parts": object.parts.iter().map(object_json).collect::<Value>(),
+    })
+}
+
+/// See [`super::args`]: `block:N`, `inode:V:I`, `name:/path` and so on.
 fn parse_object(text: &str) -> Result<DumpWhat> {
     let bad = || {
         let what = format!("'{text}' is not an object of a pool");
-        usage_error(&what, "give block:N, node:N or inodes:N, or nothing for labels and roots")
+        let todo =
+            "give space, log, volumes, dead, volume:V, inode:V:I, name:VOLUME/path, block:N, \
+                    node:N, inodes:N or device:D:N, or nothing for labels and roots";
+        usage_error(&what, todo)
     };
-    let (kind, number) = text.split_once(':').ok_or_else(bad)?;
-    let block = number.parse().map_err(|_| bad())?;
-    match kind {
-        "block" => Ok(DumpWhat::Block(block, DumpAs::Guess)),
-        "node" => Ok(DumpWhat::Block(block, DumpAs::Node)),
-        "inodes" => Ok(DumpWhat::Block(block, DumpAs::Inodes)),
-        _ => Err(bad()),
-    }
+    let number = |text: &str| text.parse::<u64>().map_err(|_| bad());
+    let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
+    let pair = || rest.split_once(':').ok_or_else(bad);
+    let small = |text: &str| text.parse::<u32>().map_err(|_| bad());
+    Ok(match kind {
+        "space" if rest.is_empty() => DumpWhat::Space,
+        "log" if rest.is_empty() => DumpWhat::Log,
+        "volumes" if rest.is_empty() => DumpWhat::Volumes,
+        "dead" if rest.is_empty() => DumpWhat::Dead,
+        "volume" => DumpWhat::Volume(small(rest)?),
+        "inode" => DumpWhat::Inode(small(pair()?.0)?, number(pair()?.1)?),
+        "name" if !rest.is_empty() => DumpWhat::Name(rest.to_string()),
+        "block" => DumpWhat::Block(number(rest)?, DumpAs::Guess),
+        "node" => DumpWhat::Block(number(rest)?, DumpAs::Node),
+        "inodes" => DumpWhat::Block(number(rest)?, DumpAs::Inodes),
+        "device" => {
+            let device = pair()?.0.parse().map_err(|_| bad())?;
+            DumpWhat::Device(device, number(pair()?.1)?, DumpAs::Guess)
+        }
+        _ => return Err(bad()),
+    })
 }
 
 #[cfg(test)]
@@ -139,7 +167,9 @@ mod tests {
     fn objects() {
         assert_eq!(parse_object("block:7").unwrap(), DumpWhat::Block(7, DumpAs::Guess));
         assert_eq!(parse_object("node:7").unwrap(), DumpWhat::Block(7, DumpAs::Node));
-        for text in ["block", "block:", "block:-1", "tree:1"] {
+        assert_eq!(parse_object("inode:16:2").unwrap(), DumpWhat::Inode(16, 2));
+        assert_eq!(parse_object("name:vm1/data").unwrap(), DumpWhat::Name("vm1/data".into()));
+        for text in ["block", "block:", "block:-1", "tree:1", "inode:16", "log:1", "name:"] {
             assert_eq!(parse_object(text).unwrap_err().exit_code(), 2, "{text}");
         }
     }

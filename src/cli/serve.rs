@@ -2,7 +2,8 @@
 
 use super::args::{Common, Serve};
 use super::parse::{self, Size, ISCSI_PORT, NBD_PORT};
-use crate::control::pool::{find_devices, lock_devices};
+use crate::control::find::find_devices;
+use crate::control::pool::lock_devices;
 use crate::control::report;
 use crate::control::{Error, Message, Result};
 use crate::device::file::OpenMode;
@@ -181,15 +182,15 @@ pub fn run(serve: &Serve, common: &Common) -> Result<Option<Value>> {
 
 /// Everything but opening: the devices are found, locked and let go again.
 fn would_serve(config: &ServeConfig) -> Result<Value> {
-    let (_, found) = find_devices(&config.paths)?;
-    lock_devices(&found, OpenMode { read_only: true, ..OpenMode::default() })?;
+    let found = find_devices(&config.paths, config.degraded)?;
+    lock_devices(&found.paths, OpenMode { read_only: true, ..OpenMode::default() })?;
     server::check_doors(config)?;
     let mut doors: Vec<String> = config.iscsi.iter().map(|a| format!("iSCSI on {a}")).collect();
     doors.extend(config.nbd.iter().map(|listen| format!("NBD on {listen}")));
     doors.extend(config.mount.iter().map(|dir| format!("the mount on {}", dir.display())));
     Ok(report::would(format!(
         "serve {} with {}",
-        crate::control::pool::names(&found),
+        crate::control::pool::names(&found.paths),
         doors.join(", ")
     )))
 }

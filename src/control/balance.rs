@@ -43,7 +43,7 @@ impl Session<'_> {
         let device = Arc::new(created.map_err(device_error)?);
         let (name, id) = (device.name(), pool::random_id()?);
         self.engine.pool.fs.add_device(device.clone(), name, id)?;
-        self.engine.pool.devices.write().push(device);
+        self.engine.pool.devices.lock().push(device);
         Ok(())
     }
 
@@ -59,14 +59,14 @@ impl Session<'_> {
         let shown = self.until_balanced();
         if self.device(path).is_err() {
             // Its lock goes with it.
-            self.engine.pool.devices.write().retain(|device| !is_at(path, device.path()));
+            self.engine.pool.devices.lock().retain(|device| !is_at(path, device.path()));
         }
         shown
     }
 
     pub(super) fn pool_grow(&self, path: &str, size_bytes: Option<u64>) -> Result<Value> {
         let slot = self.device(path)?.slot;
-        let devices = self.engine.pool.devices.read().clone();
+        let devices = self.engine.pool.devices.lock().clone();
         let device = devices.into_iter().find(|device| is_at(path, device.path()));
         let device = device.ok_or_else(|| unknown(path))?;
         let what = || format!("{path} was not grown");

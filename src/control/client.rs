@@ -42,6 +42,8 @@ pub struct Selection {
     pub pool: Option<PathBuf>,
     /// Where sockets are.
     pub dirs: Option<RunDirs>,
+    /// The command is about a device that may be missing: that is no reason to refuse it.
+    pub degraded: bool,
 }
 
 impl Selection {
@@ -69,7 +71,7 @@ impl Selection {
             return Ok(Client::Server(stream));
         }
         let mut server = None;
-        let locked = LockedPool::lock_patiently(std::slice::from_ref(path), || {
+        let locked = LockedPool::lock_patiently(std::slice::from_ref(path), self.degraded, || {
             server = dirs.connect(&pool_id).ok().flatten();
             server.is_some()
         });

@@ -46,6 +46,23 @@ pub enum Command {
         /// New length of a file.
         size_bytes: Option<u64>,
     },
+    /// Goes on without a device.
+    PoolOffline {
+        /// Which device.
+        path: String,
+    },
+    /// Takes a device back that was missing.
+    PoolOnline {
+        /// Which device.
+        path: String,
+    },
+    /// Puts a new device in another's place.
+    PoolReplace {
+        /// Which device goes.
+        path: String,
+        /// A file to make, or a block device.
+        new: String,
+    },
     /// Takes in a further device: a file to make, or a block device.
     PoolAdd {
         /// Where it is.

@@ -5,7 +5,7 @@ use super::error::Result;
 use super::pool::OpenPool;
 use super::run_dir::id_text;
 use crate::device::BLOCK_BYTES;
-use crate::fs::Timestamp;
+use crate::fs::{DeviceStatus, Timestamp};
 use crate::lun::{Access, BadPlace, Holder, Lun, SessionInfo};
 use serde_json::{json, Map, Value};
 
@@ -20,7 +20,11 @@ pub fn pool(pool: &OpenPool) -> Value {
     let stats = pool.fs.stats();
     json!({
         "id": id_text(&pool.fs.pool_id()),
-        "state": if stats.latched.is_some() { "read-only" } else { "online" },
+        "state": match (stats.latched.is_some(), pool.fs.is_whole()) {
+            (true, _) => "read-only",
+            (false, false) => "degraded",
+            (false, true) => "online",
+        },
         "redundancy": pool.fs.redundancy().to_string(),
         "size_bytes": stats.size_bytes,
         "free_bytes": stats.free_bytes,
@@ -42,15 +46,24 @@ pub fn pool(pool: &OpenPool) -> Value {
 
 fn devices(pool: &OpenPool) -> Value {
     let mapped = pool.fs.mapped_bytes();
-    let one = |device: crate::fs::DeviceStatus| {
-        json!({
-            "path": device.path,
-            "state": device.state,
-            "size_bytes": device.size_bytes,
-            "mapped_bytes": mapped.get(usize::from(device.slot)),
-        })
+    let one = |status: DeviceStatus| {
+        let mut shown = device(&status);
+        shown["mapped_bytes"] = json!(mapped.get(usize::from(status.slot)));
+        shown
     };
     pool.fs.devices().into_iter().map(one).collect()
+}
+
+fn device(device: &DeviceStatus) -> Value {
+    let mut shown = json!({
+        "path": device.path,
+        "state": device.state,
+        "size_bytes": device.size_bytes,
+    });
+    if let Some((done, of)) = device.progress {
+        shown["progress"] = json!({ "examined_bytes": done, "total_bytes": of });
+    }
+    shown
 }
 
 /// How far what the devices hold is from where it belongs.
@@ -186,6 +199,10 @@ fn errors(pool: &OpenPool, luns: &[std::sync::Arc<Lun>], doors: &Doors) -> Value
     if let Some(why) = stats.latched {
         found.push(("pool", format!("the pool stopped accepting writes: {why}")));
     }
+    for d in pool.fs.devices().iter().filter(|d| !d.is_normal()) {
+        found.push(("device", format!("{} is {}", d.path, d.state)));
+    }
+    found.extend(pool.fs.device_events().into_iter().map(|text| ("device", text)));
     if stats.checksum_errors > 0 {
         let count = stats.checksum_errors;
         found.push(("pool", format!("{count} reads of blocks did not match their checksums")));

@@ -127,7 +127,7 @@ fn outcome_text(outcome: Outcome) -> &'static str {
 
 fn bad_place(pool: &OpenPool, place: &BadPlace) -> Value {
     let all = pool.fs.devices();
-    let device = |slot: &u16| all.iter().find(|d| d.slot == *slot).map(|d| d.path.clone());
+    let device = |i: &u16| all.iter().find(|d| d.slot == *i).map(|d| d.path.clone());
     let mut all = json!({
         "part": part_text(place.part),
         "outcome": outcome_text(place.outcome),

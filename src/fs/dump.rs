@@ -1,27 +1,53 @@
-//! Any on-disk object as text, without writing: the log is replayed in memory only where asked.
+//! Any on-disk object as text or as a tree of fields, as it is on disk: the log is not replayed and
+//! nothing is written. Nothing is trusted but what its checksum confirms; what is bad says so.
 
+mod debug;
+mod files;
+mod pool;
+
+use super::core::Core;
 use super::error::{Error, Result};
-use super::labels::{read_label, Labelled};
+use super::pool::OpenOptions;
+use super::recovery;
 use crate::device::{Block, BlockDevice};
-use fs_layout::{
-    DirBucket, GroupHead, Inode, Pointer, Root, SegmentMapPage, ROOT_COPIES, ROOT_SLOTS,
-};
-use std::fmt::Write;
+use debug::object;
+use fs_layout::{DirBucket, GroupHead, Inode, Label, Pointer, Root, SegmentMapPage};
+use std::fmt;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
+
+/// Parts of one object that are shown: a file of a terabyte is not printed block by block.
+pub(crate) const MAX_PARTS: usize = 10_000;
 
 /// What to show.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
-    /// Labels and roots of every device.
+    /// Labels and roots of every device, the segment map, the scrub's record.
     Overview,
-    /// One block of the first device, as what it seems to be or as asked.
+    /// A block of the pool, as what it seems to be or as asked.
     Block(u64, As),
+    /// A block of a device, by its number.
+    Device(u16, u64, As),
+    /// The free-space map: tables and pages.
+    Space,
+    /// The log after the root: heads and what their payloads say.
+    Log,
+    /// The volume table: names and version records.
+    Volumes,
+    /// What was detached and waits to be freed.
+    Dead,
+    /// All inodes of a volume.
+    Volume(u32),
+    /// One inode with its tree and what it holds.
+    Inode(u32, u64),
+    /// The same by name: `VOLUME/path`, or `/path` in the ordinary tree.
+    Name(String),
 }
 
 /// How to read a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum As {
-    /// Whatever its magic says, else hexadecimal.
+    /// What its magic says, or what it decodes as; else hexadecimal.
     Guess,
     /// A tree node.
     Node,
@@ -29,94 +55,204 @@ pub enum As {
     Inodes,
 }
 
-/// The text.
-pub fn dump(devices: &[Arc<dyn BlockDevice>], what: &What) -> Result<String> {
-    let mut out = String::new();
+/// Something shown: a name, fields, and parts of the same kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Object {
+    /// What it is.
+    pub name: String,
+    /// Its fields in order.
+    pub fields: Vec<(String, String)>,
+    /// What it consists of.
+    pub parts: Vec<Object>,
+}
+
+impl Object {
+    fn new(name: impl Into<String>) -> Object {
+        Object { name: name.into(), ..Object::default() }
+    }
+
+    fn put(&mut self, name: &str, value: &str) {
+        self.fields.push((name.to_string(), value.to_string()));
+    }
+
+    fn with(mut self, name: &str, value: impl fmt::Display) -> Object {
+        self.put(name, &value.to_string());
+        self
+    }
+
+    /// Adds a part; one that is a lone value becomes a field.
+    fn take(&mut self, part: Object) {
+        match part.fields.as_slice() {
+            [(name, value)] if name.is_empty() && part.parts.is_empty() => {
+                self.put(&part.name, value)
+            }
+            _ => self.parts.push(part),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.parts.len() >= MAX_PARTS
+    }
+
+    fn show(&self, depth: usize, f: &mut fmt::Formatter) -> fmt::Result {
+        let fields: Vec<String> =
+            self.fields.iter().map(|(n, v)| format!("{n} {v}").trim().to_string()).collect();
+        writeln!(f, "{:1$}{2}: {3}", "", 2 * depth, self.name, fields.join(", "))?;
+        self.parts.iter().try_for_each(|part| part.show(depth + 1, f))
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        self.show(0, f)
+    }
+}
+
+/// Shows what is on the devices.
+pub fn dump(devices: &[Arc<dyn BlockDevice>], what: &What) -> Result<Object> {
     match what {
-        What::Overview => {
-            for d in devices {
-                let _ = writeln!(out, "device {} ({} blocks)", d.name(), d.block_count());
-                match read_label(d) {
-                    Ok(Labelled { label, .. }) => {
-                        let _ = writeln!(out, "  label {label:#?}");
-                    }
-                    Err(e) => {
-                        let _ = writeln!(out, "  label: {e}");
-                    }
-                }
-                roots(d, &mut out)?;
-            }
+        What::Overview => return Ok(pool::overview(devices)),
+        What::Device(device, at, how) => {
+            let found = devices.get(usize::from(*device));
+            let found = found.ok_or(Error::Invalid("the pool has no such device"))?;
+            let raw = super::labels::read_one(found, *at)?;
+            return Ok(block(&raw, *how).with("device", found.name()).with("block", at));
         }
-        What::Block(at, how) => {
-            let device = devices.first().ok_or(Error::Invalid("no device given"))?;
-            let raw = read(device, *at)?;
-            block(&raw, *how, &mut out);
+        _ => {}
+    }
+    let open = OpenOptions { degraded: true, ..OpenOptions::default() };
+    let core = recovery::load(devices.to_vec(), &open, true)?.core;
+    core.store.heals.store(false, Ordering::Relaxed);
+    core.load_reclaim()?;
+    match what {
+        What::Block(at, how) => pool_block(&core, *at, *how),
+        What::Space => Ok(pool::space(&core)),
+        What::Log => pool::log(&core),
+        What::Volumes => files::volumes(&core),
+        What::Dead => Ok(pool::dead(&core)),
+        What::Volume(volume) => files::volume(&core, *volume),
+        What::Inode(volume, ino) => files::inode(&core, *volume, *ino),
+        What::Name(name) => files::by_name(&core, name),
+        What::Overview | What::Device(..) => Err(Error::Invalid("not of a pool")),
+    }
+}
+
+/// Every copy of a pool block: the first one that can be read is shown, all are compared.
+fn pool_block(core: &Core, at: u64, how: As) -> Result<Object> {
+    let (copies, _) = core.store.locate(at, 1)?;
+    let mut shown: Option<(Object, Box<Block>)> = None;
+    let mut places = Vec::new();
+    for (device, place) in copies {
+        let mut raw = [Block::zeroed()];
+        let read = core.store.read_device(device, place, &mut raw);
+        let [raw] = raw;
+        let state = match (&read, &shown) {
+            (Err(e), _) => e.to_string(),
+            (Ok(()), Some((_, first))) if first.0 != raw.0 => "another content".into(),
+            _ => format!("crc {:08x}", crc32c::crc32c(&raw.0)),
+        };
+        let copy = Object::new("copy").with("device", device).with("block", place);
+        places.push(copy.with("state", state));
+        if read.is_ok() && shown.is_none() {
+            shown = Some((block(&raw, how), raw));
         }
     }
-    Ok(out)
+    let shown = shown.map_or(Object::new("block"), |(object, _)| object);
+    let mut shown = shown.with("block", at);
+    shown.parts.splice(0..0, places);
+    Ok(shown)
 }
 
-fn read(device: &Arc<dyn BlockDevice>, at: u64) -> Result<Box<Block>> {
-    let mut raw = [Block::zeroed()];
-    device.read(at, &mut raw)?;
-    let [raw] = raw;
-    Ok(raw)
-}
-
-fn roots(device: &Arc<dyn BlockDevice>, out: &mut String) -> Result<()> {
-    for slot in 0..ROOT_SLOTS {
-        for (i, copy) in ROOT_COPIES.into_iter().enumerate() {
-            let _ = match Root::decode(&read(device, copy + slot)?.0) {
-                Ok((root, _)) => writeln!(out, "  root slot {slot} copy {i}: {root:#?}"),
-                Err(e) => writeln!(out, "  root slot {slot} copy {i}: {e}"),
-            };
-        }
-    }
-    Ok(())
-}
-
-fn block(raw: &Block, how: As, out: &mut String) {
+/// A block's bytes as what they seem to be.
+fn block(raw: &Block, how: As) -> Object {
     let b = &raw.0;
-    let _ = match (how, &b[..4]) {
-        (As::Node, _) => return node(raw, out),
-        (As::Inodes, _) => return inodes(raw, out),
-        (_, b"LFDB") => writeln!(out, "{:#?}", DirBucket::decode(b)),
-        (_, b"LFSM") => writeln!(out, "{:#?}", SegmentMapPage::decode(b)),
-        _ if b.starts_with(b"LUNFSROT") => writeln!(out, "{:#?}", Root::decode(b)),
-        _ if b.starts_with(b"LUNFSGRP") => {
-            // The chain's seed is not known here: the fields are shown unchecked.
-            writeln!(out, "{:#?}", GroupHead::decode_unchecked(b))
-        }
-        _ => {
-            for (i, line) in b.chunks(32).enumerate() {
-                let _ = write!(out, "{:04x} ", i * 32);
-                line.iter().for_each(|v| {
-                    let _ = write!(out, "{v:02x}");
-                });
-                out.push('\n');
-            }
-            Ok(())
-        }
-    };
+    match how {
+        As::Node => return node(raw),
+        As::Inodes => return inodes(raw),
+        As::Guess => {}
+    }
+    match &b[..8] {
+        b"LUNFSLAB" => object("label", &Label::decode(b)),
+        b"LUNFSROT" => object("root", &Root::decode(b)),
+        // The chain's seed is not known here: the fields are shown unchecked.
+        b"LUNFSGRP" => object("group head", &GroupHead::decode_unchecked(b)),
+        start if start.starts_with(b"LFDB") => bucket(raw),
+        start if start.starts_with(b"LFSM") => object("segment map", &SegmentMapPage::decode(b)),
+        _ if seems_inodes(raw) => inodes(raw),
+        _ if seems_node(raw) => node(raw),
+        _ => bytes(raw),
+    }
 }
 
-fn node(raw: &Block, out: &mut String) {
+/// Inodes decode, and one is in use.
+fn seems_inodes(raw: &Block) -> bool {
+    let all: Vec<_> = raw.0.chunks_exact(fs_layout::INODE_BYTES).map(Inode::decode).collect();
+    let used = |i: &Inode| i.kind != fs_layout::InodeKind::Free && i.generation > 0 && i.btime > 0;
+    let free = |i: &Inode| i.kind == fs_layout::InodeKind::Free;
+    all.iter().all(|i| i.as_ref().is_ok_and(|i| used(i) || free(i)))
+        && all.iter().any(|i| i.as_ref().is_ok_and(used))
+}
+
+/// All pointers decode, those that are no holes have a birth, and none stands twice.
+fn seems_node(raw: &Block) -> bool {
+    let pointers: Vec<_> =
+        (0..fs_layout::POINTERS_PER_NODE).map(|i| Pointer::in_node(&raw.0, i)).collect();
+    let mut blocks = std::collections::BTreeSet::new();
+    let mut fine = |p: &Pointer| p.is_hole() || (p.birth > 0 && blocks.insert(p.block));
+    pointers.iter().all(|p| p.as_ref().is_ok_and(&mut fine)) && !blocks.is_empty()
+}
+
+fn node(raw: &Block) -> Object {
+    let mut out = Object::new("node");
     for i in 0..fs_layout::POINTERS_PER_NODE {
         match Pointer::in_node(&raw.0, i) {
             Ok(p) if p == Pointer::default() => {}
-            Ok(p) => {
-                let _ =
-                    writeln!(out, "{i:3} block {} birth {} crc {:08x}", p.block, p.birth, p.crc);
-            }
-            Err(e) => {
-                let _ = writeln!(out, "{i:3} {e}");
-            }
+            Ok(p) => out.parts.push(pointer(format!("slot {i}"), &p)),
+            Err(e) => out.parts.push(Object::new(format!("slot {i}")).with("error", e)),
         }
     }
+    out
 }
 
-fn inodes(raw: &Block, out: &mut String) {
+fn pointer(name: String, p: &Pointer) -> Object {
+    let crc = format!("{:08x}", p.crc);
+    Object::new(name).with("block", p.block).with("birth", p.birth).with("crc", crc)
+}
+
+fn inodes(raw: &Block) -> Object {
+    let mut out = Object::new("inodes");
     for (i, bytes) in raw.0.chunks_exact(fs_layout::INODE_BYTES).enumerate() {
-        let _ = writeln!(out, "{i}: {:#?}", Inode::decode(bytes));
+        match Inode::decode(bytes) {
+            Ok(inode) if inode.kind == fs_layout::InodeKind::Free => {}
+            decoded => out.parts.push(object(format!("slot {i}"), &decoded)),
+        }
     }
+    out
+}
+
+fn bucket(raw: &Block) -> Object {
+    let decoded = match DirBucket::decode(&raw.0) {
+        Ok(bucket) => bucket,
+        Err(e) => return Object::new("bucket").with("error", e),
+    };
+    let mut out = Object::new("bucket").with("depth", decoded.depth);
+    for e in &decoded.entries {
+        let name = String::from_utf8_lossy(&e.name).into_owned();
+        let entry = Object::new("entry").with("name", format!("{name:?}"));
+        let cookie = format!("{:016x}", e.cookie);
+        out.parts.push(entry.with("inode", e.ino).with("kind", e.kind).with("cookie", cookie));
+    }
+    out
+}
+
+fn bytes(raw: &Block) -> Object {
+    if raw.0.iter().all(|b| *b == 0) {
+        return Object::new("zeros");
+    }
+    let mut out = Object::new("bytes");
+    for (i, line) in raw.0.chunks(32).enumerate() {
+        let hex: String = line.iter().map(|v| format!("{v:02x}")).collect();
+        out.put(&format!("{:03x}", i * 32), &hex);
+    }
+    out
 }

@@ -20,6 +20,7 @@ use super::error::{Error, Result};
 use super::members::Device;
 use super::pool::OpenOptions;
 use super::recovery::{self, Damage};
+use super::roots;
 use super::scrub::{Outcome, Walk};
 use super::txn::Txn;
 use super::types::*;
@@ -79,9 +80,9 @@ fn options() -> OpenOptions {
 
 /// Back to the older root, if the newest one is lost and the older one's trees are whole.
 fn step_back(devices: &[Device], actions: &mut Vec<String>) -> Result<()> {
-    let Some((slot, older)) = recovery::lost_root(devices)? else { return Ok(()) };
+    let Some((slot, older)) = roots::lost_root(devices)? else { return Ok(()) };
     let trial = over(devices);
-    recovery::forget_root(&trial, slot)?;
+    roots::forget_root(&trial, slot)?;
     let core = recovery::load(trial, &options(), true)?.core;
     core.load_reclaim()?;
     let mut count = Count::new(&core, CheckOptions { data: true });
@@ -92,7 +93,7 @@ fn step_back(devices: &[Device], actions: &mut Vec<String>) -> Result<()> {
              {why}"
         )));
     }
-    recovery::forget_root(devices, slot)?;
+    roots::forget_root(devices, slot)?;
     actions.push(format!(
         "root slot {slot} cannot be read: back to the root of epoch {}, written {} s after 1970; \
          what was made durable after it is lost but for what its log still holds",
@@ -152,7 +153,15 @@ fn mend_trees(core: &Core, actions: &mut Vec<String>) -> Result<()> {
     let mut count = Count::new(core, METADATA);
     count.run()?;
     let mut missing = BTreeSet::new();
-    for finding in std::mem::take(&mut count.findings) {
+    let mut findings = std::mem::take(&mut count.findings);
+    // One order for each pool, so that a dry run says what is done.
+    findings.sort_by_key(|f| format!("{f:?}"));
+    let shares = |f: &Finding| match f {
+        Finding::Shared(id, ..) => Some(*id),
+        _ => None,
+    };
+    let sharing: BTreeSet<NodeId> = findings.iter().filter_map(shares).collect();
+    for finding in findings {
         let done = match finding {
             // Where something is unread, its inodes may exist and its names may count.
             Finding::Missing(id) => {
@@ -163,6 +172,8 @@ fn mend_trees(core: &Core, actions: &mut Vec<String>) -> Result<()> {
             }
             Finding::Entries(id, _) if count.unread_names.contains(&id) => None,
             Finding::Blocks(..) | Finding::Entries(..) if count.unread > 0 => None,
+            // What it shares was counted with the other owner.
+            Finding::Blocks(id, _) if sharing.contains(&id) => None,
             Finding::Blocks(id, has) => {
                 Some(core.set_record(id, &format!("{has} blocks"), move |m| m.blocks = has)?)
             }

@@ -69,6 +69,9 @@ pub(crate) struct PageAt {
     pub pointer: Option<Pointer>,
     /// A region that it covers.
     pub region: usize,
+    pub level: u8,
+    /// Free blocks below, as its entry says.
+    pub free: u64,
 }
 
 /// A run of blocks: first, count.
@@ -341,6 +344,9 @@ impl Space {
         for b in blocks {
             inner.clear_busy(store, *b)?;
         }
+        if planted(Mutation::ReuseBeforeRoot) || planted(Mutation::ReuseWhilePinned) {
+            inner.cursor = blocks.first().copied().unwrap_or(inner.cursor);
+        }
         self.free.fetch_add(blocks.len() as i64, Ordering::AcqRel);
         if counted {
             self.waiting.fetch_sub(blocks.len() as i64, Ordering::AcqRel);
@@ -369,7 +375,7 @@ impl Space {
             let block = page_places(level, index as u64)[usize::from(entry.second)];
             let pointer = Pointer { block, birth: 1, crc: entry.crc };
             let region = index * (ENTRIES_PER_TABLE as usize).pow(u32::from(level));
-            PageAt { pointer: entry.written.then_some(pointer), region }
+            PageAt { pointer: entry.written.then_some(pointer), region, level, free: entry.free }
         };
         Some(all.skip(from as usize).take(max as usize).map(page).collect())
     }

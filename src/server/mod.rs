@@ -73,7 +73,7 @@ impl Ready {
 /// Serves a pool until a signal or `lunfs stop`.
 pub fn serve(config: ServeConfig, announce: &mut dyn FnMut(&Ready)) -> Result<()> {
     config.check_reach()?;
-    let locked = lock(&config.paths)?;
+    let locked = lock(&config.paths, config.degraded)?;
     check_doors(&config)?;
     let runtime = Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Error::io("the server has no threads", &e))?;
@@ -88,10 +88,10 @@ pub fn serve(config: ServeConfig, announce: &mut dyn FnMut(&Ready)) -> Result<()
 }
 
 /// A command that has the pool for a moment is waited for, another server is not.
-fn lock(paths: &[PathBuf]) -> Result<LockedPool> {
+fn lock(paths: &[PathBuf], degraded: bool) -> Result<LockedPool> {
     let id = paths.first().and_then(|path| read_label(path).ok()).map(|label| label.pool_id);
     let dirs = RunDirs::of_process();
-    LockedPool::lock_patiently(paths, || {
+    LockedPool::lock_patiently(paths, degraded, || {
         id.is_some_and(|id| !matches!(dirs.connect(&id), Ok(None)))
     })
 }

@@ -147,8 +147,9 @@ fn blocks_leaked_and_blocks_wrongly_free() {
     }
     let (at, mut page) = path.pop().expect("bitmap");
     // Sixteen blocks that are free become used, eight in use become free.
-    page.0[3000] = 0xFF;
-    page.0[3001] = 0xFF;
+    assert_eq!(page.0[1500..1502], [0, 0]);
+    page.0[1500] = 0xFF;
+    page.0[1501] = 0xFF;
     let used = (70..).find(|i| page.0[*i] == 0xFF).expect("used blocks");
     page.0[used] = 0;
     put(&devices[0], place(at), &page);

@@ -41,6 +41,7 @@ fn a_ruined_half_is_read_around_and_healed() {
         for (id, seed, blocks) in &files {
             assert_readable(&fs, *id, *seed, *blocks);
         }
+        assert_eq!(scrub(&fs, 5000).bad, 0);
         drop(fs);
         assert_sound(&devices);
     }

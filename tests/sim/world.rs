@@ -15,7 +15,7 @@ use lunfs::device::sim::{IoEvent, Rng, SimDevice};
 use lunfs::device::BlockDevice;
 use lunfs::fs::{self, Clock, File, FormatOptions, Fs, NodeId, NodeKind, OpenOptions, Redundancy};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -39,6 +39,8 @@ pub struct Inner {
     pub outer_began: usize,
     /// A file that is being read, and all that it was since that began.
     versions: Option<(NodeId, Vec<Arc<Node>>)>,
+    /// Nodes and generations that were ever given away.
+    pub given: BTreeSet<(NodeId, u64)>,
     pub operations: u64,
     pub crashes: u64,
     pub faults: Tally,
@@ -69,6 +71,8 @@ pub struct World {
     pub may_nest: AtomicBool,
     /// A device answered an error that the schedule asked for.
     pub broken: AtomicBool,
+    /// The first device of a mirror has failed or lied.
+    pub hurt: AtomicBool,
 }
 
 /// Runs a schedule to its end or to the first thing that is wrong.
@@ -139,6 +143,7 @@ impl World {
             io_digest: AtomicU64::new(0),
             may_nest: AtomicBool::new(false),
             broken: AtomicBool::new(false),
+            hurt: AtomicBool::new(false),
         });
         let fs = world.open().map_err(|e| format!("first open: {e}"))?;
         let seen = observe(&fs, &mut rng)?;
@@ -232,15 +237,18 @@ impl World {
             self.cut_when.store(rng.below(4), SeqCst);
             self.cut_at.store(self.calls.load(SeqCst) + 1 + rng.below(within), SeqCst);
         }
-        if who.faults && rng.chance(1, 60) {
-            self.inject(&mut rng);
+        match rng.below(60) {
+            0 if self.is_mirror() && who.victim => self.hurt(&mut rng),
+            1 if who.faults => self.inject(&mut rng),
+            _ => {}
         }
         if rng.chance(1, who.crash_one_in) {
             return self.crash(&mut rng);
         }
         match rng.below(100) {
             _ if rng.chance(1, who.sync_one_in) => self.sync(&mut rng)?,
-            0..=3 => self.maintain()?,
+            0..=2 => self.maintain()?,
+            3 => self.scrub(&mut rng)?,
             4..=10 => self.look(&mut rng)?,
             11 => self.look_at_all(&mut rng)?,
             12 if rng.chance(1, 6) => self.reopen(&mut rng)?,
@@ -276,6 +284,46 @@ impl World {
         };
         self.inner.lock().faults.add(what, 1);
         self.trace(|| format!("--- {what} on {}", device.name()));
+    }
+
+    /// The first device of a mirror fails or lies. The other one has it all.
+    fn hurt(&self, rng: &mut Rng) {
+        let Some(device) = self.devices.first() else { return };
+        self.hurt.store(true, SeqCst);
+        let stored = device.stored_blocks();
+        let what = match rng.below(6) {
+            0 => {
+                device.fail_writes(1);
+                "write errors of a mirror"
+            }
+            1 => {
+                device.fail_flushes(1);
+                "flush errors of a mirror"
+            }
+            2 => {
+                device.vanish(true);
+                "vanished devices of a mirror"
+            }
+            3 => {
+                device.lose_writes(1);
+                "lost writes of a mirror"
+            }
+            4 => {
+                device.rot(rng.bits(), 5, 0);
+                "flipped bits of a mirror"
+            }
+            _ => {
+                device.make_unreadable(stored[rng.index(stored.len())]);
+                "unreadable blocks of a mirror"
+            }
+        };
+        self.inner.lock().faults.add(what, 1);
+        self.trace(|| format!("--- {what} on {}", device.name()));
+    }
+
+    /// What had vanished is there again, as it was then.
+    fn bring_back(&self) {
+        self.devices.iter().for_each(|device| device.vanish(false));
     }
 
     fn begin(&self, outer: Outer, nest: bool) {
@@ -372,6 +420,27 @@ impl World {
         self.unless_broken(result, "maintain")
     }
 
+    /// A step of a scrub, which finds nothing bad where nothing was hurt.
+    fn scrub(&self, rng: &mut Rng) -> Done {
+        self.trace(|| "scrub".to_string());
+        let fs = self.fs()?;
+        self.begin(Outer::default(), true);
+        let started = match fs.scrub_status().running {
+            true => Ok(true),
+            false => fs.scrub_start(),
+        };
+        let result = started.and_then(|_| fs.scrub_step(1 + rng.below(3000)));
+        self.end();
+        let status = fs.scrub_status();
+        // A growth that was cut off leaves labels to mend.
+        let whole = !self.character.grows && !self.is_mirror();
+        let untouched = whole && !self.hurt.load(SeqCst) && !self.may_fail();
+        ensure(!untouched || status.healed + status.bad == 0, || {
+            format!("a scrub found rot where there was none: {status:?}")
+        })?;
+        self.unless_broken(result, "scrub")
+    }
+
     /// One of the devices becomes larger, and the pool with it.
     fn grow(&self, rng: &mut Rng) -> Done {
         let device = &self.devices[rng.index(self.devices.len())];
@@ -462,6 +531,7 @@ impl World {
         }
         drop(fs);
         *self.fs.lock() = None;
+        self.bring_back();
         {
             let inner = &mut *self.inner.lock();
             let all = inner.log.len();
@@ -489,6 +559,7 @@ impl World {
         let fs = self.fs.lock().take().ok_or("no pool is open")?;
         fs.close().map_err(|e| format!("close: {e}"))?;
         drop(fs);
+        self.bring_back();
         self.devices.iter().for_each(|device| device.on_io(None));
         self.check(&self.devices)
     }
@@ -517,6 +588,7 @@ impl Inner {
             outer: Outer::default(),
             outer_began: 0,
             versions: None,
+            given: BTreeSet::new(),
             operations: 0,
             crashes: 0,
             faults: Tally::default(),
@@ -532,12 +604,15 @@ impl Inner {
         self.floor = 0;
     }
 
+    /// The first `entries` of the log are durable, up to one that may not have happened at all.
+    pub fn raise_floor(&mut self, entries: usize) {
+        let certain = self.log.iter().take_while(|entry| !entry.uncertain).count();
+        self.floor = self.floor.max(entries.min(certain));
+    }
+
     /// The first `entries` of the log are durable: they become part of the base.
     pub fn durable(&mut self, entries: usize) {
-        self.floor = self.floor.max(entries);
-        if self.log.iter().take(self.floor).any(|entry| entry.uncertain) {
-            return;
-        }
+        self.raise_floor(entries);
         for entry in self.log.drain(..self.floor.min(self.log.len())) {
             entry.replay(&mut self.base);
         }
@@ -570,7 +645,9 @@ impl Inner {
 
 fn draw_devices(rng: &mut Rng, who: &Character, config: &Config) -> Vec<Arc<SimDevice>> {
     if who.profile == Profile::Full || config.dense {
-        return vec![Arc::new(SimDevice::new(64 * 256, rng.bits()))];
+        let count = if who.mirrors && config.dense { 2 } else { 1 };
+        let device = |n| SimDevice::named(&format!("sim{n}"), 64 * 256, rng.bits());
+        return (0..count).map(device).map(Arc::new).collect();
     }
     let count = [1, 1, 1, 2, 3][rng.index(5)];
     let device = |n: u64| {

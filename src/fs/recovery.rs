@@ -308,6 +308,9 @@ fn is_payload_of(head: &GroupHead, payload: &[u8]) -> bool {
     payload.len() == head.payload_bytes as usize && crc32c::crc32c(payload) == head.payload_crc
 }
 
+/// A group as a dump shows it: head, records, and its own blocks.
+pub(super) type GroupContent = (GroupHead, Vec<FileRecord>, Vec<Run>);
+
 /// A group found in the log.
 struct LoggedGroup {
     head: GroupHead,
@@ -371,7 +374,7 @@ impl Core {
     }
 
     /// Groups that recovery would apply: head, records, and the blocks of the group itself.
-    pub(super) fn log_content(&self) -> Result<Vec<(GroupHead, Vec<FileRecord>, Vec<Run>)>> {
+    pub(super) fn log_content(&self) -> Result<Vec<GroupContent>> {
         let groups = self.read_log(Damage::Cut)?;
         Ok(groups.into_iter().map(|g| (g.head, g.records, g.blocks)).collect())
     }

@@ -92,6 +92,62 @@ fn a_mirror_has_the_size_of_one_device() {
     assert_eq!(lab.json("pool check p")["sound"], true);
 }
 
+/// Fills a LUN, makes the pool larger and smaller while it is served and while it is not, and reads
+/// the LUN back.
+#[test]
+fn devices_come_and_go() {
+    let mut lab = Lab::with_mirror();
+    let image: Vec<u8> =
+        (0..8 << 20).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(lab.path("image"), &image).unwrap();
+    lab.good("lun import vm1 image --pool pool");
+    let size = |lab: &Lab| lab.json("pool show pool")["size_bytes"].as_u64().unwrap();
+    let small = size(&lab);
+    let plan = lab.json("pool add pool r --size 128M --dry-run");
+    assert!(plan["moved_segments"].as_u64().unwrap() > 20, "{plan}");
+    assert!(!lab.path("r").exists());
+    lab.refused("pool remove pool q", "a mirror needs two devices");
+    lab.refused("pool remove pool r", "not a device of this pool");
+    lab.refused("pool add pool q --size 128M", "exists already");
+    lab.good("pool add pool r --size 128M");
+    let large = size(&lab);
+    assert!(large > small * 14 / 10, "{large} of {small}");
+    lab.serve("--nbd 127.0.0.1:0");
+    lab.good("pool add pool s --size 64M");
+    assert!(size(&lab) > large);
+    lab.good("pool remove pool q");
+    let shown = lab.json("pool show pool");
+    let paths: Vec<String> =
+        shown["devices"].as_array().unwrap().iter().map(|d| d["path"].to_string()).collect();
+    assert_eq!(paths.len(), 3, "{paths:?}");
+    assert!(paths.iter().all(|path| !path.contains("/q")), "{paths:?}");
+    fs::remove_file(lab.path("q")).unwrap();
+    lab.good("pool grow s --size 128M");
+    assert!(shown["devices"][1]["mapped_bytes"].as_u64().unwrap() > 0, "{shown}");
+    lab.stop();
+    lab.good("pool remove r s");
+    lab.good("pool check pool");
+    // But for the places of pages in regions that it had for a while.
+    assert!(size(&lab).abs_diff(small) < 100_000);
+    lab.good("lun export vm1 back --pool r");
+    assert!(fs::read(lab.path("back")).unwrap() == image);
+    // The pool is what it was: two devices of 128 MiB.
+    let plan = lab.json("pool grow pool --dry-run");
+    assert_eq!(plan["moved_segments"], 0);
+}
+
+#[test]
+fn a_device_does_not_leave_with_what_has_no_other_place() {
+    let lab = Lab::new();
+    lab.good("pool create pool q r --size 64M --redundancy mirror");
+    fs::write(lab.path("image"), vec![7; 60 << 20]).unwrap();
+    lab.good("lun import vm1 image --pool pool");
+    let before = lab.json("pool show pool")["devices"].clone();
+    lab.refused("pool remove pool q", "need another place");
+    assert_eq!(lab.json("pool show pool")["devices"], before);
+    lab.good("pool check pool");
+}
+
 #[test]
 fn a_pool_beyond_its_first_device() {
     let lab = Lab::new();
@@ -324,4 +380,74 @@ fn an_interrupted_import_leaves_no_lun() {
     lab.until_no_luns();
     lab.stop();
     lab.good("pool check pool");
+}
+
+/// Changes every block of a pool's file that holds one of these pieces of 4 KiB; how many.
+fn rot(path: &std::path::Path, pieces: &[u8]) -> usize {
+    let mut bytes = fs::read(path).unwrap();
+    let wanted: std::collections::HashSet<&[u8]> = pieces.chunks(4096).collect();
+    let mut changed = 0;
+    for block in bytes.chunks_mut(4096).skip(512) {
+        if wanted.contains(&block[..]) {
+            block[100] ^= 1;
+            changed += 1;
+        }
+    }
+    fs::write(path, bytes).unwrap();
+    changed
+}
+
+#[test]
+fn a_scrub_heals_a_mirror_and_names_what_is_lost() {
+    let lab = Lab::new();
+    lab.good("pool create a b --size 64M --redundancy mirror");
+    let image: Vec<u8> = (0..100u32 * 1024).flat_map(|i| (i * 7 + 1).to_le_bytes()).collect();
+    fs::write(lab.path("image"), &image).unwrap();
+    lab.good("lun import vm1 image --pool a");
+    assert_eq!(lab.json("pool scrub a --dry-run")["dry_run"], true);
+    assert_eq!(rot(&lab.path("b"), &image), 100);
+    let found = lab.run("pool check a");
+    assert!(found.code == 1 && found.out.contains("a copy is bad"), "{}", found.out);
+    let done = lab.json("pool scrub a");
+    assert_eq!((done["healed"].as_u64(), done["bad"].as_u64()), (Some(100), Some(0)), "{done}");
+    assert_eq!(done["state"], "idle");
+    lab.good("pool check a");
+    assert_eq!(lab.json("pool scrub b")["healed"], 0);
+    // Both copies of one block.
+    assert_eq!(rot(&lab.path("a"), &image[8192..12_288]), 1);
+    assert_eq!(rot(&lab.path("b"), &image[8192..12_288]), 1);
+    let failed = lab.run("pool scrub a");
+    assert_eq!(failed.code, 1);
+    assert!(failed.err.contains("vm1/data: 4096 bytes at 8192"), "{}", failed.err);
+    let failed = lab.run("pool scrub a --json");
+    assert_eq!(failed.code, 1);
+    let value: Value = serde_json::from_str(&failed.out).unwrap();
+    assert_eq!((&value["places"][0]["lun"], &value["bad"]), (&"vm1".into(), &1.into()));
+    let failed = lab.run("pool check a --repair --json");
+    assert_eq!(failed.code, 1, "{}", failed.out);
+    for object in ["", "space", "log", "volumes", "dead", "volume:16", "block:1024", "device:0:16"]
+    {
+        assert!(lab.good(&format!("pool dump a {object}")).contains(": "), "{object}");
+    }
+    let file = lab.json("pool dump a name:vm1/data");
+    assert_eq!(file["fields"]["size"], 100 * 4096);
+}
+
+#[test]
+fn a_served_pool_is_scrubbed_beside_its_doors() {
+    let mut lab = Lab::with_pool();
+    lab.good("lun create vm1 --size 8M");
+    lab.serve("--nbd unix:nbd.sock");
+    let before = lab.json("status");
+    assert_eq!(
+        (&before["scrub"]["state"], &before["scrub"]["started"]),
+        (&"idle".into(), &Value::Null)
+    );
+    let begun = lab.json("pool scrub --background");
+    assert!(begun["started"].is_string());
+    let done = lab.json("pool scrub");
+    assert_eq!((&done["state"], &done["bad"]), (&"idle".into(), &0.into()));
+    assert!(done["examined_bytes"].as_u64().unwrap() > 4096);
+    assert!(lab.json("status")["scrub"]["finished"].is_string());
+    lab.good("stop");
 }

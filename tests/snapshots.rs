@@ -301,7 +301,11 @@ fn an_instant_across_threads() {
     let value = |v: VolumeId, thread: u64| {
         let mut out = [0; 8];
         let n = lab.open(v).read_at(thread * BS * 300, &mut out).unwrap();
-        (n == 8).then(|| u64::from_le_bytes(out)).unwrap_or(0)
+        if n == 8 {
+            u64::from_le_bytes(out)
+        } else {
+            0
+        }
     };
     std::thread::scope(|scope| {
         for thread in 0..3 {

@@ -21,7 +21,8 @@ const TICK: Duration = Duration::from_millis(120);
 const SHOWN_ERRORS: usize = 20;
 
 fn open(path: &Path, read_only: bool) -> Result<Vec<Arc<dyn BlockDevice>>> {
-    let found = find_devices(&[path.to_path_buf()], true)?.paths;
+    // A repair writes: that a device is missing must be known to the others before.
+    let found = find_devices(&[path.to_path_buf()], read_only)?.paths;
     let mode = OpenMode { read_only, ..OpenMode::default() };
     lock_devices(&found, mode).map(|devices| as_block_devices(&devices))
 }

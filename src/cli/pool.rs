@@ -55,7 +55,20 @@ pub fn run(verb: &Pool, common: &Common) -> Result<ExitCode> {
             let command = Command::PoolReplace { path: full(device), new: full(new) };
             member(path, command, *change, common)?;
         }
-        Pool::Grow { path, size, change } => grow(path, *size, *change, common)?,
+        Pool::Add { path, device, size, change } => {
+            let (device, size_bytes) = (full(device), size.map(|size| size.0));
+            let command = Command::PoolAdd { path: device, size_bytes };
+            balance(path, command, "adding", *change, common)?;
+        }
+        Pool::Remove { path, device, change } => {
+            let command = Command::PoolRemove { path: full(device) };
+            balance(path, command, "removing", *change, common)?;
+        }
+        Pool::Grow { path, size, change } => {
+            let size_bytes = size.map(|size| size.0);
+            let command = Command::PoolGrow { path: full(path), size_bytes };
+            balance(path, command, "growing", *change, common)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -201,15 +214,21 @@ fn member(path: &PathBuf, command: Command, change: Change, common: &Common) -> 
     Ok(())
 }
 
-fn grow(path: &PathBuf, size: Option<Size>, change: Change, common: &Common) -> Result<()> {
+/// What changes the devices stays until everything is where it belongs.
+fn balance(
+    path: &PathBuf,
+    command: Command,
+    doing: &str,
+    change: Change,
+    common: &Common,
+) -> Result<()> {
     let client = selection(common, Some(path)).client()?;
-    let command = Command::PoolGrow { path: full(path), size_bytes: size.map(|size| size.0) };
-    let value = client.call(command, change.dry_run, None, &mut |_| {})?;
-    show(&value, common, |value| {
-        let size = value
-            .get("size_bytes")
-            .map_or_else(String::new, |v| output::value_text("size_bytes", v));
-        output::line(&format!("the pool has {size}"));
+    let bar = Bar::new(doing.into());
+    let value = client.call(command, change.dry_run, None, &mut |reply| bar.hear(&reply));
+    drop(bar);
+    show(&value?, common, |value| {
+        let size = value.get("size_bytes").map(|size| output::value_text("size_bytes", size));
+        output::line(&format!("the pool has {}", size.unwrap_or_default()));
     });
     Ok(())
 }

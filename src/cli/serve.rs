@@ -165,7 +165,7 @@ fn check(config: &ServeConfig) -> Result<()> {
         let todo = format!("give at least {}M", MIN_CACHE_BYTES >> 20);
         return Err(Error::Usage(Message::new(what).todo(todo)));
     }
-    config.check_reach()
+    config.check_nbd_reach()
 }
 
 /// Serves until stopped. `None`: it has said everything itself.
@@ -252,7 +252,7 @@ mod tests {
         assert_eq!(merged(bad, "").unwrap_err().exit_code(), 2);
         let small = Serve { cache: Some(Size(4096)), ..with_paths() };
         assert_eq!(check(&merged(small, "").unwrap()).unwrap_err().exit_code(), 2);
-        let open = Serve { iscsi: vec!["0.0.0.0".into()], ..with_paths() };
+        let open = Serve { nbd: vec!["0.0.0.0".into()], ..with_paths() };
         assert_eq!(check(&merged(open, "").unwrap()).unwrap_err().exit_code(), 1);
         assert!(check(&merged(Serve::default(), "").unwrap()).is_err());
     }

@@ -109,6 +109,10 @@ impl Client {
         file: Option<BorrowedFd<'_>>,
         hear: &mut dyn FnMut(Reply),
     ) -> Result<Value> {
+        let goes_on = matches!(
+            command,
+            Command::PoolAdd { .. } | Command::PoolRemove { .. } | Command::PoolGrow { .. }
+        );
         let request = Request { version: PROTOCOL_VERSION, dry_run, command };
         match self {
             Client::Server(stream) => ask(&stream, &request, file, hear),
@@ -124,7 +128,11 @@ impl Client {
                 match answer {
                     Err(_) if interrupted.load(Ordering::Acquire) => {
                         let what = "the command was interrupted";
-                        Err(Message::new(what).why("what it had begun was undone").into())
+                        let why = match goes_on {
+                            true => "what it had begun goes on when the pool is opened again",
+                            false => "what it had begun was undone",
+                        };
+                        Err(Message::new(what).why(why).into())
                     }
                     answer => answer.and_then(|value| closed.map(|()| value)),
                 }

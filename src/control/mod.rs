@@ -4,13 +4,16 @@
 //! - [`protocol`] and [`wire`] are what goes over the control socket, [`listener`] and [`client`]
 //!   its two ends, [`run_dir`] where it is;
 //! - [`find`], [`pool`] and [`label`] find, lock, make and open a pool's devices;
+//! - `scrub` and `balance` are the commands that take long;
 //! - [`report`] and [`doors`] are what is shown.
 
+mod balance;
 pub mod client;
 pub mod doors;
 pub mod engine;
 pub mod error;
 pub mod find;
+mod initiator;
 pub mod label;
 pub mod listener;
 mod log;

@@ -6,6 +6,7 @@
 use super::error::{Error, Message, Result};
 use super::find::find_devices;
 use super::label::read_label;
+use crate::access::Book;
 use crate::device::file::{FileDevice, OpenError, OpenMode};
 use crate::device::{BlockDevice, BLOCK_BYTES};
 use crate::fs::{Clock, FormatOptions, Fs, OpenOptions, Redundancy, SystemClock};
@@ -29,6 +30,8 @@ pub struct OpenPool {
     pub fs: Arc<Fs>,
     /// Its LUNs.
     pub catalog: Arc<Catalog>,
+    /// Who may use them.
+    pub book: Arc<Book>,
     /// Those of its devices that this process has open.
     pub devices: Mutex<Vec<Arc<FileDevice>>>,
 }
@@ -80,11 +83,12 @@ impl LockedPool {
         let what = format!("the pool at {} cannot be opened", names(&self.paths));
         let devices = as_block_devices(&self.devices);
         let fs = Fs::open(devices, options).map_err(|e| Error::fs(what, &e))?;
-        let mut catalog_options = CatalogOptions::new(clock);
+        let mut catalog_options = CatalogOptions::new(clock.clone());
         catalog_options.location = self.paths.iter().map(|p| p.display().to_string()).collect();
         catalog_options.redundancy = fs.redundancy().to_string();
         let catalog = Catalog::open(fs.clone(), catalog_options)?;
-        Ok(OpenPool { fs, catalog, devices: Mutex::new(self.devices) })
+        let book = Book::open(catalog.clone(), clock);
+        Ok(OpenPool { fs, catalog, book, devices: Mutex::new(self.devices) })
     }
 }
 
@@ -166,7 +170,7 @@ pub fn check_new_pool(new: &NewPool) -> Result<Vec<u64>> {
     Ok(sizes)
 }
 
-fn check_new_device(path: &Path, size_bytes: Option<u64>) -> Result<u64> {
+pub(super) fn check_new_device(path: &Path, size_bytes: Option<u64>) -> Result<u64> {
     let size_bytes = match std::fs::metadata(path) {
         Ok(found) if found.is_file() => {
             return Err(device_error(OpenError::Exists(path.to_path_buf())));
@@ -255,7 +259,7 @@ fn random_seed() -> Result<u64> {
     Ok(u64::from_le_bytes(seed))
 }
 
-fn random_id() -> Result<[u8; 16]> {
+pub(super) fn random_id() -> Result<[u8; 16]> {
     let mut id = [0; 16];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut source| source.read_exact(&mut id))

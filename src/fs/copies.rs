@@ -76,6 +76,8 @@ pub(super) fn survey_fixed(devices: Vec<Device>, report: &mut Report) -> Result<
             false => report.errors.push(text),
         }
     }
+    // A page that cannot be read was told above.
+    report.errors.extend(core.space.wrong_counts(&core.store).unwrap_or_default());
     Ok(())
 }
 

@@ -112,6 +112,7 @@ impl Core {
     pub fn seal(&self, flush: bool) -> Result<()> {
         let target = self.group.load(Ordering::Acquire);
         let mut log = self.log.lock();
+        let _steps = self.store.in_steps();
         self.store.check_latch()?;
         if flush && self.durable_group.load(Ordering::Acquire) >= target {
             return Ok(()); // Somebody sealed and flushed our group while we waited for the lock.

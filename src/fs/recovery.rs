@@ -318,6 +318,9 @@ fn is_payload_of(head: &GroupHead, payload: &[u8]) -> bool {
     payload.len() == head.payload_bytes as usize && crc32c::crc32c(payload) == head.payload_crc
 }
 
+/// A group as a dump shows it: head, records, and its own blocks.
+pub(super) type GroupContent = (GroupHead, Vec<FileRecord>, Vec<Run>);
+
 /// Does a record say that a version is deleted?
 fn ends_version(r: &FileRecord) -> bool {
     let deleted = |i: &DiskInode| i.version.flags & VERSION_DELETED != 0;
@@ -390,7 +393,7 @@ impl Core {
     }
 
     /// Groups that recovery would apply: head, records, and the blocks of the group itself.
-    pub(super) fn log_content(&self) -> Result<Vec<(GroupHead, Vec<FileRecord>, Vec<Run>)>> {
+    pub(super) fn log_content(&self) -> Result<Vec<GroupContent>> {
         let groups = self.read_log(Damage::Cut)?;
         Ok(groups.into_iter().map(|g| (g.head, g.records, g.blocks)).collect())
     }

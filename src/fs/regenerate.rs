@@ -66,7 +66,7 @@ impl Core {
     }
 
     /// Changes membership while no group and no consistency point is being written.
-    pub(super) fn change_quietly(&self, change: impl FnOnce(&mut Set) -> Result<()>) -> Result<()> {
+    fn change_quietly(&self, change: impl FnOnce(&mut Set) -> Result<()>) -> Result<()> {
         let _cp = Core::busy(self.lock_unless_alone(&self.cp))?;
         let _log = Core::busy(self.lock_unless_alone(&self.log))?;
         self.store.change_members(change)

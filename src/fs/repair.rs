@@ -110,6 +110,7 @@ fn recount(devices: &[Device], actions: &mut Vec<String>) -> Result<()> {
     let mut count = Count::new(&core, METADATA);
     count.run()?;
     let keep = count.unread > 0;
+    count.see_out_of_service();
     let (missing, leaked, pages) = core.space.recount(&core.store, &count.seen, keep);
     if missing + leaked + pages == 0 {
         return Ok(());

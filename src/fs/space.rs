@@ -344,7 +344,9 @@ impl Space {
         for b in blocks {
             inner.clear_busy(store, *b)?;
         }
-        if planted(Mutation::ReuseBeforeRoot) || planted(Mutation::ReuseWhilePinned) {
+        let early = planted(Mutation::ReuseBeforeRoot) || planted(Mutation::ReuseWhilePinned);
+        // Few are nodes and the log: a reader of data is what is to be met.
+        if early && counted && blocks.len() > 12 {
             inner.cursor = blocks.first().copied().unwrap_or(inner.cursor);
         }
         self.free.fetch_add(blocks.len() as i64, Ordering::AcqRel);

@@ -138,6 +138,21 @@ impl Cache {
     }
 }
 
+/// See [`Store::in_steps`].
+pub(crate) struct Steps<'a> {
+    store: &'a Store,
+    was_panicking: bool,
+}
+
+impl Drop for Steps<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() && !self.was_panicking {
+            let why = "an error in the program stopped a change halfway; restart the server";
+            self.store.set_latch(why.into());
+        }
+    }
+}
+
 /// Counters, in blocks and calls.
 #[derive(Default)]
 pub(crate) struct Counters {
@@ -235,6 +250,12 @@ impl Store {
             return Ok(());
         }
         Err(Error::Latched(self.latched().unwrap_or_default()))
+    }
+
+    /// While it lives something in memory changes in several steps: a panic among them latches the
+    /// pool, so that a half is never written.
+    pub fn in_steps(&self) -> Steps<'_> {
+        Steps { store: self, was_panicking: std::thread::panicking() }
     }
 
     /// From now on nothing is written.

@@ -107,6 +107,7 @@ impl<'a> Txn<'a> {
             loop {
                 let miss = {
                     let _shared = self.core.guard.shared();
+                    let _steps = self.core.store.in_steps();
                     match self.try_apply(&held)? {
                         None => return Ok(()),
                         Some(miss) => miss,
@@ -127,6 +128,7 @@ impl<'a> Txn<'a> {
             let cut = loop {
                 let miss = {
                     let _alone = core.guard.alone();
+                    let _steps = core.store.in_steps();
                     match self.try_apply(&held)? {
                         None => break core.freeze_snapshots(),
                         Some(miss) => miss,

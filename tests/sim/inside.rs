@@ -31,8 +31,8 @@ pub struct Outer {
     names: bool,
     /// It names volumes.
     names_volumes: bool,
-    /// The file that it reads.
-    reads: Option<NodeId>,
+    /// The range of a file that it reads.
+    reads: Option<Range>,
     /// The range of a file that it changes: calls inside it may keep beside that.
     beside: Option<Range>,
 }
@@ -56,9 +56,9 @@ impl Outer {
         }
     }
 
-    /// A reader of this node.
-    pub fn reader(node: NodeId) -> Outer {
-        Outer { volumes: [node.volume].into(), reads: Some(node), ..Outer::default() }
+    /// A reader of this range.
+    pub fn reader(range: Range) -> Outer {
+        Outer { volumes: [range.0.volume].into(), reads: Some(range), ..Outer::default() }
     }
 
     fn allows(&self, op: &Op, model: &Model) -> bool {
@@ -154,7 +154,7 @@ impl World {
                 (_, 1 | 4) if free.log => self.sync_inside(&fs)?,
                 (None, 2) => self.look_inside(&fs, &mut rng)?,
                 (None, 3) if free.cp && free.log => self.scrub_inside(&fs, &mut rng)?,
-                (Some(node), 5..=9) => self.overwrite_inside(&fs, node, &mut rng)?,
+                (Some(range), 5..=9) => self.overwrite_inside(&fs, range, &mut rng)?,
                 _ => self.operate_inside(&fs, &mut rng)?,
             }
         }
@@ -162,8 +162,10 @@ impl World {
     }
 
     /// Overwrites or punches a part of the file that is being read.
-    fn overwrite_inside(&self, fs: &Arc<Fs>, node: NodeId, rng: &mut Rng) -> Done {
-        let (offset, len) = (rng.below(64) * BLOCK, BLOCK * (1 + rng.below(32)));
+    fn overwrite_inside(&self, fs: &Arc<Fs>, range: Range, rng: &mut Rng) -> Done {
+        let (node, start, end) = range;
+        let offset = start / BLOCK * BLOCK;
+        let len = BLOCK * (1 + rng.below((end - offset).div_ceil(BLOCK)));
         let op = match rng.below(3) {
             0 => Op::Punch { node, offset, len },
             _ => Op::Write { node, offset, data: Data { len: len as usize, seed: rng.bits() } },
@@ -192,8 +194,7 @@ impl World {
         let before = self.inner.lock().log.len();
         let result = fs.sync();
         if result.is_ok() {
-            let floor = &mut self.inner.lock().floor;
-            *floor = before.max(*floor);
+            self.inner.lock().raise_floor(before);
         }
         self.unless_broken(result, "sync")
     }
@@ -210,7 +211,8 @@ impl World {
         };
         let file = self.inner.lock().files.get(&id).cloned();
         let file = file.filter(|_| fs.names_are_free(Some(id.volume)));
-        file.map_or(Ok(()), |file| self.read_some(&file, &model, rng))
+        let (_, start, end) = World::draw_range(id, &model, rng);
+        file.map_or(Ok(()), |file| self.read_range(&file, &model, start, end))
     }
 
     fn operate_inside(&self, fs: &Arc<Fs>, rng: &mut Rng) -> Done {

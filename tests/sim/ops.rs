@@ -142,6 +142,11 @@ pub enum Profile {
 }
 
 impl Profile {
+    pub const ALL: [Profile; 7] = {
+        use Profile::*;
+        [Mixed, Names, Data, Sectors, Large, Volumes, Full]
+    };
+
     pub fn draw(rng: &mut Rng) -> Profile {
         use Profile::*;
         [Mixed, Mixed, Names, Data, Sectors, Large, Volumes, Full][rng.index(8)]

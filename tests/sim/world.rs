@@ -7,9 +7,10 @@
 
 use super::character::{Character, Config, Done, Failure, Report, SimClock, Tally};
 use super::inside::Outer;
-use super::model::{Model, Node};
+use super::model::{Body, Model, Node, BLOCK};
 use super::observe::{self, ensure, observe};
 use super::ops::{blocks_held, Generator, Op, Profile, What, BALLAST};
+use super::perform::Range;
 use super::prefix::Entry;
 use lunfs::device::sim::{IoEvent, Rng, SimDevice};
 use lunfs::device::BlockDevice;
@@ -432,7 +433,9 @@ impl World {
         let result = started.and_then(|_| fs.scrub_step(1 + rng.below(3000)));
         self.end();
         let status = fs.scrub_status();
-        let untouched = !self.hurt.load(SeqCst) && !self.may_fail() && !self.is_mirror();
+        // A growth that was cut off leaves labels to mend.
+        let whole = !self.character.grows && !self.is_mirror();
+        let untouched = whole && !self.hurt.load(SeqCst) && !self.may_fail();
         ensure(!untouched || status.healed + status.bad == 0, || {
             format!("a scrub found rot where there was none: {status:?}")
         })?;
@@ -468,20 +471,35 @@ impl World {
             Ok(file) => file,
             Err(e) => return self.unless_broken::<()>(Err(e), "open_file"),
         };
-        self.begin(Outer::reader(id), true);
+        let range = World::draw_range(id, &model, rng);
+        self.begin(Outer::reader(range), true);
         self.inner.lock().versions = Some((id, model.arc_of(id).into_iter().collect()));
-        let done = self.read_some(&file, &model, rng);
+        let done = self.read_range(&file, &model, range.1, range.2);
         self.end();
         self.inner.lock().versions = None;
         done
     }
 
+    /// A range of a file to read, mostly one that has data.
+    pub(super) fn draw_range(id: NodeId, model: &Model, rng: &mut Rng) -> Range {
+        let node = model.get(id);
+        let blocks = match node.map(|node| &node.body) {
+            Some(Body::File(blocks)) => blocks.len(),
+            _ => 0,
+        };
+        let some = rng.index(blocks.max(1));
+        let offset = match node.map(|node| &node.body) {
+            Some(Body::File(blocks)) if rng.chance(3, 4) => {
+                blocks.keys().nth(some).map_or(0, |number| number * BLOCK)
+            }
+            _ => rng.below(node.map_or(0, |node| node.size) + 5000),
+        };
+        (id, offset, offset + 1 + rng.below(200_000))
+    }
+
     /// Reads a range that is what one of the versions of the file says.
-    pub(super) fn read_some(&self, file: &File, model: &Model, rng: &mut Rng) -> Done {
-        let id = file.id();
-        let size = model.get(id).map_or(0, |node| node.size);
-        let offset = rng.below(size + 5000);
-        let len = 1 + rng.below(200_000) as usize;
+    pub(super) fn read_range(&self, file: &File, model: &Model, offset: u64, end: u64) -> Done {
+        let (id, len) = (file.id(), (end - offset) as usize);
         self.trace(|| format!("read {id:?} {offset}+{len}"));
         let got = match observe::read(file, offset, len) {
             Err(_) if self.may_fail() => return Ok(()),
@@ -602,12 +620,15 @@ impl Inner {
         self.floor = 0;
     }
 
+    /// The first `entries` of the log are durable, up to one that may not have happened at all.
+    pub fn raise_floor(&mut self, entries: usize) {
+        let certain = self.log.iter().take_while(|entry| !entry.uncertain).count();
+        self.floor = self.floor.max(entries.min(certain));
+    }
+
     /// The first `entries` of the log are durable: they become part of the base.
     pub fn durable(&mut self, entries: usize) {
-        self.floor = self.floor.max(entries);
-        if self.log.iter().take(self.floor).any(|entry| entry.uncertain) {
-            return;
-        }
+        self.raise_floor(entries);
         for entry in self.log.drain(..self.floor.min(self.log.len())) {
             entry.replay(&mut self.base);
         }

@@ -624,6 +624,13 @@ impl Core {
     }
 }
 
+impl CpState {
+    /// Beginning at a root; what waits to be freed is loaded later.
+    pub fn new(root: fs_layout::Root, root_hash: [u8; 32], root_slot: u64) -> CpState {
+        CpState { root, root_hash, root_slot, reclaim: Default::default(), doomed: Vec::new() }
+    }
+}
+
 impl Volume {
     pub fn new(next_ino: u64, is_frozen: bool) -> Volume {
         Volume {

@@ -6,7 +6,8 @@
 #   demo     a pool, a LUN, a real disk image, read and written through every door
 #   test     everything that has to hold, within 20 minutes on 2 cores
 #   crash    kill -9 of a busy server, ROUNDS=500 times
-#   sim      crashes of the simulated device: SEEDS=2000 fresh seeds, or SEED=n alone
+#   sim      the simulator: a million operations and thousands of crashes over fresh seeds, on all
+#            processors; or SEED=n alone, of STEPS=m steps
 #   fuzz     the parsers under random bytes, for DURATION=300 seconds
 #   interop  the clients of others alone (ONLY=word picks)
 #   conformance  libiscsi's conformance suite over LUNs of several kinds (PROFILE=word picks)
@@ -19,7 +20,6 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 LUNFS := $(TARGET)/release/lunfs
 ROUNDS ?= 500
-SEEDS ?= 2000
 DURATION ?= 300
 
 .PHONY: all setup build check demo test crash sim fuzz interop conformance bench vm clean
@@ -46,8 +46,8 @@ crash: setup build
 		/usr/bin/python3 tests/kill9.py
 
 sim: setup
-	$(if $(SEED),LUNFS_SIM_SEED=$(SEED),LUNFS_SIM_SEEDS=$(SEEDS)) \
-		$(CARGO) test --release --locked --test crash -- --nocapture
+	@$(if $(SEED),LUNFS_SIM_SEED=$(SEED)) $(if $(SEEDS),LUNFS_SIM_SEEDS=$(SEEDS)) \
+		$(if $(STEPS),LUNFS_SIM_STEPS=$(STEPS)) $(CARGO) test -q --release --locked --test sim
 
 fuzz: setup
 	@end=$$((SECONDS + $(DURATION))); seed=$(or $(SEED),$$RANDOM); \

@@ -1,8 +1,10 @@
 //! lunfs: a FUSE-based multi-protocol filesystem.
 //!
 //! Layers, each using only those below it (checked by `tests/tidy.rs`):
-//! `cli control` | `fuse iscsi→scsi nbd` | `lun` | `fs` | `device`; `server` alone knows everybody.
+//! `cli control` | `fuse iscsi→scsi nbd` | `access` | `lun` | `fs` | `device`;
+//! `server` alone knows everybody.
 
+pub mod access;
 pub mod cli;
 pub mod control;
 pub mod device;

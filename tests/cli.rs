@@ -1,6 +1,8 @@
 //! The built program, driven as a user drives it: temporary pools, ports that are free, servers
 //! that are stopped by their process.
 
+#[path = "cli/devices.rs"]
+mod devices;
 #[path = "cli/lab.rs"]
 mod lab;
 
@@ -88,6 +90,62 @@ fn a_mirror_has_the_size_of_one_device() {
     lab.json("lun create vm1 --size 16M --pool p");
     assert_eq!(lab.json("lun show vm1 --pool q")["redundancy"], "mirror");
     assert_eq!(lab.json("pool check p")["sound"], true);
+}
+
+/// Fills a LUN, makes the pool larger and smaller while it is served and while it is not, and reads
+/// the LUN back.
+#[test]
+fn devices_come_and_go() {
+    let mut lab = Lab::with_mirror();
+    let image: Vec<u8> =
+        (0..8 << 20).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(lab.path("image"), &image).unwrap();
+    lab.good("lun import vm1 image --pool pool");
+    let size = |lab: &Lab| lab.json("pool show pool")["size_bytes"].as_u64().unwrap();
+    let small = size(&lab);
+    let plan = lab.json("pool add pool r --size 128M --dry-run");
+    assert!(plan["moved_segments"].as_u64().unwrap() > 20, "{plan}");
+    assert!(!lab.path("r").exists());
+    lab.refused("pool remove pool q", "a mirror needs two devices");
+    lab.refused("pool remove pool r", "not a device of this pool");
+    lab.refused("pool add pool q --size 128M", "exists already");
+    lab.good("pool add pool r --size 128M");
+    let large = size(&lab);
+    assert!(large > small * 14 / 10, "{large} of {small}");
+    lab.serve("--nbd 127.0.0.1:0");
+    lab.good("pool add pool s --size 64M");
+    assert!(size(&lab) > large);
+    lab.good("pool remove pool q");
+    let shown = lab.json("pool show pool");
+    let paths: Vec<String> =
+        shown["devices"].as_array().unwrap().iter().map(|d| d["path"].to_string()).collect();
+    assert_eq!(paths.len(), 3, "{paths:?}");
+    assert!(paths.iter().all(|path| !path.contains("/q")), "{paths:?}");
+    fs::remove_file(lab.path("q")).unwrap();
+    lab.good("pool grow s --size 128M");
+    assert!(shown["devices"][1]["mapped_bytes"].as_u64().unwrap() > 0, "{shown}");
+    lab.stop();
+    lab.good("pool remove r s");
+    lab.good("pool check pool");
+    // But for the places of pages in regions that it had for a while.
+    assert!(size(&lab).abs_diff(small) < 100_000);
+    lab.good("lun export vm1 back --pool r");
+    assert!(fs::read(lab.path("back")).unwrap() == image);
+    // The pool is what it was: two devices of 128 MiB.
+    let plan = lab.json("pool grow pool --dry-run");
+    assert_eq!(plan["moved_segments"], 0);
+}
+
+#[test]
+fn a_device_does_not_leave_with_what_has_no_other_place() {
+    let lab = Lab::new();
+    lab.good("pool create pool q r --size 64M --redundancy mirror");
+    fs::write(lab.path("image"), vec![7; 60 << 20]).unwrap();
+    lab.good("lun import vm1 image --pool pool");
+    let before = lab.json("pool show pool")["devices"].clone();
+    lab.refused("pool remove pool q", "need another place");
+    assert_eq!(lab.json("pool show pool")["devices"], before);
+    lab.good("pool check pool");
 }
 
 #[test]

@@ -46,6 +46,7 @@ macro_rules! scripts {
 }
 
 scripts! {
+    access => "interop/access.py",
     bad_blocks => "interop/bad_blocks.py",
     commands => "interop/commands.py",
     errors => "interop/errors.py",

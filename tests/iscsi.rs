@@ -459,8 +459,8 @@ fn fuzz_login_text() {
         let mut random = Random(seed);
         let peer = "127.0.0.1:1".parse().unwrap();
         let end = tokio_util::sync::CancellationToken::new();
-        let portal = "127.0.0.1:3260".to_owned();
-        let mut core = Connection::new(door.service.clone(), portal, peer, end);
+        let portals = vec![("127.0.0.1:3260".to_owned(), 1)];
+        let mut core = Connection::new(door.service.clone(), portals, peer, end);
         for _ in 0..1 + random.next() % 3 {
             let mut text = login_text(&mut random);
             for _ in 0..random.next() % 3 {
@@ -538,8 +538,8 @@ fn fuzz_the_core_takes_any_bytes() {
         let mut random = Random(seed);
         let peer = "127.0.0.1:1".parse().unwrap();
         let end = tokio_util::sync::CancellationToken::new();
-        let portal = "127.0.0.1:3260".to_owned();
-        let mut core = Connection::new(door.service.clone(), vec![(portal, 1)], peer, end);
+        let portals = vec![("127.0.0.1:3260".to_owned(), 1)];
+        let mut core = Connection::new(door.service.clone(), portals, peer, end);
         let digests = if seed % 3 == 0 { "HeaderDigest=CRC32C\0DataDigest=CRC32C\0" } else { "" };
         let keys = format!("InitiatorName=a\0TargetName={TARGET}\0InitialR2T=No\0{digests}");
         let mut login = Header::reply(0x43, 0x87, 0);

@@ -278,7 +278,8 @@ fn a_device_comes_and_goes_and_comes_back() {
         fs.remove_device(2).unwrap();
         settle(&fs);
         assert_eq!(fs.mapped_bytes(), [small_mapped(), small_mapped(), 0]);
-        assert_eq!(fs.stats().size_bytes, small);
+        // But for the places of pages in regions that it had for a while.
+        assert!(fs.stats().size_bytes.abs_diff(small) < 100_000);
         assert_files(&fs, &files);
         write(&fs, "large", round, 1).unwrap();
     }

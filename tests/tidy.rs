@@ -27,12 +27,13 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("device", &[]),
     ("fs", &["device"]),
     ("lun", &["fs", "device"]),
+    ("access", &["lun", "fs"]),
     ("scsi", &["lun"]),
-    ("iscsi", &["scsi", "lun"]),
-    ("nbd", &["lun"]),
+    ("iscsi", &["scsi", "access", "lun"]),
+    ("nbd", &["access", "lun"]),
     ("fuse", &["lun", "fs", "device"]),
-    ("control", &["lun", "fs", "device"]),
-    ("cli", &["server", "control", "lun", "fs", "device"]),
+    ("control", &["access", "lun", "fs", "device"]),
+    ("cli", &["server", "control", "access", "lun", "fs", "device"]),
 ];
 
 /// What a layer may not use, because it is deterministic, or a protocol core that does no I/O.
@@ -40,6 +41,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("src/device", &["tokio", "futures"]),
     ("src/fs", &["tokio", "futures", "std::fs", "std::net", "std::process", "rustix", "libc"]),
     ("src/lun", &["tokio", "futures", "std::net", "fuser"]),
+    ("src/access", &["tokio", "futures", "std::fs", "std::process"]),
     ("src/scsi", &["tokio", "futures", "std::fs", "std::net", "std::process"]),
     ("fs-layout/src", &["tokio", "std::fs", "std::io", "std::net", "std::process", "std::thread"]),
 ];

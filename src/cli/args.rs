@@ -65,6 +65,9 @@ pub enum Noun {
     /// Make, change, fill and read LUNs
     #[command(subcommand)]
     Lun(Lun),
+    /// Say who may use which LUN over iSCSI, and how it proves who it is
+    #[command(subcommand)]
+    Initiator(Initiator),
     /// Look at and end the sessions of block clients
     #[command(subcommand)]
     Session(Session),
@@ -137,6 +140,68 @@ pub enum Pool {
         #[command(flatten)]
         change: Change,
     },
+    /// Take a further device into a pool, served or not
+    #[command(after_help = POOL_ADD_EXAMPLES)]
+    Add {
+        /// Any device of the pool
+        path: PathBuf,
+        /// A file to make or a block device to take
+        device: PathBuf,
+        /// Length of the file (sparse): bytes, or K M G T
+        #[arg(long, value_parser = parse::size)]
+        size: Option<Size>,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Empty a device of a pool and leave it out, served or not
+    #[command(after_help = "Examples:\n  lunfs pool remove /srv/pool.lunfs /dev/sdc")]
+    Remove {
+        /// Any device of the pool
+        path: PathBuf,
+        /// The device that leaves
+        device: PathBuf,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Go on without a device of a mirror, on purpose
+    #[command(after_help = "Examples:\n  lunfs pool offline /srv/a.lunfs /srv/b.lunfs")]
+    Offline {
+        /// Any device of the pool
+        path: PathBuf,
+        /// The device that goes
+        device: PathBuf,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Take a device back that was missing, and bring it up to date
+    #[command(after_help = "Examples:\n  lunfs pool online /srv/a.lunfs /srv/b.lunfs")]
+    Online {
+        /// Any device of the pool
+        path: PathBuf,
+        /// The device that is back
+        device: PathBuf,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Put a new device in the place of another one, which serves until then if it can
+    #[command(
+        after_help = "Examples:\n  lunfs pool replace /srv/a.lunfs /srv/b.lunfs /srv/c.lunfs"
+    )]
+    Replace {
+        /// Any device of the pool
+        path: PathBuf,
+        /// The device that goes
+        device: PathBuf,
+        /// A file to make, as large as the device that goes, or a block device
+        new: PathBuf,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
     /// Use the space that a device has gained; a file is made longer first
     #[command(after_help = "Examples:\n  lunfs pool grow /srv/pool.lunfs --size 200G")]
     Grow {
@@ -155,6 +220,11 @@ const POOL_CREATE_EXAMPLES: &str = "\
 Examples:
   lunfs pool create /srv/pool.lunfs --size 100G
   lunfs pool create /dev/sdb /dev/sdc";
+
+const POOL_ADD_EXAMPLES: &str = "\
+Examples:
+  lunfs pool add /srv/pool.lunfs /dev/sdd
+  lunfs pool add /srv/pool.lunfs /srv/more.lunfs --size 100G";
 
 const POOL_CHECK_EXAMPLES: &str = "\
 Reads everything and writes nothing, unless --repair is given. Exit code 1 where something is wrong,
@@ -382,6 +452,91 @@ Examples:
   lunfs lun export vm1 vm1.raw
   lunfs lun export vm1 - | zstd > vm1.raw.zst";
 
+/// `lunfs initiator`.
+#[derive(Debug, Subcommand)]
+pub enum Initiator {
+    /// Define an initiator; the first one closes out all clients that are not defined
+    #[command(after_help = INITIATOR_EXAMPLES)]
+    Add(Box<InitiatorEdit>),
+    /// Change an initiator; its sessions follow at once
+    #[command(after_help = "Examples:\n  lunfs initiator set iqn.1993-08.org.debian:01:abc \
+                            --allow vm2:ro --deny vm1")]
+    Set(Box<InitiatorEdit>),
+    /// Remove an initiator; its sessions end
+    Remove {
+        /// Its iSCSI name
+        #[arg(value_name = "IQN")]
+        name: String,
+        /// --dry-run
+        #[command(flatten)]
+        change: Change,
+    },
+    /// All initiators
+    List,
+    /// One initiator: rights, limits, sessions; never its secrets
+    Show {
+        /// Its iSCSI name
+        #[arg(value_name = "IQN")]
+        name: String,
+    },
+}
+
+const INITIATOR_EXAMPLES: &str = "\
+A secret is 12 to 255 bytes in a file that only its owner reads (mode 0600).
+
+Examples:
+  (umask 077; openssl rand -hex 16 > vm1.secret)
+  lunfs initiator add iqn.1993-08.org.debian:01:abc --chap-user vm1 \\
+    --chap-secret-file vm1.secret --allow vm1 --allow images:ro
+  lunfs initiator add iqn.2026-11.org.example:backup --allow vm1:ro";
+
+/// What may be said of an initiator.
+#[derive(Debug, Args)]
+pub struct InitiatorEdit {
+    /// Its iSCSI name, as it stands in /etc/iscsi/initiatorname.iscsi
+    #[arg(value_name = "IQN")]
+    pub name: String,
+    /// Name by which the initiator proves itself (CHAP)
+    #[arg(long, value_name = "USER", requires = "chap_secret_file")]
+    pub chap_user: Option<String>,
+    /// File with its secret, mode 0600
+    #[arg(long, value_name = "FILE", requires = "chap_user")]
+    pub chap_secret_file: Option<PathBuf>,
+    /// Name by which the target proves itself, where the initiator asks for it
+    #[arg(long, value_name = "USER", requires = "mutual_secret_file")]
+    pub mutual_user: Option<String>,
+    /// File with the target's secret, mode 0600
+    #[arg(long, value_name = "FILE", requires = "mutual_user")]
+    pub mutual_secret_file: Option<PathBuf>,
+    /// Nobody has to prove anything any more
+    #[arg(long, conflicts_with_all = ["chap_user", "mutual_user"])]
+    pub no_chap: bool,
+    /// The target does not prove itself any more
+    #[arg(long, conflicts_with = "mutual_user")]
+    pub no_mutual: bool,
+    /// A LUN it may use; with :ro only for reading
+    #[arg(long, value_name = "NAME[:ro]", value_parser = parse::allowed)]
+    pub allow: Vec<(String, bool)>,
+    /// A LUN it may not use any more
+    #[arg(long, value_name = "NAME")]
+    pub deny: Vec<String>,
+    /// How much its writes may make a LUN take; 0 ends a quota
+    #[arg(long, value_name = "NAME=SIZE", value_parser = parse::quota)]
+    pub quota: Vec<(String, u64)>,
+    /// Sessions at a time [default: 64]
+    #[arg(long, value_name = "N")]
+    pub max_sessions: Option<u32>,
+    /// Commands that each session may have outstanding [default: 128]
+    #[arg(long, value_name = "N")]
+    pub max_commands: Option<u32>,
+    /// Buffers of all its sessions together [default: 128M]
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    pub max_memory: Option<Size>,
+    /// --dry-run
+    #[command(flatten)]
+    pub change: Change,
+}
+
 /// `lunfs session`.
 #[derive(Debug, Subcommand)]
 pub enum Session {
@@ -438,7 +593,12 @@ mod tests {
             "lunfs pool scrub p",
             "lunfs pool scrub p --background --json",
             "lunfs pool scrub --cancel --dry-run",
+            "lunfs pool add p q --size 2G --dry-run",
+            "lunfs pool remove p q --json",
             "lunfs pool grow p --size 2G --dry-run",
+            "lunfs pool offline p q --json",
+            "lunfs pool online p q --dry-run",
+            "lunfs pool replace p q r",
             "lunfs stop --dry-run --pool p",
             "lunfs status --json",
             "lunfs lun create a --size 20G block-size=4096 --pool p",
@@ -453,6 +613,13 @@ mod tests {
             "lunfs lun import a - --size 1G",
             "lunfs lun import a f --into --force",
             "lunfs lun export a - --force",
+            "lunfs initiator add iqn.2026-11.org:a --allow a --allow b:ro --quota a=1G --dry-run",
+            "lunfs initiator add iqn.2026-11.org:a --chap-user u --chap-secret-file f \
+             --mutual-user t --mutual-secret-file g",
+            "lunfs initiator set iqn.2026-11.org:a --deny a --max-sessions 2 --no-chap",
+            "lunfs initiator remove iqn.2026-11.org:a --dry-run",
+            "lunfs initiator list --json",
+            "lunfs initiator show iqn.2026-11.org:a",
             "lunfs session list",
             "lunfs session show 1",
             "lunfs session drop 1 --dry-run",
@@ -474,6 +641,10 @@ mod tests {
             "lunfs lun set a",
             "lunfs pool create",
             "lunfs status --dry-run",
+            "lunfs initiator add",
+            "lunfs initiator add iqn.2026-11.org:a --chap-user u",
+            "lunfs initiator add iqn.2026-11.org:a --allow a:rx",
+            "lunfs initiator add iqn.2026-11.org:a --quota a",
             "lunfs pool check p --dry-run",
             "lunfs pool create p --redundancy raid6",
         ] {

@@ -2,6 +2,7 @@
 
 mod args;
 mod image;
+mod initiator;
 mod lun;
 mod offline;
 mod output;
@@ -60,6 +61,7 @@ fn obey(cli: &Cli) -> Result<ExitCode> {
     match &cli.noun {
         Noun::Pool(verb) => return pool::run(verb, common),
         Noun::Lun(verb) => lun::run(verb, common)?,
+        Noun::Initiator(verb) => initiator::run(verb, common)?,
         Noun::Session(verb) => session(verb, common)?,
         Noun::Status => return status(common),
         Noun::Serve(serve) => {
@@ -85,7 +87,7 @@ fn obey(cli: &Cli) -> Result<ExitCode> {
 }
 
 fn selection(common: &Common) -> Selection {
-    Selection { pool: common.pool.clone(), dirs: None }
+    Selection { pool: common.pool.clone(), ..Selection::default() }
 }
 
 /// One request without a file.
@@ -115,7 +117,7 @@ fn rows(value: &Value) -> &[Value] {
 }
 
 const SESSION_COLUMNS: &[&str] =
-    &["id", "lun", "door", "client", "peer", "writable", "holds_lease", "since"];
+    &["id", "lun", "door", "client", "peer", "writable", "since", "iops", "latency_p99_us"];
 
 fn session(verb: &Session, common: &Common) -> Result<()> {
     match verb {
@@ -169,6 +171,12 @@ fn plain_status(value: &Value) {
     lun::list(&field("luns"));
     output::line("");
     output::table(rows(&field("sessions")), SESSION_COLUMNS, "no sessions");
+    let refused = field("refused");
+    for (reason, count) in refused.as_object().into_iter().flatten() {
+        if count.as_u64().is_some_and(|count| count > 0) {
+            output::line(&format!("turned away {count} times: {}", reason.replace('_', " ")));
+        }
+    }
     for error in rows(&field("errors")) {
         let text = error.get("text").map_or_else(String::new, |v| output::value_text("", v));
         output::line(&format!("! {text}"));

@@ -2,7 +2,8 @@
 
 use super::args::Common;
 use super::{output, show, usage_error};
-use crate::control::pool::{as_block_devices, find_devices, lock_devices};
+use crate::control::find::find_devices;
+use crate::control::pool::{as_block_devices, lock_devices};
 use crate::control::{Error, Result};
 use crate::device::file::OpenMode;
 use crate::device::{BlockDevice, BLOCK_BYTES};
@@ -20,7 +21,8 @@ const TICK: Duration = Duration::from_millis(120);
 const SHOWN_ERRORS: usize = 20;
 
 fn open(path: &Path, read_only: bool) -> Result<Vec<Arc<dyn BlockDevice>>> {
-    let (_, found) = find_devices(&[path.to_path_buf()])?;
+    // A repair writes: that a device is missing must be known to the others before.
+    let found = find_devices(&[path.to_path_buf()], read_only)?.paths;
     let mode = OpenMode { read_only, ..OpenMode::default() };
     lock_devices(&found, mode).map(|devices| as_block_devices(&devices))
 }

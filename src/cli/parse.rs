@@ -46,6 +46,22 @@ pub fn key_value(text: &str) -> Result<(String, String), String> {
     Ok((key.to_string(), value.to_string()))
 }
 
+/// `NAME` or `NAME:rw`: for reading and writing; `NAME:ro`: for reading.
+pub fn allowed(text: &str) -> Result<(String, bool), String> {
+    match text.split_once(':') {
+        None => Ok((text.to_string(), true)),
+        Some((name, "rw")) => Ok((name.to_string(), true)),
+        Some((name, "ro")) => Ok((name.to_string(), false)),
+        Some(_) => Err("not of the form NAME or NAME:ro".into()),
+    }
+}
+
+/// `NAME=SIZE`.
+pub fn quota(text: &str) -> Result<(String, u64), String> {
+    let (name, limit) = key_value(text).map_err(|_| "not of the form NAME=SIZE")?;
+    size(&limit).map(|limit| (name, limit.0))
+}
+
 /// `HOST:PORT`, `HOST`, `:PORT`, `PORT` or nothing: what is missing is loopback and the default
 /// port.
 pub fn tcp(text: &str, default_port: u16) -> Result<SocketAddr, String> {

@@ -43,14 +43,39 @@ pub fn run(verb: &Pool, common: &Common) -> Result<ExitCode> {
             let command = Command::PoolScrub { background: *background, cancel: *cancel };
             return scrub(path.as_ref(), command, *change, common);
         }
-        Pool::Grow { path, size, change } => grow(path, *size, *change, common)?,
+        Pool::Offline { path, device, change } => {
+            let command = Command::PoolOffline { path: full(device) };
+            member(path, command, *change, common)?;
+        }
+        Pool::Online { path, device, change } => {
+            let command = Command::PoolOnline { path: full(device) };
+            member(path, command, *change, common)?;
+        }
+        Pool::Replace { path, device, new, change } => {
+            let command = Command::PoolReplace { path: full(device), new: full(new) };
+            member(path, command, *change, common)?;
+        }
+        Pool::Add { path, device, size, change } => {
+            let (device, size_bytes) = (full(device), size.map(|size| size.0));
+            let command = Command::PoolAdd { path: device, size_bytes };
+            balance(path, command, "adding", *change, common)?;
+        }
+        Pool::Remove { path, device, change } => {
+            let command = Command::PoolRemove { path: full(device) };
+            balance(path, command, "removing", *change, common)?;
+        }
+        Pool::Grow { path, size, change } => {
+            let size_bytes = size.map(|size| size.0);
+            let command = Command::PoolGrow { path: full(path), size_bytes };
+            balance(path, command, "growing", *change, common)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// A path behind the verb stands before --pool.
 fn selection(common: &Common, path: Option<&PathBuf>) -> Selection {
-    Selection { pool: path.or(common.pool.as_ref()).cloned(), dirs: None }
+    Selection { pool: path.or(common.pool.as_ref()).cloned(), ..Selection::default() }
 }
 
 /// The path of a pool that is not served.
@@ -167,17 +192,43 @@ fn scrub(
     Ok(ExitCode::FAILURE)
 }
 
-fn grow(path: &PathBuf, size: Option<Size>, change: Change, common: &Common) -> Result<()> {
+/// As whoever carries the command out finds it.
+fn full(path: &PathBuf) -> String {
+    std::path::absolute(path).unwrap_or_else(|_| path.clone()).display().to_string()
+}
+
+/// A device leaves, comes back or is replaced; then how the devices are.
+fn member(path: &PathBuf, command: Command, change: Change, common: &Common) -> Result<()> {
+    let degraded = matches!(command, Command::PoolReplace { .. });
+    let client = Selection { degraded, ..selection(common, Some(path)) }.client()?;
+    let bar = Bar::new("filling".into());
+    let value = client.call(command, change.dry_run, None, &mut |reply| bar.hear(&reply));
+    drop(bar);
+    show(&value?, common, |value| {
+        if change.dry_run {
+            return output::facts(value);
+        }
+        let devices = value.get("devices").map_or(&[][..], rows);
+        output::table(devices, &["path", "state", "size_bytes"], "the pool has no device");
+    });
+    Ok(())
+}
+
+/// What changes the devices stays until everything is where it belongs.
+fn balance(
+    path: &PathBuf,
+    command: Command,
+    doing: &str,
+    change: Change,
+    common: &Common,
+) -> Result<()> {
     let client = selection(common, Some(path)).client()?;
-    let full = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-    let command =
-        Command::PoolGrow { path: full.display().to_string(), size_bytes: size.map(|size| size.0) };
-    let value = client.call(command, change.dry_run, None, &mut |_| {})?;
-    show(&value, common, |value| {
-        let size = value
-            .get("size_bytes")
-            .map_or_else(String::new, |v| output::value_text("size_bytes", v));
-        output::line(&format!("the pool has {size}"));
+    let bar = Bar::new(doing.into());
+    let value = client.call(command, change.dry_run, None, &mut |reply| bar.hear(&reply));
+    drop(bar);
+    show(&value?, common, |value| {
+        let size = value.get("size_bytes").map(|size| output::value_text("size_bytes", size));
+        output::line(&format!("the pool has {}", size.unwrap_or_default()));
     });
     Ok(())
 }

@@ -2,7 +2,8 @@
 
 use super::args::{Common, Serve};
 use super::parse::{self, Size, ISCSI_PORT, NBD_PORT};
-use crate::control::pool::{find_devices, lock_devices};
+use crate::control::find::find_devices;
+use crate::control::pool::lock_devices;
 use crate::control::report;
 use crate::control::{Error, Message, Result};
 use crate::device::file::OpenMode;
@@ -164,7 +165,7 @@ fn check(config: &ServeConfig) -> Result<()> {
         let todo = format!("give at least {}M", MIN_CACHE_BYTES >> 20);
         return Err(Error::Usage(Message::new(what).todo(todo)));
     }
-    config.check_reach()
+    config.check_nbd_reach()
 }
 
 /// Serves until stopped. `None`: it has said everything itself.
@@ -181,15 +182,15 @@ pub fn run(serve: &Serve, common: &Common) -> Result<Option<Value>> {
 
 /// Everything but opening: the devices are found, locked and let go again.
 fn would_serve(config: &ServeConfig) -> Result<Value> {
-    let (_, found) = find_devices(&config.paths)?;
-    lock_devices(&found, OpenMode { read_only: true, ..OpenMode::default() })?;
+    let found = find_devices(&config.paths, config.degraded)?;
+    lock_devices(&found.paths, OpenMode { read_only: true, ..OpenMode::default() })?;
     server::check_doors(config)?;
     let mut doors: Vec<String> = config.iscsi.iter().map(|a| format!("iSCSI on {a}")).collect();
     doors.extend(config.nbd.iter().map(|listen| format!("NBD on {listen}")));
     doors.extend(config.mount.iter().map(|dir| format!("the mount on {}", dir.display())));
     Ok(report::would(format!(
         "serve {} with {}",
-        crate::control::pool::names(&found),
+        crate::control::pool::names(&found.paths),
         doors.join(", ")
     )))
 }
@@ -251,7 +252,7 @@ mod tests {
         assert_eq!(merged(bad, "").unwrap_err().exit_code(), 2);
         let small = Serve { cache: Some(Size(4096)), ..with_paths() };
         assert_eq!(check(&merged(small, "").unwrap()).unwrap_err().exit_code(), 2);
-        let open = Serve { iscsi: vec!["0.0.0.0".into()], ..with_paths() };
+        let open = Serve { nbd: vec!["0.0.0.0".into()], ..with_paths() };
         assert_eq!(check(&merged(open, "").unwrap()).unwrap_err().exit_code(), 1);
         assert!(check(&merged(Serve::default(), "").unwrap()).is_err());
     }

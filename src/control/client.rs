@@ -42,6 +42,8 @@ pub struct Selection {
     pub pool: Option<PathBuf>,
     /// Where sockets are.
     pub dirs: Option<RunDirs>,
+    /// The command is about a device that may be missing: that is no reason to refuse it.
+    pub degraded: bool,
 }
 
 impl Selection {
@@ -69,7 +71,7 @@ impl Selection {
             return Ok(Client::Server(stream));
         }
         let mut server = None;
-        let locked = LockedPool::lock_patiently(std::slice::from_ref(path), || {
+        let locked = LockedPool::lock_patiently(std::slice::from_ref(path), self.degraded, || {
             server = dirs.connect(&pool_id).ok().flatten();
             server.is_some()
         });
@@ -107,6 +109,10 @@ impl Client {
         file: Option<BorrowedFd<'_>>,
         hear: &mut dyn FnMut(Reply),
     ) -> Result<Value> {
+        let goes_on = matches!(
+            command,
+            Command::PoolAdd { .. } | Command::PoolRemove { .. } | Command::PoolGrow { .. }
+        );
         let request = Request { version: PROTOCOL_VERSION, dry_run, command };
         match self {
             Client::Server(stream) => ask(&stream, &request, file, hear),
@@ -122,7 +128,11 @@ impl Client {
                 match answer {
                     Err(_) if interrupted.load(Ordering::Acquire) => {
                         let what = "the command was interrupted";
-                        Err(Message::new(what).why("what it had begun was undone").into())
+                        let why = match goes_on {
+                            true => "what it had begun goes on when the pool is opened again",
+                            false => "what it had begun was undone",
+                        };
+                        Err(Message::new(what).why(why).into())
                     }
                     answer => answer.and_then(|value| closed.map(|()| value)),
                 }

@@ -13,7 +13,6 @@ use crate::lun::{CreateLun, DeleteOptions, Lun, SessionId};
 use serde_json::{json, Value};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -103,6 +102,11 @@ impl Session<'_> {
             Command::Stop => Err(Message::new("stop is not a command of a pool").into()),
             Command::PoolShow => Ok(report::pool(&self.engine.pool)),
             Command::PoolGrow { path, size_bytes } => self.pool_grow(&path, size_bytes),
+            Command::PoolOffline { path } => self.pool_offline(&path),
+            Command::PoolOnline { path } => self.pool_online(&path),
+            Command::PoolReplace { path, new } => self.pool_replace(&path, &new),
+            Command::PoolAdd { path, size_bytes } => self.pool_add(&path, size_bytes),
+            Command::PoolRemove { path } => self.pool_remove(&path),
             Command::PoolScrub { background, cancel } => self.pool_scrub(background, cancel),
             Command::LunList => self.lun_list(),
             Command::LunShow { lun } => self.show(&*self.lun(&lun)?),
@@ -121,6 +125,11 @@ impl Session<'_> {
                 self.import(wanted, needed(file)?)
             }
             Command::LunExport { lun } => self.export(&lun, needed(file)?),
+            Command::InitiatorAdd { initiator, change } => self.initiator_add(&initiator, change),
+            Command::InitiatorSet { initiator, change } => self.initiator_set(&initiator, change),
+            Command::InitiatorRemove { initiator } => self.initiator_remove(&initiator),
+            Command::InitiatorList => self.initiator_list(),
+            Command::InitiatorShow { initiator } => self.initiator_show(&initiator),
             Command::SessionList => Ok(self.sessions()),
             Command::SessionShow { id } => self.session_show(&id),
             Command::SessionDrop { id } => self.session_drop(&id),
@@ -198,27 +207,6 @@ impl Session<'_> {
         lun.set(keys)?;
         self.durable()?;
         self.show(&lun)
-    }
-
-    fn pool_grow(&self, path: &str, size_bytes: Option<u64>) -> Result<Value> {
-        let wanted = std::fs::canonicalize(path).ok();
-        let same = |own: &Path| own == Path::new(path) || std::fs::canonicalize(own).ok() == wanted;
-        let device = self.engine.pool.devices.iter().find(|device| same(device.path()));
-        let device = device.ok_or_else(|| {
-            Message::new(format!("{path} is not a device of this pool"))
-                .todo("`lunfs pool show` lists its devices")
-        })?;
-        if self.dry_run {
-            let text = match size_bytes {
-                Some(size_bytes) => format!("grow {path} to {size_bytes} bytes"),
-                None => format!("take over the space that {path} has gained"),
-            };
-            return Ok(report::would(text));
-        }
-        let what = || format!("{path} was not grown");
-        device.grow(size_bytes).map_err(|e| Error::io(what(), &e))?;
-        self.engine.pool.fs.grow().map_err(|e| Error::fs(what(), &e))?;
-        Ok(report::pool(&self.engine.pool))
     }
 
     fn sessions(&self) -> Value {

@@ -1,6 +1,6 @@
 //! The one errors enum of the control layer, and the three lines a user sees of it.
 
-use crate::{fs, lun};
+use crate::{access, fs, lun};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
@@ -125,6 +125,16 @@ impl From<lun::Error> for Error {
         match &error {
             lun::Error::Fs(below) => Error::fs("the pool did not do it", below),
             _ => Error::Refused(Message::from_lines(&error.to_string())),
+        }
+    }
+}
+
+impl From<access::Error> for Error {
+    fn from(error: access::Error) -> Error {
+        match error {
+            access::Error::Lun(below) => below.into(),
+            access::Error::Fs(below) => Error::fs("the list of initiators was not changed", &below),
+            error => Error::Refused(Message::from_lines(&error.to_string())),
         }
     }
 }

@@ -3,16 +3,21 @@
 //! - [`engine`] carries commands out, in the server or in the command's own process;
 //! - [`protocol`] and [`wire`] are what goes over the control socket, [`listener`] and [`client`]
 //!   its two ends, [`run_dir`] where it is;
-//! - [`pool`] and [`label`] find, lock, make and open a pool's devices;
+//! - [`find`], [`pool`] and [`label`] find, lock, make and open a pool's devices;
+//! - `scrub` and `balance` are the commands that take long;
 //! - [`report`] and [`doors`] are what is shown.
 
+mod balance;
 pub mod client;
 pub mod doors;
 pub mod engine;
 pub mod error;
+pub mod find;
+mod initiator;
 pub mod label;
 pub mod listener;
 mod log;
+mod members;
 pub mod pool;
 pub mod protocol;
 pub mod report;

@@ -4,19 +4,19 @@
 //! for as long as the [`OpenPool`] lives; so one process at a time has a pool open.
 
 use super::error::{Error, Message, Result};
+use super::find::find_devices;
 use super::label::read_label;
+use crate::access::Book;
 use crate::device::file::{FileDevice, OpenError, OpenMode};
 use crate::device::{BlockDevice, BLOCK_BYTES};
 use crate::fs::{Clock, FormatOptions, Fs, OpenOptions, Redundancy, SystemClock};
 use crate::lun::{Catalog, CatalogOptions};
-use fs_layout::{DeviceEntry, Label};
+use parking_lot::Mutex;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Entries of a directory that are looked at to find a device that was moved.
-const MAX_SEARCHED: usize = 4096;
 /// How long a command or server waits for a command that has the pool for a moment.
 const MOMENT_WAIT: Duration = Duration::from_secs(5);
 /// How often it looks.
@@ -30,33 +30,38 @@ pub struct OpenPool {
     pub fs: Arc<Fs>,
     /// Its LUNs.
     pub catalog: Arc<Catalog>,
-    /// Its devices, in the order of the label.
-    pub devices: Vec<Arc<FileDevice>>,
+    /// Who may use them.
+    pub book: Arc<Book>,
+    /// Those of its devices that this process has open.
+    pub devices: Mutex<Vec<Arc<FileDevice>>>,
 }
 
 /// A pool whose devices this process has locked, but not opened yet.
 pub struct LockedPool {
     paths: Vec<PathBuf>,
     devices: Vec<Arc<FileDevice>>,
+    degraded: bool,
 }
 
 impl LockedPool {
-    /// Finds and locks all devices of the pool that `paths` belong to.
-    pub fn lock(paths: &[PathBuf]) -> Result<LockedPool> {
-        let (_, paths) = find_devices(paths)?;
+    /// Finds and locks all devices of the pool that `paths` belong to. `degraded`: some may be
+    /// missing, where redundancy allows it.
+    pub fn lock(paths: &[PathBuf], degraded: bool) -> Result<LockedPool> {
+        let paths = find_devices(paths, degraded)?.paths;
         let devices = lock_devices(&paths, OpenMode::default())?;
-        Ok(LockedPool { paths, devices })
+        Ok(LockedPool { paths, devices, degraded })
     }
 
     /// As [`LockedPool::lock`]; a command that has the pool for a moment is waited for. `served`
     /// ends the waiting: a server keeps it.
     pub fn lock_patiently(
         paths: &[PathBuf],
+        degraded: bool,
         mut served: impl FnMut() -> bool,
     ) -> Result<LockedPool> {
         let deadline = Instant::now() + MOMENT_WAIT;
         loop {
-            match LockedPool::lock(paths) {
+            match LockedPool::lock(paths, degraded) {
                 Err(Error::InUse(_)) if Instant::now() < deadline && !served() => {
                     std::thread::sleep(MOMENT_PAUSE);
                 }
@@ -72,16 +77,18 @@ impl LockedPool {
             cache_bytes,
             clock: clock.clone(),
             background: true,
-            ..OpenOptions::default()
+            degraded: self.degraded,
+            seed: random_seed()?,
         };
         let what = format!("the pool at {} cannot be opened", names(&self.paths));
         let devices = as_block_devices(&self.devices);
         let fs = Fs::open(devices, options).map_err(|e| Error::fs(what, &e))?;
-        let mut catalog_options = CatalogOptions::new(clock);
+        let mut catalog_options = CatalogOptions::new(clock.clone());
         catalog_options.location = self.paths.iter().map(|p| p.display().to_string()).collect();
         catalog_options.redundancy = fs.redundancy().to_string();
         let catalog = Catalog::open(fs.clone(), catalog_options)?;
-        Ok(OpenPool { fs, catalog, devices: self.devices })
+        let book = Book::open(catalog.clone(), clock);
+        Ok(OpenPool { fs, catalog, book, devices: Mutex::new(self.devices) })
     }
 }
 
@@ -96,67 +103,6 @@ impl OpenPool {
 /// The same devices as the filesystem takes them.
 pub fn as_block_devices(devices: &[Arc<FileDevice>]) -> Vec<Arc<dyn BlockDevice>> {
     devices.iter().map(|device| device.clone() as Arc<dyn BlockDevice>).collect()
-}
-
-/// Finds all devices of the pool that `paths` belong to, in the order of the label: those given,
-/// then at the paths in the label, then by id among the files beside the first.
-pub fn find_devices(paths: &[PathBuf]) -> Result<(Label, Vec<PathBuf>)> {
-    let first = paths.first().ok_or_else(|| Error::Usage(Message::new("no path of a pool")))?;
-    let label = read_label(first)?;
-    let given = read_given(paths, &label)?;
-    let mut found = Vec::with_capacity(label.devices.len());
-    for entry in &label.devices {
-        let path = given.iter().find(|(_, id)| *id == entry.id).map(|(path, _)| path.clone());
-        let path = path.or_else(|| at_label_path(&label, entry));
-        let path = path.or_else(|| beside(first, &label, entry));
-        found.push(path.ok_or_else(|| missing(first, entry))?);
-    }
-    Ok((label, found))
-}
-
-/// Every given path must be a device of the same pool; a device that is given twice is no harm.
-fn read_given(paths: &[PathBuf], label: &Label) -> Result<Vec<(PathBuf, [u8; 16])>> {
-    let mut given = Vec::with_capacity(paths.len());
-    for path in paths {
-        let own = read_label(path)?;
-        if own.pool_id != label.pool_id {
-            let first = paths.first().map_or_else(String::new, |p| p.display().to_string());
-            let what = format!("{} and {first} belong to different pools", path.display());
-            return Err(Message::new(what).todo("give the devices of one pool").into());
-        }
-        if let Some(id) = own_id(&own) {
-            given.push((path.clone(), id));
-        }
-    }
-    Ok(given)
-}
-
-fn own_id(label: &Label) -> Option<[u8; 16]> {
-    label.devices.get(usize::from(label.index)).map(|entry| entry.id)
-}
-
-fn is_device(path: &Path, label: &Label, entry: &DeviceEntry) -> bool {
-    read_label(path).is_ok_and(|own| own.pool_id == label.pool_id && own_id(&own) == Some(entry.id))
-}
-
-fn at_label_path(label: &Label, entry: &DeviceEntry) -> Option<PathBuf> {
-    let path = PathBuf::from(&entry.path);
-    is_device(&path, label, entry).then_some(path)
-}
-
-fn beside(first: &Path, label: &Label, entry: &DeviceEntry) -> Option<PathBuf> {
-    let dir = first.parent().filter(|dir| !dir.as_os_str().is_empty());
-    let entries = std::fs::read_dir(dir.unwrap_or(Path::new("."))).ok()?;
-    entries
-        .take(MAX_SEARCHED)
-        .filter_map(|found| found.ok().map(|found| found.path()))
-        .find(|path| is_device(path, label, entry))
-}
-
-fn missing(first: &Path, entry: &DeviceEntry) -> Message {
-    Message::new(format!("a device of the pool at {} is missing", first.display()))
-        .why(format!("it was last at {} and is not beside the others", entry.path))
-        .todo("give its path too; without redundancy the pool needs all its devices")
 }
 
 /// Opens and locks devices.
@@ -224,7 +170,7 @@ pub fn check_new_pool(new: &NewPool) -> Result<Vec<u64>> {
     Ok(sizes)
 }
 
-fn check_new_device(path: &Path, size_bytes: Option<u64>) -> Result<u64> {
+pub(super) fn check_new_device(path: &Path, size_bytes: Option<u64>) -> Result<u64> {
     let size_bytes = match std::fs::metadata(path) {
         Ok(found) if found.is_file() => {
             return Err(device_error(OpenError::Exists(path.to_path_buf())));
@@ -268,7 +214,7 @@ fn check_parent(path: &Path) -> Result<()> {
     }
 }
 
-fn absolute(path: &Path) -> Result<PathBuf> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
     let why = |e: std::io::Error| Error::io(format!("{} cannot be used", path.display()), &e);
     let full = std::path::absolute(path).map_err(why)?;
     Ok(full.canonicalize().unwrap_or(full))
@@ -307,7 +253,13 @@ fn create_on(new: &NewPool, made: &mut Vec<PathBuf>) -> Result<[u8; 16]> {
     Ok(pool_id)
 }
 
-fn random_id() -> Result<[u8; 16]> {
+fn random_seed() -> Result<u64> {
+    let mut seed = [0; 8];
+    seed.copy_from_slice(&random_id()?[..8]);
+    Ok(u64::from_le_bytes(seed))
+}
+
+pub(super) fn random_id() -> Result<[u8; 16]> {
     let mut id = [0; 16];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut source| source.read_exact(&mut id))

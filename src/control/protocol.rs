@@ -7,6 +7,7 @@
 //! everything.
 
 use super::error::Message;
+use crate::access::BareSecret;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -29,6 +30,47 @@ pub struct Request {
     pub command: Command,
 }
 
+/// A user name with its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Login {
+    /// The name.
+    pub user: String,
+    /// The secret: goes over the control socket, and is never answered.
+    pub secret: BareSecret,
+}
+
+/// What of an initiator is to be otherwise; what is absent or empty stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InitiatorChange {
+    /// What it proves itself by.
+    pub chap: Option<Login>,
+    /// It need not prove itself any more, nor does the target.
+    #[serde(default)]
+    pub no_chap: bool,
+    /// What the target proves itself by.
+    pub mutual: Option<Login>,
+    /// The target need not prove itself any more.
+    #[serde(default)]
+    pub no_mutual: bool,
+    /// LUNs it may use, and whether for writing.
+    #[serde(default)]
+    pub allow: Vec<(String, bool)>,
+    /// LUNs it may not use any more.
+    #[serde(default)]
+    pub deny: Vec<String>,
+    /// Bytes that its writes may make a LUN take; 0 ends a quota.
+    #[serde(default)]
+    pub quotas: Vec<(String, u64)>,
+    /// Sessions at a time.
+    pub max_sessions: Option<u32>,
+    /// Commands outstanding in each.
+    pub max_commands: Option<u32>,
+    /// Buffers of all of them.
+    pub max_memory_bytes: Option<u64>,
+}
+
 /// What can be asked of an open pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "name", content = "arguments", rename_all = "snake_case")]
@@ -45,6 +87,35 @@ pub enum Command {
         path: String,
         /// New length of a file.
         size_bytes: Option<u64>,
+    },
+    /// Goes on without a device.
+    PoolOffline {
+        /// Which device.
+        path: String,
+    },
+    /// Takes a device back that was missing.
+    PoolOnline {
+        /// Which device.
+        path: String,
+    },
+    /// Puts a new device in another's place.
+    PoolReplace {
+        /// Which device goes.
+        path: String,
+        /// A file to make, or a block device.
+        new: String,
+    },
+    /// Takes in a further device: a file to make, or a block device.
+    PoolAdd {
+        /// Where it is.
+        path: String,
+        /// Length of a file.
+        size_bytes: Option<u64>,
+    },
+    /// Empties a device and leaves it out.
+    PoolRemove {
+        /// Where it is.
+        path: String,
     },
     /// Verifies and heals every copy of every block.
     PoolScrub {
@@ -127,6 +198,32 @@ pub enum Command {
         /// Its name.
         lun: String,
     },
+    /// Defines an initiator.
+    InitiatorAdd {
+        /// Its iSCSI name.
+        initiator: String,
+        /// What it may do.
+        change: InitiatorChange,
+    },
+    /// Changes one.
+    InitiatorSet {
+        /// Its iSCSI name.
+        initiator: String,
+        /// What is to be otherwise.
+        change: InitiatorChange,
+    },
+    /// Removes one; its sessions end.
+    InitiatorRemove {
+        /// Its iSCSI name.
+        initiator: String,
+    },
+    /// All initiators.
+    InitiatorList,
+    /// One initiator.
+    InitiatorShow {
+        /// Its iSCSI name.
+        initiator: String,
+    },
     /// All sessions of all doors.
     SessionList,
     /// One session.
@@ -152,6 +249,8 @@ impl Command {
                 | Command::LunShow { .. }
                 | Command::LunLog { .. }
                 | Command::LunExport { .. }
+                | Command::InitiatorList
+                | Command::InitiatorShow { .. }
                 | Command::SessionList
                 | Command::SessionShow { .. }
         )

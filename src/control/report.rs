@@ -4,8 +4,8 @@ use super::doors::Doors;
 use super::error::Result;
 use super::pool::OpenPool;
 use super::run_dir::id_text;
-use crate::device::{BlockDevice, BLOCK_BYTES};
-use crate::fs::Timestamp;
+use crate::device::BLOCK_BYTES;
+use crate::fs::{DeviceStatus, Timestamp};
 use crate::lun::{Access, BadPlace, Holder, Lun, SessionInfo};
 use serde_json::{json, Map, Value};
 
@@ -20,7 +20,11 @@ pub fn pool(pool: &OpenPool) -> Value {
     let stats = pool.fs.stats();
     json!({
         "id": id_text(&pool.fs.pool_id()),
-        "state": if stats.latched.is_some() { "read-only" } else { "online" },
+        "state": match (stats.latched.is_some(), pool.fs.is_whole()) {
+            (true, _) => "read-only",
+            (false, false) => "degraded",
+            (false, true) => "online",
+        },
         "redundancy": pool.fs.redundancy().to_string(),
         "size_bytes": stats.size_bytes,
         "free_bytes": stats.free_bytes,
@@ -35,11 +39,47 @@ pub fn pool(pool: &OpenPool) -> Value {
         "consistency_points": stats.consistency_points,
         "groups": stats.groups,
         "checksum_errors": stats.checksum_errors,
-        "devices": pool.devices.iter().map(|device| json!({
-            "path": device.name(),
-            "size_bytes": device.block_count().saturating_mul(BLOCK_BYTES as u64),
-        })).collect::<Value>(),
+        "devices": devices(pool),
+        "balance": balance(pool),
     })
+}
+
+fn devices(pool: &OpenPool) -> Value {
+    let mapped = pool.fs.mapped_bytes();
+    let one = |status: DeviceStatus| {
+        let mut shown = device(&status);
+        shown["mapped_bytes"] = json!(mapped.get(usize::from(status.slot)));
+        shown
+    };
+    pool.fs.devices().into_iter().map(one).collect()
+}
+
+fn device(device: &DeviceStatus) -> Value {
+    let mut shown = json!({
+        "path": device.path,
+        "state": device.state,
+        "size_bytes": device.size_bytes,
+    });
+    if let Some((done, of)) = device.progress {
+        shown["progress"] = json!({ "examined_bytes": done, "total_bytes": of });
+    }
+    shown
+}
+
+/// How far what the devices hold is from where it belongs.
+fn balance(pool: &OpenPool) -> Value {
+    match pool.fs.rebalance_status() {
+        Ok(now) => json!({
+            "state": match (now.is_done, now.is_waiting) {
+                (true, _) => "idle",
+                (_, true) => "waiting",
+                _ => "running",
+            },
+            "moved_bytes": now.moved_bytes,
+            "to_move_bytes": now.to_move_bytes,
+        }),
+        Err(e) => json!({ "state": "stopped", "why": e.to_string() }),
+    }
 }
 
 /// All LUNs. One that is deleted while it is looked at is left out.
@@ -126,6 +166,7 @@ pub fn session(session: &SessionInfo) -> Value {
         "client": session.client,
         "peer": session.peer,
         "writable": session.writable,
+        "quota_bytes": session.quota_bytes,
         "holds_lease": session.holds_lease,
         "since": time_text(session.since),
         "read_ops": session.read_ops,
@@ -133,7 +174,33 @@ pub fn session(session: &SessionInfo) -> Value {
         "write_ops": session.write_ops,
         "written_bytes": session.written_bytes,
         "flush_ops": session.flush_ops,
+        "refused_writes": session.refused_writes,
+        "outstanding": session.outstanding,
+        "iops": session.iops,
+        "latency_mean_us": micros(session.latency.mean_ns),
+        "latency_p99_us": micros(session.latency.p99_ns),
     })
+}
+
+/// Microseconds to a tenth.
+fn micros(ns: u64) -> f64 {
+    (ns / 100) as f64 / 10.0
+}
+
+/// Who was turned away: how many for each reason, and the last ones.
+fn refusals(pool: &OpenPool) -> Value {
+    let refusals = pool.book.refusals();
+    let mut counts: Map<String, Value> = Map::new();
+    counts.extend(refusals.counts().into_iter().map(|(reason, n)| (reason.to_owned(), n.into())));
+    let (read_only, quota) = pool.catalog.refused_writes();
+    counts.insert("read_only".into(), read_only.into());
+    counts.insert("quota".into(), quota.into());
+    let recent = refusals.recent();
+    let recent = recent.iter().map(
+        |one| json!({ "time": time_text(one.at), "reason": one.reason.as_str(), "who": one.who }),
+    );
+    counts.insert("recent".into(), recent.collect());
+    Value::Object(counts)
 }
 
 /// The whole picture.
@@ -146,6 +213,8 @@ pub fn status(pool_open: &OpenPool, doors: &Doors) -> Result<Value> {
         "doors": doors.to_json(),
         "luns": self::luns(&luns, doors)?,
         "sessions": catalog.sessions().iter().map(session).collect::<Value>(),
+        "initiators": pool_open.book.list().map_or(0, |all| all.len()),
+        "refused": refusals(pool_open),
         "errors": errors(pool_open, &luns, doors),
         "process_id": std::process::id(),
         "version": env!("CARGO_PKG_VERSION"),
@@ -159,9 +228,16 @@ fn errors(pool: &OpenPool, luns: &[std::sync::Arc<Lun>], doors: &Doors) -> Value
     if let Some(why) = stats.latched {
         found.push(("pool", format!("the pool stopped accepting writes: {why}")));
     }
+    for d in pool.fs.devices().iter().filter(|d| !d.is_normal()) {
+        found.push(("device", format!("{} is {}", d.path, d.state)));
+    }
+    found.extend(pool.fs.device_events().into_iter().map(|text| ("device", text)));
     if stats.checksum_errors > 0 {
         let count = stats.checksum_errors;
         found.push(("pool", format!("{count} reads of blocks did not match their checksums")));
+    }
+    if let Some(why) = pool.book.failure() {
+        found.push(("initiators", format!("nobody is let in: {why}")));
     }
     found.extend(doors.failures().into_iter().map(|text| ("door", text)));
     let unusable = pool.catalog.unusable().into_iter();

@@ -5,7 +5,6 @@ use super::error::{Error, Message, Result};
 use super::pool::OpenPool;
 use super::report;
 use super::transfer::Progress;
-use crate::device::BlockDevice;
 use crate::fs::{BadPlace, NodeId, Outcome, Part, ScrubStatus};
 use serde_json::{json, Value};
 use std::time::Duration;
@@ -127,7 +126,8 @@ fn outcome_text(outcome: Outcome) -> &'static str {
 }
 
 fn bad_place(pool: &OpenPool, place: &BadPlace) -> Value {
-    let device = |i: &u16| pool.devices.get(usize::from(*i)).map(|d| d.name());
+    let all = pool.fs.devices();
+    let device = |i: &u16| all.iter().find(|d| d.slot == *i).map(|d| d.path.clone());
     let mut all = json!({
         "part": part_text(place.part),
         "outcome": outcome_text(place.outcome),

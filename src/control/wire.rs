@@ -1,5 +1,6 @@
 //! JSON lines on a Unix stream socket, every length checked before memory is taken. The request
-//! line may carry one file descriptor: the image of an import or export.
+//! line may carry one file descriptor: the image of an import or export. It may hold a secret: what
+//! it went through is wiped.
 
 use super::error::{Error, Result};
 use rustix::net::{
@@ -12,6 +13,7 @@ use std::io::{self, BufRead, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use zeroize::Zeroizing;
 
 /// Longest request line: a command with all its attributes is far below.
 pub const MAX_REQUEST_BYTES: usize = 64 << 10;
@@ -47,7 +49,7 @@ pub fn send_request(
     value: &impl Serialize,
     file: Option<BorrowedFd<'_>>,
 ) -> Result<()> {
-    let line = encode(value)?;
+    let line = Zeroizing::new(encode(value)?);
     if line.len() > MAX_REQUEST_BYTES {
         return Err(Error::Connection("the request is too long".into()));
     }
@@ -67,7 +69,7 @@ pub fn send_request(
 pub fn receive_request<T: DeserializeOwned>(
     from: &UnixStream,
 ) -> Result<Option<(T, Option<OwnedFd>)>> {
-    let (mut line, mut file) = (Vec::new(), None);
+    let (mut line, mut file) = (Zeroizing::new(Vec::new()), None);
     loop {
         let count = receive_chunk(from, &mut line, &mut file).map_err(|e| lost(&e))?;
         if count == 0 && line.is_empty() {
@@ -88,10 +90,10 @@ fn receive_chunk(
     line: &mut Vec<u8>,
     file: &mut Option<OwnedFd>,
 ) -> io::Result<usize> {
-    let mut chunk = [0u8; CHUNK_BYTES];
+    let mut chunk = Zeroizing::new([0u8; CHUNK_BYTES]);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut buffers = [IoSliceMut::new(&mut chunk)];
+    let mut buffers = [IoSliceMut::new(&mut *chunk)];
     let flags = RecvFlags::CMSG_CLOEXEC;
     let count = rustix::io::retry_on_intr(|| {
         rustix::net::recvmsg(from.as_fd(), &mut buffers, &mut control, flags)

@@ -203,6 +203,11 @@ impl FileDevice {
         self.counters.get()
     }
 
+    /// Bytes that the host says it has by now.
+    pub fn size_on_host(&self) -> io::Result<u64> {
+        size_of(&self.file)
+    }
+
     /// Makes a file `size_bytes` long if that is given and more than it has, and takes over the
     /// size that the file or block device has by now; the number of blocks.
     /// `InvalidInput`: it would shrink, or a block device is smaller than that.

@@ -370,8 +370,23 @@ impl<'a> Count<'a> {
         errors.into_iter().for_each(|e| self.error(e));
     }
 
+    /// Blocks out of service stand in the free-space map as in use.
+    pub(super) fn see_out_of_service(&mut self) {
+        for (first, count) in gaps(&self.core.store.segment_map(), self.segments()) {
+            for word in first * SEGMENT_BLOCKS / 64..(first + count) * SEGMENT_BLOCKS / 64 {
+                if let Some(word) = self.seen.get_mut(word as usize) {
+                    *word = u64::MAX;
+                }
+            }
+        }
+    }
+
+    fn segments(&self) -> u64 {
+        self.core.space.blocks() / SEGMENT_BLOCKS
+    }
+
     fn compare_space(&mut self) -> Result<()> {
-        let gaps = gaps(&self.core.store.segment_map(), self.core.space.blocks() / SEGMENT_BLOCKS);
+        let gaps = gaps(&self.core.store.segment_map(), self.segments());
         let is_mapped = |block: u64| {
             let after = gaps.partition_point(|gap| gap.0 <= block / SEGMENT_BLOCKS);
             let gap = after.checked_sub(1).and_then(|i| gaps.get(i));

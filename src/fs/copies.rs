@@ -1,7 +1,7 @@
 //! Every copy on every device, for the offline check: read and compared, nothing written.
 //!
-//! Errors are what a power cut cannot leave behind: a bad copy of a block that was durable. A copy of
-//! a root or label that is not whole may be what was being written then; the next opening mends
+//! Errors are what a power cut cannot leave behind: a bad copy of a block that was durable. A copy
+//! of a root or label that is not whole may be what was being written then; the next opening mends
 //! it: it is noted.
 
 use super::check::Report;

@@ -166,6 +166,7 @@ impl Core {
     }
 
     fn run_cp(&self, cp: &mut CpState) -> Result<()> {
+        let _steps = self.store.in_steps();
         let mut log = self.log.lock();
         let idle = log.blocks.is_empty() && cp.reclaim.len() == 0;
         let (mut frozen, cut) = {

@@ -97,8 +97,14 @@ impl Fs {
         self.core().regenerate_step(budget_blocks)
     }
 
-    /// What happened to devices since this was asked last: one line each.
-    pub fn take_device_events(&self) -> Vec<String> {
-        self.core().store.members.take_events()
+    /// Is nothing being filled, replaced or taken out?
+    pub fn is_settled(&self) -> bool {
+        self.core().is_settled()
+    }
+
+    /// What happened to devices since the pool was opened, the newest last: one line each, the
+    /// last 64.
+    pub fn device_events(&self) -> Vec<String> {
+        self.core().store.members.events()
     }
 }

@@ -380,6 +380,7 @@ impl Core {
         loop {
             let miss = {
                 let _shared = self.guard.shared();
+                let _steps = self.store.in_steps();
                 let mut state = inode.state.write();
                 if let Err(e) = self.check_changeable(inode, &state) {
                     return Some(Err(e));

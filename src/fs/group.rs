@@ -107,6 +107,7 @@ impl Core {
     pub fn seal(&self, flush: bool) -> Result<()> {
         let target = self.group.load(Ordering::Acquire);
         let mut log = self.log.lock();
+        let _steps = self.store.in_steps();
         self.store.check_latch()?;
         if flush && self.durable_group.load(Ordering::Acquire) >= target {
             return Ok(()); // Somebody sealed and flushed our group while we waited for the lock.
@@ -176,9 +177,7 @@ impl Core {
         log.written = head.number;
         log.next_number += 1;
         log.next_block = next_block;
-        if !planted(Mutation::HeadsNotChained) {
-            log.seed = seed;
-        }
+        log.seed = seed;
         self.group_count.fetch_add(1, Ordering::Relaxed);
         self.settle(&files, promised);
         Ok(())

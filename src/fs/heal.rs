@@ -8,6 +8,7 @@
 //!   reported as bad. It is not latched either: the copy was bad before.
 
 use super::error::{Error, Result};
+use super::planted::{planted, Mutation};
 use super::store::{Data, Store};
 use crate::device::Block;
 use fs_layout::Pointer;
@@ -42,7 +43,7 @@ impl Verdict {
 pub(crate) const VERIFY_RUN: usize = 64;
 
 fn matches(p: &Pointer, bytes: &Block) -> bool {
-    crc32c::crc32c(&bytes.0) == p.crc
+    crc32c::crc32c(&bytes.0) == p.crc || planted(Mutation::HealsFromAnyCopy)
 }
 
 impl Store {

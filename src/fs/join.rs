@@ -15,8 +15,8 @@ use super::segments::{redundancy_of, usable_segments};
 use super::types::*;
 use crate::device::{Block, BLOCK_BYTES};
 use fs_layout::{
-    DeviceEntry, Label, MemberRecord, MemberState, LABEL_PLACES, MAX_DEVICES, ROOT_COPIES,
-    SEGMENT_BLOCKS,
+    DeviceEntry, Label, MemberRecord, MemberState, Root, SegmentMapPage, LABEL_PLACES, MAX_DEVICES,
+    ROOT_COPIES, RUNS_PER_PAGE, SEGMENT_BLOCKS, SEGMENT_MAP_BASE,
 };
 use std::io;
 use std::sync::Arc;
@@ -141,7 +141,10 @@ impl Core {
         let member = MemberRecord { segments, ..MemberRecord::default() };
         let entry = DeviceEntry { id, path, member };
         let mut slot = 0;
-        self.change_quietly(|set| {
+        let cp = self.lock_unless_alone(&self.cp).ok_or(Error::Busy)?;
+        let _log = self.lock_unless_alone(&self.log).ok_or(Error::Busy)?;
+        self.give_map(&device, &cp.root).map_err(|e| device_error(&name, e))?;
+        self.store.change_members(|set| {
             set.note_sizes();
             slot = set.join(device.clone(), entry)?;
             // Its own label first, as the others will be.
@@ -158,6 +161,17 @@ impl Core {
             Some(_) => Ok(slot),
             None => Err(Error::Io(Arc::new(io::Error::other(format!("{name} failed"))))),
         }
+    }
+
+    /// The segment map is on every device of the pool, as the root names it.
+    fn give_map(&self, device: &Device, root: &Root) -> io::Result<()> {
+        let map = self.store.segment_map();
+        for ((i, page), (_, place)) in (0..).zip(map.chunks(RUNS_PER_PAGE)).zip(root.segment_map) {
+            let mut raw = Block::zeroed();
+            SegmentMapPage { runs: page.to_vec() }.encode(&mut raw.0);
+            device.write(SEGMENT_MAP_BASE + 2 * i + u64::from(place & 1), &[&raw])?;
+        }
+        device.flush()
     }
 
     /// From now on a device is being emptied: [`Core::rebalance_step`] does it.

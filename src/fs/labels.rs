@@ -180,14 +180,23 @@ pub(crate) fn encode_label(set: &Set, slot: u16, device: &Device) -> io::Result<
     Ok(raw)
 }
 
+/// A copy that is not whole goes first: the power may fail while the other one is written.
+fn in_writing_order(device: &Device) -> [u64; 2] {
+    let [first, second] = LABEL_PLACES;
+    let is_whole = |place| read_one(device, place).is_ok_and(|raw| Label::decode(&raw.0).is_ok());
+    match is_whole(first) && !is_whole(second) {
+        true => [second, first],
+        false => [first, second],
+    }
+}
+
 /// Writes both labels of all devices that are written, one copy after the other, so that one is
 /// always whole. Fails with the slot of the device that did.
 pub(crate) fn write_labels(set: &Set) -> std::result::Result<(), (u16, io::Error)> {
     for (slot, device) in set.all_written() {
         let write = |raw: Box<Block>| {
-            LABEL_PLACES
-                .iter()
-                .try_for_each(|place| device.write(*place, &[&raw]).and_then(|()| device.flush()))
+            let mut places = in_writing_order(device).into_iter();
+            places.try_for_each(|place| device.write(place, &[&raw]).and_then(|()| device.flush()))
         };
         encode_label(set, slot, device).and_then(write).map_err(|e| (slot, e))?;
     }

@@ -187,8 +187,8 @@ impl Members {
         events.push_back(event);
     }
 
-    pub fn take_events(&self) -> Vec<String> {
-        self.events.lock().drain(..).collect()
+    pub fn events(&self) -> Vec<String> {
+        self.events.lock().iter().cloned().collect()
     }
 
     /// Waits until a failure that was seen is recorded.

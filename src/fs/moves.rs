@@ -17,7 +17,8 @@
 use super::core::{Core, CpState, BELL_BALANCE};
 use super::error::{Error, Result};
 use super::rebalance::{self, apply, Present, Refusal, Step};
-use super::recovery::{write_segment_map, MAX_BLOCKS};
+use super::recovery::MAX_BLOCKS;
+use super::roots::write_segment_map;
 use super::segments::{class_of, redundancy_of};
 use super::space::Run;
 use super::types::*;

@@ -26,9 +26,9 @@ mutations! {
     NoFlushBeforeRoot,
     /// Both copies of a root are written before either is flushed.
     NoFlushBetweenRootCopies,
-    /// A freed block may be written before the root that frees it.
+    /// A freed block may be written before the root that frees it, and is the next to be taken.
     ReuseBeforeRoot,
-    /// A freed block may be written while a reader still has its address.
+    /// A freed block may be written while a reader has its address, and is the next to be taken.
     ReuseWhilePinned,
     /// A sync returns without a device flush.
     AcknowledgeBeforeFlush,
@@ -44,8 +44,6 @@ mutations! {
     ReplayPastTornGroup,
     /// The data of groups that may be torn is not read back.
     TornDataTrusted,
-    /// Groups are not chained: each head is sealed with the same seed.
-    HeadsNotChained,
     /// A group says that it is durable itself.
     DurableMarkTooHigh,
     /// Blocks that the log names are not marked before recovery allocates.
@@ -78,6 +76,10 @@ mutations! {
     NoReserve,
     /// An epoch of the lost log begins again: two files get one identity.
     EpochAgain,
+    /// Of a mirror's two copies only the first is written.
+    SecondCopyNotWritten,
+    /// The copy that was read last counts as good, whatever its checksum, when a mirror is healed.
+    HealsFromAnyCopy,
 }
 
 #[cfg(feature = "planted")]
@@ -111,6 +113,10 @@ pub struct FreeLocks {
     pub space: bool,
     /// The log's, and that of flushes.
     pub log: bool,
+    /// That of consistency points.
+    pub cp: bool,
+    /// That under which labels change.
+    pub members: bool,
 }
 
 #[cfg(feature = "planted")]
@@ -119,7 +125,9 @@ impl super::Fs {
     pub fn free_locks(&self) -> FreeLocks {
         let core = self.core();
         let log = core.log.try_lock().is_some() && core.store.is_flush_free();
-        FreeLocks { space: core.space.is_free(), log }
+        let members = core.store.members.change.try_lock().is_some();
+        let cp = core.cp.try_lock().is_some();
+        FreeLocks { space: core.space.is_free(), log, cp, members }
     }
 
     /// Could names of this volume (`None`: names of volumes) be changed without waiting?

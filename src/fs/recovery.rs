@@ -12,10 +12,11 @@ use super::error::{Error, Result};
 use super::group::Log;
 use super::guard::{Guard, Pins};
 use super::inode::new_inode;
-use super::labels::{assemble, read_one, Assembled, MIN_DEVICE_BLOCKS};
+use super::labels::{assemble, Assembled, MIN_DEVICE_BLOCKS};
 use super::members::{Device, Members, Set};
 use super::planted::{planted, Mutation};
 use super::reclaim::ReclaimList;
+use super::roots::{mend_roots, newest_root, read_segment_map, write_segment_map};
 use super::segments;
 use super::space::{Run, Space};
 use super::store::Store;
@@ -27,9 +28,8 @@ use crate::device::{Block, BLOCK_BYTES};
 use dashmap::DashMap;
 use fs_layout::{
     DeviceEntry, FileRecord, GroupHead, Inode as DiskInode, InodeKind, Label, MemberState,
-    PayloadReader, Pointer, Root, SegmentMapPage, SegmentRun, SpaceEntry, VersionPart,
-    LABEL_PLACES, MAX_DEVICES, ROOT_COPIES, ROOT_SLOTS, RUNS_PER_PAGE, SEGMENT_MAP_BASE,
-    SEGMENT_MAP_PAGES,
+    PayloadReader, Pointer, Root, SegmentRun, SpaceEntry, VersionPart, LABEL_PLACES, MAX_DEVICES,
+    ROOT_COPIES, SEGMENT_MAP_PAGES,
 };
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -47,141 +47,6 @@ const NODE_SHARE_BYTES: u64 = 8 * 8192;
 
 fn layout(e: fs_layout::LayoutError) -> Error {
     Error::Format(e.to_string())
-}
-
-/// The newest root: (root, its hash, its slot).
-fn newest_root(devices: &[Device]) -> Result<(Root, [u8; 32], u64)> {
-    let mut best: Option<(Root, [u8; 32], u64)> = None;
-    for slot in 0..ROOT_SLOTS {
-        let found = read_root_slot(devices, slot);
-        // A crash leaves at most one copy of a slot unreadable. Both bad on every device: the
-        // newest root may be lost, and to go on from the older one would undo what was promised.
-        let lost = |copy: &Copies| copy.valid.is_none() && copy.bad.is_some();
-        if let [Copies { bad: Some(why), .. }, _] = found.each_ref() {
-            if found.iter().all(lost) {
-                return Err(Error::Format(format!("both copies of a root are unreadable ({why})")));
-            }
-        }
-        for (root, hash) in found.into_iter().filter_map(|c| c.valid) {
-            if best.as_ref().is_none_or(|(b, ..)| b.epoch < root.epoch) {
-                best = Some((root, hash, slot));
-            }
-        }
-    }
-    best.ok_or_else(|| Error::Format("the pool has no root".into()))
-}
-
-/// Rewrites unreadable copies of a slot from the one that is whole: a later crash may tear that
-/// one.
-fn mend_roots(devices: &[Device]) {
-    for slot in 0..ROOT_SLOTS {
-        let mut best: Option<(u64, Box<Block>)> = None;
-        let mut bad = Vec::new();
-        for device in devices {
-            for at in ROOT_COPIES.map(|copy| copy + slot) {
-                let read = read_one(device, at);
-                match read.and_then(|raw| Ok((Root::decode(&raw.0).map_err(layout)?.0, raw))) {
-                    Ok((root, raw)) => {
-                        if best.as_ref().is_none_or(|(epoch, _)| *epoch < root.epoch) {
-                            best = Some((root.epoch, raw));
-                        }
-                    }
-                    Err(_) => bad.push((device, at)),
-                }
-            }
-        }
-        let Some((_, raw)) = best else { continue };
-        for (device, at) in bad {
-            // A device that refuses has its other copy; the consistency point to come will tell.
-            let _ = device.write(at, &[&raw]).and_then(|()| device.flush());
-        }
-    }
-}
-
-/// One copy of a slot, on all devices: the newest that is valid, and why another is not.
-#[derive(Default)]
-struct Copies {
-    valid: Option<(Root, [u8; 32])>,
-    bad: Option<String>,
-}
-
-fn read_root_slot(devices: &[Device], slot: u64) -> [Copies; 2] {
-    ROOT_COPIES.map(|copy| {
-        let mut found = Copies::default();
-        for device in devices {
-            let read = read_one(device, copy + slot);
-            let never_written = |raw: &Block| raw.0.iter().all(|b| *b == 0);
-            let root = read.and_then(|raw| match Root::decode(&raw.0) {
-                Err(_) if never_written(&raw) => Ok(None),
-                decoded => decoded.map(Some).map_err(layout),
-            });
-            match root {
-                Ok(None) => {}
-                Ok(Some(root)) => {
-                    if found.valid.as_ref().is_none_or(|(b, _)| b.epoch < root.0.epoch) {
-                        found.valid = Some(root);
-                    }
-                }
-                Err(e) => found.bad = Some(e.to_string()),
-            }
-        }
-        found
-    })
-}
-
-/// The map from whichever device has it whole: all have it.
-fn read_segment_map(devices: &[Device], root: &Root) -> Result<Vec<SegmentRun>> {
-    let mut failure = Error::Invalid("no device given");
-    for device in devices {
-        match read_segment_map_of(device, root) {
-            Ok(runs) => return Ok(runs),
-            Err(e) => failure = e,
-        }
-    }
-    Err(failure)
-}
-
-fn read_segment_map_of(device: &Device, root: &Root) -> Result<Vec<SegmentRun>> {
-    let mut runs = Vec::new();
-    for (i, (crc, place)) in root.segment_map.iter().enumerate() {
-        if *place > 1 {
-            continue;
-        }
-        let raw = read_one(device, SEGMENT_MAP_BASE + 2 * i as u64 + u64::from(*place))?;
-        if crc32c::crc32c(&raw.0) != *crc {
-            return Err(Error::Format("the segment map does not match its checksum".into()));
-        }
-        runs.extend(SegmentMapPage::decode(&raw.0).map_err(layout)?.runs);
-    }
-    let sorted = runs.windows(2).all(|w| w[0].logical + w[0].count <= w[1].logical);
-    if runs.is_empty() || !sorted {
-        return Err(Error::Format("the segment map makes no sense".into()));
-    }
-    Ok(runs)
-}
-
-/// Writes the map into the places that are not current, on every device.
-pub(crate) fn write_segment_map(
-    store: &Store,
-    runs: &[SegmentRun],
-    entries: &mut [(u32, u8); SEGMENT_MAP_PAGES],
-) -> Result<()> {
-    let pages: Vec<&[SegmentRun]> = runs.chunks(RUNS_PER_PAGE).collect();
-    if pages.len() > SEGMENT_MAP_PAGES {
-        return Err(Error::Format("the segment map is full".into()));
-    }
-    for (i, entry) in entries.iter_mut().enumerate() {
-        let Some(page) = pages.get(i) else {
-            *entry = (0, 255);
-            continue;
-        };
-        let mut raw = Block::zeroed();
-        SegmentMapPage { runs: page.to_vec() }.encode(&mut raw.0);
-        let place = if entry.1 == 0 { 1 } else { 0 };
-        store.write_everywhere(SEGMENT_MAP_BASE + 2 * i as u64 + u64::from(place), &[&raw])?;
-        *entry = (crc32c::crc32c(&raw.0), place);
-    }
-    Ok(())
 }
 
 fn limits(o: &OpenOptions) -> Limits {
@@ -355,7 +220,8 @@ pub(super) struct Loaded {
     uneven: bool,
 }
 
-/// Reads labels, root and maps; writes nothing. With `repairs` the free-space map may be unreadable.
+/// Reads labels, root and maps; writes nothing. With `repairs` the free-space map may be
+/// unreadable.
 pub(super) fn load(devices: Vec<Device>, o: &OpenOptions, repairs: bool) -> Result<Loaded> {
     let found = assemble(&devices)?;
     let readable: Vec<Device> = found.set.all_readable().map(|(_, d)| d.clone()).collect();
@@ -397,33 +263,6 @@ pub(super) fn recovered(loaded: Loaded, damage: Damage) -> Result<Core> {
     }
     core.recover(damage).map_err(own_files_are_damaged)?;
     Ok(core)
-}
-
-/// A slot of the root that no device can read though it was written, and the root in the other.
-pub(super) fn lost_root(devices: &[Device]) -> Result<Option<(u64, Root)>> {
-    let set = assemble(devices)?.set;
-    let readable: Vec<Device> = set.all_readable().map(|(_, d)| d.clone()).collect();
-    let slots = [0, 1].map(|slot| read_root_slot(&readable, slot));
-    let lost = |c: &[Copies; 2]| c.iter().all(|c| c.valid.is_none() && c.bad.is_some());
-    for (slot, other) in [(0, 1), (1, 0)] {
-        if let Some((root, _)) = slots[other].iter().find_map(|c| c.valid.as_ref()) {
-            if lost(&slots[slot]) {
-                return Ok(Some((slot as u64, root.clone())));
-            }
-        }
-    }
-    Ok(None)
-}
-
-/// Makes a slot of the root one that was never written.
-pub(super) fn forget_root(devices: &[Device], slot: u64) -> Result<()> {
-    for device in devices {
-        for at in ROOT_COPIES {
-            device.write(at + slot, &[&Block::zeroed()])?;
-            device.flush()?;
-        }
-    }
-    Ok(())
 }
 
 /// Can the pool be opened without the devices that are not there?
@@ -469,6 +308,9 @@ fn is_payload_of(head: &GroupHead, payload: &[u8]) -> bool {
     payload.len() == head.payload_bytes as usize && crc32c::crc32c(payload) == head.payload_crc
 }
 
+/// A group as a dump shows it: head, records, and its own blocks.
+pub(super) type GroupContent = (GroupHead, Vec<FileRecord>, Vec<Run>);
+
 /// A group found in the log.
 struct LoggedGroup {
     head: GroupHead,
@@ -486,9 +328,7 @@ impl Core {
         hasher.update(&log.seed);
         hasher.update(&self.time().to_le_bytes());
         hasher.update(&self.now().to_le_bytes());
-        if !planted(Mutation::HeadsNotChained) {
-            log.seed = *hasher.finalize().as_bytes();
-        }
+        log.seed = *hasher.finalize().as_bytes();
         log.next_block = block;
         log.written = log.next_number - 1;
         self.group.store(log.next_number, Ordering::Release);
@@ -534,7 +374,7 @@ impl Core {
     }
 
     /// Groups that recovery would apply: head, records, and the blocks of the group itself.
-    pub(super) fn log_content(&self) -> Result<Vec<(GroupHead, Vec<FileRecord>, Vec<Run>)>> {
+    pub(super) fn log_content(&self) -> Result<Vec<GroupContent>> {
         let groups = self.read_log(Damage::Cut)?;
         Ok(groups.into_iter().map(|g| (g.head, g.records, g.blocks)).collect())
     }
@@ -618,10 +458,7 @@ impl Core {
             let Some((head, next_seed, raw)) = self.store.read_raw(block, 1, next)? else { break };
             mark = mark.max(head.durable_mark);
             let group = self.read_group(block, head, &raw)?;
-            (block, number) = (group.head.next_block, number + 1);
-            if !planted(Mutation::HeadsNotChained) {
-                seed = next_seed;
-            }
+            (block, number, seed) = (group.head.next_block, number + 1, next_seed);
             groups.push(group);
         }
         let mut whole = groups.len();
@@ -711,7 +548,10 @@ impl Core {
 
     /// Every block a group names is in use: its own ones until the next root, its data for good.
     fn mark_group(&self, g: &LoggedGroup, epoch: u64) -> Result<()> {
-        for run in g.blocks.iter().filter(|_| !planted(Mutation::LogNotMarked)) {
+        if planted(Mutation::LogNotMarked) {
+            return Ok(());
+        }
+        for run in &g.blocks {
             self.space.mark(&self.store, *run, None)?;
             self.log.lock().blocks.push_back((g.head.number, *run));
         }

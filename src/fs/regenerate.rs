@@ -19,7 +19,7 @@ use super::core::Core;
 use super::error::{Error, Result};
 use super::labels::{accounts_for, own_id, read_label, MIN_DEVICE_BLOCKS};
 use super::members::{Device, Set};
-use super::recovery::write_segment_map;
+use super::roots::write_segment_map;
 use super::scrub::{Outcome, Walk};
 use crate::device::Block;
 use fs_layout::{
@@ -66,7 +66,7 @@ impl Core {
     }
 
     /// Changes membership while no group and no consistency point is being written.
-    pub(super) fn change_quietly(&self, change: impl FnOnce(&mut Set) -> Result<()>) -> Result<()> {
+    fn change_quietly(&self, change: impl FnOnce(&mut Set) -> Result<()>) -> Result<()> {
         let _cp = Core::busy(self.lock_unless_alone(&self.cp))?;
         let _log = Core::busy(self.lock_unless_alone(&self.log))?;
         self.store.change_members(change)
@@ -317,6 +317,11 @@ impl Core {
             *current = Some(running);
         }
         Ok(true)
+    }
+
+    pub fn is_settled(&self) -> bool {
+        let set = self.store.members.now();
+        set.targets().is_empty() && set.replacements().is_empty()
     }
 
     fn begin_walk(&self, set: &Set) -> Regeneration {

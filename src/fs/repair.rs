@@ -20,6 +20,7 @@ use super::error::{Error, Result};
 use super::members::Device;
 use super::pool::OpenOptions;
 use super::recovery::{self, Damage};
+use super::roots;
 use super::scrub::{Outcome, Walk};
 use super::txn::Txn;
 use super::types::*;
@@ -79,9 +80,9 @@ fn options() -> OpenOptions {
 
 /// Back to the older root, if the newest one is lost and the older one's trees are whole.
 fn step_back(devices: &[Device], actions: &mut Vec<String>) -> Result<()> {
-    let Some((slot, older)) = recovery::lost_root(devices)? else { return Ok(()) };
+    let Some((slot, older)) = roots::lost_root(devices)? else { return Ok(()) };
     let trial = over(devices);
-    recovery::forget_root(&trial, slot)?;
+    roots::forget_root(&trial, slot)?;
     let core = recovery::load(trial, &options(), true)?.core;
     core.load_reclaim()?;
     let mut count = Count::new(&core, CheckOptions { data: true });
@@ -92,7 +93,7 @@ fn step_back(devices: &[Device], actions: &mut Vec<String>) -> Result<()> {
              {why}"
         )));
     }
-    recovery::forget_root(devices, slot)?;
+    roots::forget_root(devices, slot)?;
     actions.push(format!(
         "root slot {slot} cannot be read: back to the root of epoch {}, written {} s after 1970; \
          what was made durable after it is lost but for what its log still holds",
@@ -109,6 +110,7 @@ fn recount(devices: &[Device], actions: &mut Vec<String>) -> Result<()> {
     let mut count = Count::new(&core, METADATA);
     count.run()?;
     let keep = count.unread > 0;
+    count.see_out_of_service();
     let (missing, leaked, pages) = core.space.recount(&core.store, &count.seen, keep);
     if missing + leaked + pages == 0 {
         return Ok(());

@@ -344,6 +344,11 @@ impl Space {
         for b in blocks {
             inner.clear_busy(store, *b)?;
         }
+        let early = planted(Mutation::ReuseBeforeRoot) || planted(Mutation::ReuseWhilePinned);
+        // Few are nodes and the log: a reader of data is what is to be met.
+        if early && counted && blocks.len() > 12 {
+            inner.cursor = blocks.first().copied().unwrap_or(inner.cursor);
+        }
         self.free.fetch_add(blocks.len() as i64, Ordering::AcqRel);
         if counted {
             self.waiting.fetch_sub(blocks.len() as i64, Ordering::AcqRel);

@@ -138,6 +138,21 @@ impl Cache {
     }
 }
 
+/// See [`Store::in_steps`].
+pub(crate) struct Steps<'a> {
+    store: &'a Store,
+    was_panicking: bool,
+}
+
+impl Drop for Steps<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() && !self.was_panicking {
+            let why = "an error in the program stopped a change halfway; restart the server";
+            self.store.set_latch(why.into());
+        }
+    }
+}
+
 /// Counters, in blocks and calls.
 #[derive(Default)]
 pub(crate) struct Counters {
@@ -235,6 +250,12 @@ impl Store {
             return Ok(());
         }
         Err(Error::Latched(self.latched().unwrap_or_default()))
+    }
+
+    /// While it lives something in memory changes in several steps: a panic among them latches the
+    /// pool, so that a half is never written.
+    pub fn in_steps(&self) -> Steps<'_> {
+        Steps { store: self, was_panicking: std::thread::panicking() }
     }
 
     /// From now on nothing is written.
@@ -424,7 +445,8 @@ impl Store {
             let left = (data.len() - done) as u64;
             let (members, n) = self.locate_written(block + done as u64, left)?;
             let part = &data[done..done + n as usize];
-            for (device, at) in &members {
+            let copies = if planted(Mutation::SecondCopyNotWritten) { 1 } else { members.len() };
+            for (device, at) in members.iter().take(copies) {
                 self.write_device(*device, *at, part)?;
             }
             done += n as usize;

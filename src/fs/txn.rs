@@ -121,6 +121,7 @@ impl<'a> Txn<'a> {
         loop {
             let miss = {
                 let _shared = self.core.guard.shared();
+                let _steps = self.core.store.in_steps();
                 let mut locked = Vec::new();
                 for part in self.parts.values() {
                     let Some(inode) = &part.inode else { continue };

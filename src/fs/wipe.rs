@@ -17,6 +17,8 @@ impl Fs {
     pub fn wipe_free(&self, index: u64, patterns: &[Block]) -> Result<Option<u64>> {
         let core = self.core();
         core.writable()?;
+        // A write outside of groups and consistency points: no copy of the segment may move.
+        let _map = core.lock_unless_alone(&core.rebalance);
         let Some(runs) = core.space.take_segment(&core.store, index)? else {
             return Ok(None);
         };

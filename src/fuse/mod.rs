@@ -18,6 +18,7 @@ mod acl;
 mod attr;
 mod door;
 mod errno;
+mod guarded;
 mod handles;
 mod ids;
 mod io;

@@ -9,6 +9,7 @@
 //! process ends.
 
 use super::door::Door;
+use super::guarded::Guarded;
 use super::mountinfo::{mounted_at, Mounted};
 use super::notify::Invalidations;
 use super::tree::Tree;
@@ -184,7 +185,7 @@ impl Mount {
             tree.catalog().subscribe(Arc::new(move |change| noted.note(change)))
         };
         let door = Door::new(tree, Arc::clone(&invalidations), Arc::clone(&options.clock));
-        let session = open_session(door, &dir, options)?;
+        let session = open_session(Guarded(door), &dir, options)?;
         let failed = MountError::failed(&dir);
         let session = session.spawn().map_err(&failed)?;
         let notices = {
@@ -330,10 +331,10 @@ fn resolve(dir: &Path) -> Result<PathBuf, MountError> {
 }
 
 fn open_session(
-    door: Door,
+    door: Guarded,
     dir: &Path,
     options: &MountOptions,
-) -> Result<Session<Door>, MountError> {
+) -> Result<Session<Guarded>, MountError> {
     let mut config = Config::default();
     config.n_threads = Some(options.threads.max(1));
     config.clone_fd = true;

@@ -12,9 +12,11 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::directory::Client;
 use super::discovery::TextState;
 use super::job::{Done, Job, Opened};
 use super::login::{self, Login, Status, Step, Wish};
@@ -28,9 +30,12 @@ use super::pool::Pool;
 use super::receive::{Bulk, Destination, Receiver, IN_PLACE_BYTES};
 use super::session::Service;
 use super::transfer::Entry;
+use crate::access::Reason;
 
 /// Commands that an initiator may have outstanding: MaxCmdSN - ExpCmdSN + 1 at rest.
 pub const WINDOW: usize = 128;
+/// The same until a session is open: a login and a discovery go step by step.
+const LOGIN_WINDOW: usize = 4;
 /// Immediate commands beside the window; more are rejected.
 const MAX_IMMEDIATE: usize = 16;
 /// Answers that may wait to be sent, or to be read, before we stop receiving from the client.
@@ -92,6 +97,12 @@ pub struct Connection {
     /// Task management requests whose tasks still run.
     pub(super) management: Vec<Header>,
     pub(super) text: TextState,
+    /// Commands that the initiator may have outstanding.
+    window: usize,
+    /// What was last told to the disk's figures.
+    told_outstanding: usize,
+    /// How long the next answer is held back.
+    penalty: Option<Duration>,
     /// SCSI commands that came.
     pub(super) commands: u64,
     /// There may be a command that is not SIMPLE (see `ordering`).
@@ -134,6 +145,9 @@ impl Connection {
             next_transfer_tag: 1,
             management: Vec::new(),
             text: TextState::default(),
+            window: LOGIN_WINDOW,
+            told_outstanding: 0,
+            penalty: None,
             commands: 0,
             barriers: false,
             leaving: None,
@@ -146,7 +160,28 @@ impl Connection {
     pub fn willing(&self) -> bool {
         let opening = matches!(self.phase, Phase::Opening(..) | Phase::Closed);
         let answers = self.out.queued_bytes() + self.reading_bytes;
-        !self.closing && self.leaving.is_none() && !opening && answers < MAX_OUTGOING_BYTES
+        !self.closing
+            && self.leaving.is_none()
+            && !opening
+            && answers < self.most_bytes(MAX_OUTGOING_BYTES)
+    }
+
+    /// A bound of this connection, or the session's share of its initiator's memory if that is
+    /// less.
+    pub(super) fn most_bytes(&self, bound: usize) -> usize {
+        match &self.phase {
+            Phase::Full(session) => bound.min(session.opened.registration.share.bytes()),
+            _ => bound,
+        }
+    }
+
+    /// Tells the disk how many commands wait, where that has changed.
+    fn tell_outstanding(&mut self) {
+        let now = self.tasks.len();
+        if let (Phase::Full(session), true) = (&self.phase, now != self.told_outstanding) {
+            session.opened.nexus.outstanding(now);
+            self.told_outstanding = now;
+        }
     }
 
     /// Will it come to its end once what is queued was sent?
@@ -157,6 +192,11 @@ impl Connection {
     /// Has the login come to its end?
     pub fn is_logged_in(&self) -> bool {
         matches!(self.phase, Phase::Discovery(_) | Phase::Full(_))
+    }
+
+    /// Is it a discovery session?
+    pub fn is_discovery(&self) -> bool {
+        matches!(self.phase, Phase::Discovery(_))
     }
 
     /// What waits to be sent.
@@ -252,6 +292,7 @@ impl Connection {
             self.wake_waiting();
         }
         self.receiver.put_back(staging, start);
+        self.tell_outstanding();
     }
 
     /// Takes one PDU, or a part of a long one; returns the bytes used, 0 where more are needed.
@@ -346,7 +387,12 @@ impl Connection {
     fn pdu(&mut self, header: &Header, data: &[u8]) {
         match (&mut self.phase, header.opcode()) {
             (Phase::Login(login), request::LOGIN) => {
-                let step = login.request(header, data);
+                let (directory, peer) = (&self.service.directory, self.peer);
+                let demands = |name: &str| {
+                    let client = Client { initiator: name.to_owned(), peer, proof: None };
+                    directory.demand(&client).map_err(|refusal| Status(refusal.status()))
+                };
+                let step = login.request(header, data, &demands);
                 self.login_step(header, step);
             }
             (Phase::Full(_), request::SCSI_COMMAND) => {
@@ -379,16 +425,40 @@ impl Connection {
     fn login_step(&mut self, request: &Header, step: Step) {
         if self.exp_cmd_sn == 0 && self.stat_sn == 1 {
             self.exp_cmd_sn = request.cmd_sn();
-            self.max_cmd_sn = self.exp_cmd_sn.wrapping_add(WINDOW as u32 - 1);
+            self.max_cmd_sn = self.exp_cmd_sn.wrapping_add(self.window as u32 - 1);
         }
         match step {
             Step::Reply(header, text) => self.send_status(header, &text),
             Step::Refuse(header) => {
                 self.send_status(header, &[]);
                 self.close();
+                self.note_refusal(header);
             }
             Step::Finish(header, text, wish) => self.login_finish(header, text, wish),
         }
+    }
+
+    /// Who is not listed or proves nothing is noted; wrong secrets slow down where they come from.
+    fn note_refusal(&mut self, refusal: Header) {
+        let Phase::Login(login) = &self.phase else { return };
+        let reason = match Status((refusal.word(36) >> 16) as u16) {
+            Status::AUTHENTICATION => Reason::Unproved,
+            Status::FORBIDDEN => Reason::Unlisted,
+            _ => return,
+        };
+        if login.was_wrong_secret() {
+            self.penalty = Some(self.service.crowd.wrong_secret(self.peer.ip()));
+        }
+        let (initiator, target) = login.names();
+        let initiator = initiator.unwrap_or_default().to_owned();
+        let client = Client { initiator, peer: self.peer, proof: None };
+        let (service, target) = (Arc::clone(&self.service), target.map(str::to_owned));
+        self.jobs.push_back(Job::refused(service, client, target, reason));
+    }
+
+    /// How long a carrier holds the next answer back, without listening meanwhile.
+    pub fn take_penalty(&mut self) -> Option<Duration> {
+        self.penalty.take()
     }
 
     fn login_finish(&mut self, mut header: Header, text: Vec<u8>, wish: Wish) {
@@ -404,7 +474,8 @@ impl Connection {
             return;
         }
         let (service, end) = (Arc::clone(&self.service), self.end.clone());
-        self.jobs.push_back(Job::open(service, wish, self.peer, end));
+        let limits = login.limits();
+        self.jobs.push_back(Job::open(service, wish, limits, self.peer, end));
         self.phase = Phase::Opening(header, text, Box::new(login.params));
     }
 
@@ -416,6 +487,7 @@ impl Connection {
         };
         match outcome {
             Ok(opened) => {
+                self.window = WINDOW.min(opened.registration.share.limits().commands as usize);
                 header.0[14..16].copy_from_slice(&opened.registration.tsih.to_be_bytes());
                 self.send_status(header, &text);
                 self.params = *params;
@@ -437,6 +509,7 @@ impl Connection {
             Done::Listed(names) => self.listed(&names),
             Done::Scsi(..) if self.leaving.is_some() => {}
             Done::Scsi(tag, answer, into) => self.scsi_done(tag, answer, into),
+            Done::Noted => {}
             Done::Lost => self.close(),
         }
         self.wake_waiting();
@@ -446,7 +519,7 @@ impl Connection {
     /// CmdSN rules (RFC 7143 §4.2.2.1): false for what is to be ignored silently.
     pub(super) fn admit(&mut self, header: &Header) -> bool {
         if header.is_immediate() {
-            let room = self.tasks.len() + self.management.len() < WINDOW + MAX_IMMEDIATE;
+            let room = self.tasks.len() + self.management.len() < self.window + MAX_IMMEDIATE;
             if !room {
                 self.reject(header, RejectReason::TooManyImmediate);
             }
@@ -467,7 +540,7 @@ impl Connection {
 
     /// The window as it is now; it opens as tasks end, and never closes by itself.
     fn max_cmd_sn(&mut self) -> u32 {
-        let room = WINDOW.saturating_sub(self.tasks.len()) as u32;
+        let room = self.window.saturating_sub(self.tasks.len()) as u32;
         let now = self.exp_cmd_sn.wrapping_add(room).wrapping_sub(1);
         if sn_before(self.max_cmd_sn, now) {
             self.max_cmd_sn = now;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::access::{Credential, Limits, Reason};
 use crate::lun::BlockIo;
 
 /// What every target's name begins with; the LUN's name in lower case follows.
@@ -11,12 +12,32 @@ pub const TARGET_PREFIX: &str = "iqn.2026-11.local.lunfs:";
 /// Who is at the other end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Client {
-    /// InitiatorName, as claimed: by itself it proves nothing.
+    /// InitiatorName in lower case, as claimed: by itself it proves nothing.
     pub initiator: String,
     /// Address of the connection.
     pub peer: SocketAddr,
-    /// Name proved by CHAP, where it was demanded.
-    pub user: Option<String>,
+    /// What it proved by CHAP, where that was demanded.
+    pub proof: Option<Proof>,
+}
+
+/// A client proved who it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proof {
+    /// CHAP_N.
+    pub user: String,
+    /// [`Credential::stamp`] of what it was proved by.
+    pub stamp: u64,
+}
+
+/// What a client has to do before it is let in, and what it may take then.
+#[derive(Debug, Default)]
+pub struct Demand {
+    /// It proves itself by this.
+    pub chap: Option<Arc<Credential>>,
+    /// The target proves itself by this, where the client asks for it.
+    pub mutual: Option<Arc<Credential>>,
+    /// Its bounds.
+    pub limits: Limits,
 }
 
 /// Why a target is not opened; each has its login status (RFC 7143 §11.13.5).
@@ -50,6 +71,15 @@ impl Refusal {
 
 /// The targets that are served. Every call may block: the door makes them off its connection tasks.
 pub trait TargetDirectory: Send + Sync + 'static {
+    /// What is demanded of a client at its login. Must not block. Asked by the name it claims,
+    /// before anything is proved; a refusal comes back as [`TargetDirectory::refused`].
+    fn demand(&self, _client: &Client) -> Result<Demand, Refusal> {
+        Ok(Demand::default())
+    }
+
+    /// The door refused a client; may block where a target is named.
+    fn refused(&self, _client: &Client, _target: Option<&str>, _reason: Reason) {}
+
     /// Names (IQNs) of the targets that `client` may see.
     fn list(&self, client: &Client) -> Vec<String>;
 

@@ -76,8 +76,11 @@ impl Connection {
         }
         match (&self.phase, list_wanted) {
             (Phase::Discovery(wish), true) => {
-                let client =
-                    Client { initiator: wish.initiator.clone(), peer: self.peer(), user: None };
+                let client = Client {
+                    initiator: wish.initiator.clone(),
+                    peer: self.peer(),
+                    proof: wish.proof.clone(),
+                };
                 self.text.listing = Some((*request, out));
                 self.jobs.push_back(Job::list(self.service.clone(), client));
             }

@@ -12,6 +12,7 @@ use super::directory::{Client, Refusal};
 use super::login::{Status, Wish};
 use super::pool::Buffer;
 use super::session::{Registration, Service, SessionKey};
+use crate::access::{Limits, Reason};
 use crate::scsi::{Answer, CopyTarget, CopyTargets, Nexus, PortNames, Task};
 
 /// The one target port group: every portal reaches every disk alike.
@@ -38,8 +39,23 @@ pub struct Job(Work);
 
 #[derive(Debug)]
 enum Work {
-    Open { service: Arc<Service>, wish: Wish, peer: SocketAddr, end: CancellationToken },
-    List { service: Arc<Service>, client: Client },
+    Open {
+        service: Arc<Service>,
+        wish: Wish,
+        limits: Limits,
+        peer: SocketAddr,
+        end: CancellationToken,
+    },
+    Refused {
+        service: Arc<Service>,
+        client: Client,
+        target: Option<String>,
+        reason: Reason,
+    },
+    List {
+        service: Arc<Service>,
+        client: Client,
+    },
     Scsi(Scsi),
 }
 
@@ -69,6 +85,8 @@ pub enum Done {
     Listed(Vec<String>),
     /// A SCSI task, with its data-in.
     Scsi(u32, Answer, Buffer),
+    /// Something was noted.
+    Noted,
     /// The job was lost (its thread panicked): the connection cannot go on.
     Lost,
 }
@@ -77,10 +95,21 @@ impl Job {
     pub(super) fn open(
         service: Arc<Service>,
         wish: Wish,
+        limits: Limits,
         peer: SocketAddr,
         end: CancellationToken,
     ) -> Job {
-        Job(Work::Open { service, wish, peer, end })
+        Job(Work::Open { service, wish, limits, peer, end })
+    }
+
+    /// Tells the directory of a refusal.
+    pub(super) fn refused(
+        service: Arc<Service>,
+        client: Client,
+        target: Option<String>,
+        reason: Reason,
+    ) -> Job {
+        Job(Work::Refused { service, client, target, reason })
     }
 
     pub(super) fn list(service: Arc<Service>, client: Client) -> Job {
@@ -94,8 +123,12 @@ impl Job {
     /// Does the work; may block.
     pub fn run(self) -> Done {
         match self.0 {
-            Work::Open { service, wish, peer, end } => {
-                Done::Opened(open(&service, wish, peer, end).map(Box::new))
+            Work::Open { service, wish, limits, peer, end } => {
+                Done::Opened(open(&service, wish, limits, peer, end).map(Box::new))
+            }
+            Work::Refused { service, client, target, reason } => {
+                service.directory.refused(&client, target.as_deref(), reason);
+                Done::Noted
             }
             Work::List { service, client } => Done::Listed(service.directory.list(&client)),
             Work::Scsi(Scsi { tag, nexus, task, out, mut into, cancel }) => {
@@ -124,18 +157,23 @@ impl CopyTargets for Peers {
 fn open(
     service: &Arc<Service>,
     wish: Wish,
+    limits: Limits,
     peer: SocketAddr,
     end: CancellationToken,
 ) -> Result<Opened, Status> {
     let target = wish.target.unwrap_or_default();
-    let client = Client { initiator: wish.initiator, peer, user: None };
+    let client = Client { initiator: wish.initiator, peer, proof: wish.proof };
     let key = SessionKey {
         initiator: client.initiator.clone(),
         isid: wish.isid,
         target: target.clone(),
         group: wish.group,
     };
-    let registration = service.register(key, peer, end).ok_or(Status::UNAVAILABLE)?;
+    let registration = service.register(key, peer, end, limits).inspect_err(|status| {
+        if *status == Status::NO_RESOURCES {
+            service.directory.refused(&client, Some(&target), Reason::Limit);
+        }
+    })?;
     let disk = service
         .directory
         .open(&client, &target)

@@ -1,14 +1,18 @@
 //! The login phase (RFC 7143 §6.3, §11.12, §11.13): security and operational negotiation, from the
-//! first Login Request to the decision that a session begins. AuthMethod is None; CHAP has its room
-//! in
-//! [`Login::security`].
+//! first Login Request to the decision that a session begins. What an initiator has to prove is
+//! asked for as soon as it has told its name ([`super::security`]).
 //!
-//! Invariant: the text of one negotiation step is bounded by [`text::MAX_TEXT_BYTES`] over all its
-//! continued PDUs, and nothing is allocated for a session before the last step.
+//! Invariants: the text of one negotiation step is bounded by [`text::MAX_TEXT_BYTES`] over all its
+//! continued PDUs; nothing is allocated for a session before the last step; the names told first
+//! stay (one that is proved cannot be changed for another); nobody leaves the security stage
+//! without the proof that is demanded, and nobody skips it.
 
+use super::directory::{Demand, Proof};
 use super::params::{Params, Reply, OUR_RECV_SEGMENT_BYTES};
 use super::pdu::{response, Header, CONTINUE, FINAL};
+use super::security::{self, Security};
 use super::text;
+use crate::access::Limits;
 
 /// Login steps that an initiator may take; a negotiation needs two or three.
 const MAX_STEPS: u32 = 32;
@@ -26,6 +30,8 @@ impl Status {
     pub const INITIATOR_ERROR: Status = Status(0x0200);
     /// Authentication failure: no common method.
     pub const AUTHENTICATION: Status = Status(0x0201);
+    /// Authorization failure: the initiator may not use the target.
+    pub const FORBIDDEN: Status = Status(0x0202);
     /// Unsupported version.
     pub const VERSION: Status = Status(0x0205);
     /// A second connection for a session.
@@ -38,13 +44,17 @@ impl Status {
     pub const NO_SESSION: Status = Status(0x020A);
     /// Service unavailable.
     pub const UNAVAILABLE: Status = Status(0x0301);
+    /// Out of resources.
+    pub const NO_RESOURCES: Status = Status(0x0302);
 }
 
 /// What the initiator asked for when its login came to an end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wish {
-    /// InitiatorName.
+    /// InitiatorName, in lower case.
     pub initiator: String,
+    /// What it proved.
+    pub proof: Option<Proof>,
     /// TargetName; `None` for a discovery session.
     pub target: Option<String>,
     /// Initiator session identifier.
@@ -74,15 +84,39 @@ pub struct Login {
     pending: Vec<u8>,
     steps: u32,
     names: Names,
+    security: Security,
+    /// What is demanded of the initiator; asked once, when it has told its name.
+    demand: Option<Demand>,
     segment_declared: bool,
 }
+
+/// Says what is demanded of an initiator of this name.
+pub type Demands<'a> = &'a dyn Fn(&str) -> Result<Demand, Status>;
 
 #[derive(Debug, Default)]
 struct Names {
     initiator: Option<String>,
     target: Option<String>,
-    discovery: bool,
+    discovery: Option<bool>,
     group_told: bool,
+}
+
+impl Names {
+    fn is_discovery(&self) -> bool {
+        self.discovery == Some(true)
+    }
+}
+
+/// Takes a name that may be told again, but not changed.
+fn fix<T: PartialEq>(slot: &mut Option<T>, told: Option<T>) -> Result<(), Status> {
+    let told = told.ok_or(Status::INITIATOR_ERROR)?;
+    match slot {
+        Some(known) if *known != told => Err(Status::INITIATOR_ERROR),
+        _ => {
+            *slot = Some(told);
+            Ok(())
+        }
+    }
 }
 
 /// A login response with the fields that repeat the request.
@@ -101,14 +135,29 @@ impl Login {
     }
 
     /// Takes one Login Request with its data segment.
-    pub fn request(&mut self, header: &Header, data: &[u8]) -> Step {
-        match self.step(header, data) {
+    pub fn request(&mut self, header: &Header, data: &[u8], demands: Demands<'_>) -> Step {
+        match self.step(header, data, demands) {
             Ok(step) => step,
             Err(status) => Step::Refuse(reply(header, 0, status)),
         }
     }
 
-    fn step(&mut self, header: &Header, data: &[u8]) -> Result<Step, Status> {
+    /// The initiator's name and its target's, as far as they are known.
+    pub fn names(&self) -> (Option<&str>, Option<&str>) {
+        (self.names.initiator.as_deref(), self.names.target.as_deref())
+    }
+
+    /// What the session may take.
+    pub fn limits(&self) -> Limits {
+        self.demand.as_ref().map_or_else(Limits::default, |demand| demand.limits)
+    }
+
+    /// It failed by a wrong answer to a challenge.
+    pub fn was_wrong_secret(&self) -> bool {
+        self.security.was_wrong_secret()
+    }
+
+    fn step(&mut self, header: &Header, data: &[u8], demands: Demands<'_>) -> Result<Step, Status> {
         self.check_header(header)?;
         if self.pending.len() + data.len() > text::MAX_TEXT_BYTES {
             return Err(Status::INITIATOR_ERROR);
@@ -123,6 +172,10 @@ impl Login {
         let pairs = text::parse(&std::mem::take(&mut self.pending));
         let pairs = pairs.map_err(|_| Status::INITIATOR_ERROR)?;
         self.take_names(&pairs)?;
+        if self.demand.is_none() {
+            let name = self.names.initiator.as_deref().ok_or(Status::MISSING_PARAMETER)?;
+            self.demand = Some(demands(name)?);
+        }
         self.advance(header, &pairs)
     }
 
@@ -153,18 +206,20 @@ impl Login {
                 || (!value.is_empty() && value.len() <= MAX_NAME_BYTES).then(|| value.clone());
             match key.as_str() {
                 "InitiatorName" => {
-                    self.names.initiator = Some(name().ok_or(Status::INITIATOR_ERROR)?);
+                    // compared without regard to case (RFC 7143 §4.2.7.1)
+                    let name = name().map(|name| name.to_ascii_lowercase());
+                    fix(&mut self.names.initiator, name)?;
                 }
-                "TargetName" => self.names.target = Some(name().ok_or(Status::INITIATOR_ERROR)?),
+                "TargetName" => fix(&mut self.names.target, name())?,
                 "SessionType" => match value.as_str() {
-                    "Discovery" => self.names.discovery = true,
-                    "Normal" => {}
+                    "Discovery" => fix(&mut self.names.discovery, Some(true))?,
+                    "Normal" => fix(&mut self.names.discovery, Some(false))?,
                     _ => return Err(Status::SESSION_TYPE),
                 },
                 _ => {}
             }
         }
-        let target_known = self.names.discovery || self.names.target.is_some();
+        let target_known = self.names.is_discovery() || self.names.target.is_some();
         if self.names.initiator.is_none() || !target_known {
             return Err(Status::MISSING_PARAMETER);
         }
@@ -175,18 +230,28 @@ impl Login {
         let mut out = Vec::new();
         let flags = header.flags();
         let operational = (flags >> 2) & 3 == 1;
+        let demand = self.demand.as_ref().ok_or(Status::MISSING_PARAMETER)?;
+        if !operational {
+            self.security.step(demand, pairs, &mut out)?;
+        }
+        let secured = self.security.is_done(demand);
+        if operational && !secured {
+            return Err(Status::AUTHENTICATION);
+        }
         for (key, offer) in pairs {
             match key.as_str() {
                 "InitiatorName" | "TargetName" | "SessionType" | "InitiatorAlias" => {}
-                "AuthMethod" => self.security(offer, &mut out)?,
+                key if security::is_key(key) && operational => text::put(&mut out, key, "Reject"),
+                key if security::is_key(key) => {}
                 _ => self.operational(key, offer, &mut out),
             }
         }
-        if !self.names.discovery && !self.names.group_told {
+        if !self.names.is_discovery() && !self.names.group_told {
             self.names.group_told = true;
             text::put(&mut out, "TargetPortalGroupTag", &self.group.to_string());
         }
-        let transit = flags & FINAL != 0;
+        // the stage is not left before the proof is there
+        let transit = flags & FINAL != 0 && secured;
         let finish = transit && flags & 3 == 3;
         if (operational || finish) && !self.segment_declared {
             self.segment_declared = true;
@@ -202,15 +267,6 @@ impl Login {
         Ok(Step::Finish(answer, out, self.wish(header)?))
     }
 
-    /// AuthMethod: None, where it is among what the initiator offers.
-    fn security(&mut self, offer: &str, out: &mut Vec<u8>) -> Result<(), Status> {
-        if !offer.split(',').any(|method| method == "None") {
-            return Err(Status::AUTHENTICATION);
-        }
-        text::put(out, "AuthMethod", "None");
-        Ok(())
-    }
-
     fn operational(&mut self, key: &str, offer: &str, out: &mut Vec<u8>) {
         if let Reply::Value(value) = self.params.negotiate(key, offer) {
             text::put(out, key, &value);
@@ -219,10 +275,11 @@ impl Login {
 
     fn wish(&self, header: &Header) -> Result<Wish, Status> {
         let initiator = self.names.initiator.clone().ok_or(Status::MISSING_PARAMETER)?;
-        let target = self.names.target.clone().filter(|_| !self.names.discovery);
+        let target = self.names.target.clone().filter(|_| !self.names.is_discovery());
+        let proof = self.security.proof().cloned();
         let mut isid = [0; 6];
         isid.copy_from_slice(&header.0[8..14]);
-        Ok(Wish { initiator, target, isid, group: self.group })
+        Ok(Wish { initiator, proof, target, isid, group: self.group })
     }
 }
 
@@ -234,7 +291,7 @@ mod tests {
     fn ask(login: &mut Login, flags: u8, text: &[u8]) -> Step {
         let mut header = Header::reply(request::LOGIN | 0x40, flags, 1);
         header.0[8..14].copy_from_slice(&[0x80, 1, 2, 3, 4, 5]);
-        login.request(&header, text)
+        login.request(&header, text, &|_| Ok(Demand::default()))
     }
 
     fn status(step: &Step) -> u16 {

@@ -6,6 +6,8 @@
 //! come from a
 //! [`TargetDirectory`], the commands are carried out by [`crate::scsi`].
 //!
+//! Who it is has to be proved first, where the directory demands it ([`login`], [`security`]).
+//!
 //! What a client can make us hold is bounded for each connection: [`connection::WINDOW`] commands,
 //! their unsolicited data (FirstBurstLength each), [`transfer::MAX_SOLICITED_BYTES`] of solicited
 //! data, and
@@ -24,10 +26,11 @@ mod pool;
 pub mod portal;
 mod read;
 mod receive;
+mod security;
 pub mod session;
 mod text;
 mod tmf;
 mod transfer;
 
-pub use directory::{Client, Refusal, TargetDirectory, TARGET_PREFIX};
+pub use directory::{Client, Demand, Proof, Refusal, TargetDirectory, TARGET_PREFIX};
 pub use session::{Options, Service, SessionInfo};

@@ -11,18 +11,22 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, Semaphore};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection::Connection;
+use super::directory::Client;
 use super::job::{Done, Job};
 use super::session::Service;
+use crate::access::{Place, Reason};
 
 /// Slices given to one vectored write.
 const MAX_SLICES: usize = 64;
 /// After a failed accept (out of file descriptors, mostly): not at once again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A discovery session asks what there is, and goes.
+const DISCOVERY_TIME: Duration = Duration::from_secs(120);
 /// A closing connection's client has this long to take its last answers.
 const LINGER: Duration = Duration::from_secs(2);
 /// Silence after which TCP asks whether the peer is still there, how often, and how many times.
@@ -40,7 +44,6 @@ const UNACKNOWLEDGED_MS: u32 = 60_000;
 pub async fn serve(service: Arc<Service>, listener: TcpListener, stop: CancellationToken) {
     let Ok(address) = listener.local_addr() else { return };
     let group = service.add_portal(address);
-    let room = Arc::new(Semaphore::new(service.options.max_connections));
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -51,14 +54,14 @@ pub async fn serve(service: Arc<Service>, listener: TcpListener, stop: Cancellat
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        // beyond the limit a connection is closed at once: the client sees it and may come again
-        if let Ok(permit) = Arc::clone(&room).try_acquire_owned() {
-            let (service, end) = (Arc::clone(&service), stop.child_token());
-            connections.spawn(async move {
-                carry(service, stream, peer, end, group).await;
-                drop(permit);
-            });
-        }
+        // beyond the bounds a connection is closed at once: the client sees it and may come again
+        let Some(place) = service.crowd.enter(peer.ip()) else {
+            let client = Client { initiator: String::new(), peer, proof: None };
+            service.directory.refused(&client, None, Reason::Flood);
+            continue;
+        };
+        let (service, end) = (Arc::clone(&service), stop.child_token());
+        connections.spawn(carry(service, stream, peer, end, (place, group)));
     }
     connections.close();
     connections.wait().await;
@@ -116,7 +119,7 @@ async fn carry(
     stream: TcpStream,
     peer: SocketAddr,
     end: CancellationToken,
-    group: u16,
+    (place, group): (Place, u16),
 ) {
     let Ok(local) = stream.local_addr() else {
         return;
@@ -126,15 +129,16 @@ async fn carry(
     let (login_timeout, ping_every) = (service.options.login_timeout, service.options.ping_every);
     let core = Connection::new(service, portals, peer, end.clone());
     let (done_to, done) = mpsc::unbounded_channel(); // bounded by the connection's running jobs
-    let mut carrier = Carrier { core, stream, done_to, done, heard: true, pings: 0 };
+    let mut carrier = Carrier { core, stream, done_to, done, place, heard: true, pings: 0 };
     carrier.run(end, login_timeout, ping_every).await;
     carrier.core.close();
     carrier.wait_for_jobs().await;
-    let Carrier { core, mut stream, .. } = carrier;
+    let Carrier { core, mut stream, place, .. } = carrier;
     let _ = stream.shutdown().await;
     // letting go of a disk may wait for it
     let _ = tokio::task::spawn_blocking(move || drop(core)).await;
     let _ = tokio::time::timeout(LINGER, drain(stream)).await;
+    drop(place);
 }
 
 /// Takes what the client still sends: closing with unread bytes would reset the connection, and the
@@ -177,6 +181,7 @@ struct Carrier {
     stream: TcpStream,
     done_to: mpsc::UnboundedSender<Done>,
     done: mpsc::UnboundedReceiver<Done>,
+    place: Place,
     /// Something was received since the timer last rang.
     heard: bool,
     /// Our questions since then.
@@ -191,6 +196,10 @@ impl Carrier {
         loop {
             self.core.process();
             self.start_jobs();
+            if let Some(penalty) = self.core.take_penalty() {
+                // the place is kept although the client may have gone: guessing takes its time
+                let _ = tokio::time::timeout(penalty, end.cancelled()).await;
+            }
             if self.send().is_err() {
                 return;
             }
@@ -201,7 +210,12 @@ impl Carrier {
                 lingering = true;
                 deadline.as_mut().reset(tokio::time::Instant::now() + LINGER);
             }
-            if self.core.is_logged_in() && !lingering && !asked && !pinging {
+            let login = !self.core.is_logged_in();
+            if !login && self.place.logged_in() && self.core.is_discovery() {
+                pinging = true; // it has its time, and is not asked whether it is there
+                deadline.as_mut().reset(tokio::time::Instant::now() + DISCOVERY_TIME);
+            }
+            if !login && !lingering && !asked && !pinging {
                 pinging = true;
                 deadline.as_mut().reset(tokio::time::Instant::now() + ping_every);
             }
@@ -216,6 +230,7 @@ impl Carrier {
                     self.core.close();
                 }
                 Event::TimedOut if lingering || !self.core.is_logged_in() => return,
+                Event::TimedOut if self.core.is_discovery() => return,
                 Event::TimedOut if !self.ask_if_there() => return,
                 Event::TimedOut => pinging = false,
                 Event::Received(Ok(bytes)) => {

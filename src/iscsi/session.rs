@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -15,12 +15,16 @@ use parking_lot::{Condvar, Mutex};
 use tokio_util::sync::CancellationToken;
 
 use super::directory::TargetDirectory;
+use super::login::Status;
+use crate::access::{Crowd, Limits};
 use crate::lun::Identity;
 use crate::scsi::LogicalUnit;
 
 /// How long a login waits for the session it replaces to end. The disk's calls end sooner, or the
 /// disk is in no state to be used.
 const REINSTATE_WAIT: Duration = Duration::from_secs(10);
+/// What a session may always hold: the bursts of a few commands.
+const LEAST_SHARE_BYTES: u64 = 1 << 20;
 /// Units without sessions that are kept for their settings; more are forgotten.
 const MAX_IDLE_UNITS: usize = 1024;
 
@@ -32,6 +36,8 @@ pub struct Options {
     pub advertise: Option<String>,
     /// Most connections at a time, of all addresses: bounds memory and threads.
     pub max_connections: usize,
+    /// Connections from one address that have not logged in; more are closed as they come.
+    pub half_open_per_source: usize,
     /// From the connection's start to full feature phase.
     pub login_timeout: Duration,
     /// A session that is silent for so long is asked whether it is there; after two such questions
@@ -43,7 +49,8 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             advertise: None,
-            max_connections: 256,
+            max_connections: 512,
+            half_open_per_source: 64,
             login_timeout: Duration::from_secs(15),
             ping_every: Duration::from_secs(30),
         }
@@ -61,6 +68,27 @@ pub struct SessionKey {
     pub target: String,
     /// Target portal group.
     pub group: u16,
+}
+
+/// What the sessions of one initiator share: its bounds.
+#[derive(Debug, Default)]
+pub struct Share {
+    sessions: AtomicU32,
+    limits: Limits,
+}
+
+impl Share {
+    /// The initiator's bounds, as they were when its first session began.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// What one session of it may hold in buffers now: an equal part.
+    pub fn bytes(&self) -> usize {
+        let sessions = u64::from(self.sessions.load(Ordering::Relaxed).max(1));
+        let part = (self.limits.memory_bytes / sessions).max(LEAST_SHARE_BYTES);
+        usize::try_from(part).unwrap_or(usize::MAX)
+    }
 }
 
 /// Work done for a session.
@@ -102,6 +130,7 @@ struct Entry {
     since: SystemTime,
     counters: Arc<Counters>,
     end: CancellationToken,
+    share: Arc<Share>,
     replaced: Arc<AtomicBool>,
 }
 
@@ -114,13 +143,17 @@ pub struct Registration {
     pub counters: Arc<Counters>,
     /// Target session identifying handle: never zero.
     pub tsih: u16,
+    /// What it shares with the other sessions of its initiator.
+    pub share: Arc<Share>,
     /// Its initiator has begun it anew: nobody is there to be asked.
     pub replaced: Arc<AtomicBool>,
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.service.sessions.lock().remove(&self.id);
+        if self.service.sessions.lock().remove(&self.id).is_some() {
+            self.share.sessions.fetch_sub(1, Ordering::Relaxed);
+        }
         self.service.ended.notify_all();
     }
 }
@@ -129,6 +162,7 @@ impl Drop for Registration {
 pub struct Service {
     pub(super) directory: Arc<dyn TargetDirectory>,
     pub(super) options: Options,
+    pub(super) crowd: Arc<Crowd>,
     sessions: Mutex<HashMap<u64, Entry>>,
     ended: Condvar,
     next_id: AtomicU64,
@@ -149,6 +183,7 @@ impl Service {
     pub fn new(directory: Arc<dyn TargetDirectory>, options: Options) -> Arc<Service> {
         Arc::new(Service {
             directory,
+            crowd: Crowd::new(options.max_connections, options.half_open_per_source),
             options,
             sessions: Mutex::default(),
             ended: Condvar::new(),
@@ -174,24 +209,34 @@ impl Service {
     }
 
     /// Takes a place for a session, ending the one it reinstates and waiting until that has let go
-    /// of its disk. Blocks. `None` if the old one does not end in time.
+    /// of its disk. Blocks. Unavailable if the old one does not end in time, out of resources if
+    /// the initiator has as many as it may.
     pub(super) fn register(
         self: &Arc<Service>,
         key: SessionKey,
         peer: SocketAddr,
         end: CancellationToken,
-    ) -> Option<Registration> {
+        limits: Limits,
+    ) -> Result<Registration, Status> {
         let mut table = self.sessions.lock();
         while let Some(old) = table.values().find(|entry| entry.key == key) {
             old.replaced.store(true, Ordering::Release);
             old.end.cancel();
             if self.ended.wait_for(&mut table, REINSTATE_WAIT).timed_out() {
-                return None;
+                return Err(Status::UNAVAILABLE);
             }
         }
+        let own = table.values().find(|entry| entry.key.initiator == key.initiator);
+        let share = own.map(|entry| Arc::clone(&entry.share));
+        let share = share.unwrap_or_else(|| Arc::new(Share { limits, ..Share::default() }));
+        if share.sessions.load(Ordering::Relaxed) >= limits.sessions {
+            return Err(Status::NO_RESOURCES);
+        }
+        share.sessions.fetch_add(1, Ordering::Relaxed);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let counters = Arc::new(Counters::default());
         let since = SystemTime::now();
+        let share_of = Arc::clone(&share);
         let replaced = Arc::new(AtomicBool::new(false));
         let entry = Entry {
             key,
@@ -199,10 +244,12 @@ impl Service {
             since,
             counters: Arc::clone(&counters),
             end,
+            share: share_of,
             replaced: Arc::clone(&replaced),
         };
         table.insert(id, entry);
-        Some(Registration { service: Arc::clone(self), id, counters, tsih: self.tsih(), replaced })
+        let (service, tsih) = (Arc::clone(self), self.tsih());
+        Ok(Registration { service, id, counters, tsih, share, replaced })
     }
 
     /// A listening address begins; its target portal group.

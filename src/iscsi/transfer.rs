@@ -281,7 +281,7 @@ impl Connection {
     /// Takes a part of the budget for solicited data: 0 where there is none left now.
     fn reserve(&mut self, bytes: usize) -> usize {
         let free = self.solicited_bytes == 0
-            || self.solicited_bytes.saturating_add(bytes) <= MAX_SOLICITED_BYTES;
+            || self.solicited_bytes.saturating_add(bytes) <= self.most_bytes(MAX_SOLICITED_BYTES);
         let granted = if free { bytes } else { 0 };
         self.solicited_bytes += granted;
         granted

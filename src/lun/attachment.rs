@@ -6,6 +6,7 @@
 
 use super::block_io::BlockError;
 use super::error::{Error, Result};
+use super::figures::{Figures, Latency};
 use super::lease::Leave;
 use super::unit::Lun;
 use crate::fs::Timestamp;
@@ -36,6 +37,15 @@ pub struct AttachRequest {
     pub writable: bool,
 }
 
+/// What a session may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rights {
+    /// Not only read.
+    pub writable: bool,
+    /// Its writes may make the LUN's data take at most so many bytes; 0: no such bound.
+    pub quota_bytes: u64,
+}
+
 /// A session as `lunfs session list` shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionInfo {
@@ -51,6 +61,8 @@ pub struct SessionInfo {
     pub peer: String,
     /// Its rights allow writing.
     pub writable: bool,
+    /// Its writes may make the LUN's data take so much; 0: no such bound.
+    pub quota_bytes: u64,
     /// It has a share of the block lease.
     pub holds_lease: bool,
     /// Login.
@@ -65,28 +77,14 @@ pub struct SessionInfo {
     pub written_bytes: u64,
     /// Flushes answered.
     pub flush_ops: u64,
-}
-
-/// Figures of a session.
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    pub(super) read_ops: AtomicU64,
-    pub(super) read_bytes: AtomicU64,
-    pub(super) write_ops: AtomicU64,
-    pub(super) written_bytes: AtomicU64,
-    pub(super) flush_ops: AtomicU64,
-}
-
-impl Counters {
-    pub(super) fn read(&self, bytes: usize) {
-        self.read_ops.fetch_add(1, Ordering::Relaxed);
-        self.read_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    pub(super) fn wrote(&self, bytes: u64) {
-        self.write_ops.fetch_add(1, Ordering::Relaxed);
-        self.written_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
+    /// Writes that were refused for want of rights.
+    pub refused_writes: u64,
+    /// Commands that are not answered yet.
+    pub outstanding: u32,
+    /// Operations a second lately.
+    pub iops: u64,
+    /// How long the disk took for them.
+    pub latency: Latency,
 }
 
 type Kick = Box<dyn FnOnce() + Send>;
@@ -98,7 +96,12 @@ pub struct Attachment {
     door: &'static str,
     client: String,
     peer: String,
-    pub(super) writable: bool,
+    writable: AtomicBool,
+    pub(super) quota_bytes: AtomicU64,
+    /// Rises when its rights change; part of its generation.
+    pub(super) rights_generation: AtomicU64,
+    /// Writes that were refused for want of rights.
+    refused_writes: AtomicU64,
     since: Timestamp,
     /// Epoch of the lease in which this session was last granted it; 0: never.
     grant: AtomicU64,
@@ -107,25 +110,29 @@ pub struct Attachment {
     /// It judges reservations by itself.
     pub(super) knows_reservations: AtomicBool,
     kick: Mutex<Option<Kick>>,
-    pub(super) counters: Counters,
+    pub(super) figures: Figures,
 }
 
 impl Attachment {
     pub(super) fn login(lun: &Arc<Lun>, request: AttachRequest) -> Result<Arc<Attachment>> {
+        let since = lun.shared.options.clock.now();
         let attachment = Arc::new(Attachment {
             lun: Arc::clone(lun),
             id: SessionId(lun.shared.next_id.fetch_add(1, Ordering::Relaxed)),
             door: request.door,
             client: shorten(request.client),
             peer: shorten(request.peer),
-            writable: request.writable,
-            since: lun.shared.options.clock.now(),
+            writable: AtomicBool::new(request.writable),
+            quota_bytes: AtomicU64::new(0),
+            rights_generation: AtomicU64::new(0),
+            refused_writes: AtomicU64::new(0),
+            since,
             grant: AtomicU64::new(0),
             gone: AtomicBool::new(false),
             lost: AtomicBool::new(false),
             knows_reservations: AtomicBool::new(false),
             kick: Mutex::new(None),
-            counters: Counters::default(),
+            figures: Figures::new(since),
         });
         let noted = {
             let mut users = lun.users.lock();
@@ -136,7 +143,7 @@ impl Attachment {
             users.sessions.insert(attachment.id.0, Arc::downgrade(&attachment));
             lun.lease.block_login(attachment.id.0, &attachment.label()).1
         };
-        attachment.log("login", json!({"writable": attachment.writable}));
+        attachment.log("login", json!({"writable": attachment.is_writable()}));
         lun.log_lease(noted, &attachment.label());
         Ok(attachment)
     }
@@ -151,24 +158,66 @@ impl Attachment {
         &self.lun
     }
 
+    pub(super) fn look(&self, now: Timestamp) {
+        self.figures.look(now);
+    }
+
     /// Figures.
     pub fn info(&self) -> SessionInfo {
         let figure = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let now = self.lun.shared.options.clock.now();
+        self.figures.look(now);
         SessionInfo {
             id: self.id,
             lun: self.lun.name(),
             door: self.door,
             client: self.client.clone(),
             peer: self.peer.clone(),
-            writable: self.writable,
+            writable: self.is_writable(),
+            quota_bytes: self.quota_bytes.load(Ordering::Acquire),
             holds_lease: self.lun.lease.holds(self.id.0),
             since: self.since,
-            read_ops: figure(&self.counters.read_ops),
-            read_bytes: figure(&self.counters.read_bytes),
-            write_ops: figure(&self.counters.write_ops),
-            written_bytes: figure(&self.counters.written_bytes),
-            flush_ops: figure(&self.counters.flush_ops),
+            read_ops: figure(&self.figures.read_ops),
+            read_bytes: figure(&self.figures.read_bytes),
+            write_ops: figure(&self.figures.write_ops),
+            written_bytes: figure(&self.figures.written_bytes),
+            flush_ops: figure(&self.figures.flush_ops),
+            refused_writes: figure(&self.refused_writes),
+            outstanding: self.figures.outstanding.load(Ordering::Relaxed),
+            iops: self.figures.iops(now),
+            latency: self.figures.latency(),
         }
+    }
+
+    /// Its rights allow writing.
+    pub fn is_writable(&self) -> bool {
+        self.writable.load(Ordering::Acquire)
+    }
+
+    /// Changes what it may do, as far as that differs; the client is told by the generation. Waits
+    /// for writes that are under way where writing is forbidden: none ends after it returns.
+    pub fn set_rights(&self, rights: Rights) {
+        self.quota_bytes.store(rights.quota_bytes, Ordering::Release);
+        if self.writable.swap(rights.writable, Ordering::AcqRel) == rights.writable {
+            return;
+        }
+        self.rights_generation.fetch_add(1, Ordering::AcqRel);
+        if !rights.writable {
+            drop(self.lun.gate.write());
+        }
+        self.log("rights", json!({"writable": rights.writable}));
+    }
+
+    /// A write was refused because the LUN or the right is read-only: counted, and noted in the
+    /// log.
+    pub(super) fn note_refused_write(&self) {
+        self.refused_writes.fetch_add(1, Ordering::Relaxed);
+        self.lun.shared.refused.read_only.fetch_add(1, Ordering::Relaxed);
+        let why = match self.is_writable() {
+            true => "the LUN is read-only",
+            false => "the client may only read",
+        };
+        self.log("refused", json!({"what": "a write", "why": why}));
     }
 
     /// From now on its end is that of a broken connection ([`super::BlockIo::leaving`] takes it
@@ -244,14 +293,16 @@ impl Attachment {
     }
 
     fn is_granted(&self) -> bool {
-        !self.is_gone() && self.grant.load(Ordering::Acquire) == self.lun.lease.epoch()
+        let may = !self.is_gone() && self.is_writable();
+        may && self.grant.load(Ordering::Acquire) == self.lun.lease.epoch()
     }
 
     fn check_may_write(&self) -> std::result::Result<(), BlockError> {
         if self.is_gone() {
             return Err(BlockError::Gone);
         }
-        if !self.writable || self.lun.live.read_only.load(Ordering::Acquire) {
+        if !self.is_writable() || self.lun.live.read_only.load(Ordering::Acquire) {
+            self.note_refused_write();
             return Err(BlockError::ReadOnly);
         }
         let foreign = !self.knows_reservations.load(Ordering::Acquire);
@@ -297,7 +348,7 @@ impl Attachment {
         format!("{} {}", self.door, self.client)
     }
 
-    fn log(&self, event: &'static str, mut fields: serde_json::Value) {
+    pub(super) fn log(&self, event: &'static str, mut fields: serde_json::Value) {
         if let Some(fields) = fields.as_object_mut() {
             fields.retain(|_, value| !value.is_null());
             fields.insert("session".into(), self.id.0.into());

@@ -6,6 +6,7 @@ use super::changes::Change;
 use super::kept::SanitizeOrder;
 use super::sanitize::SanitizeState;
 use crate::fs::{self, ATOMIC_WRITE_BYTES};
+use serde_json::json;
 use std::sync::atomic::Ordering;
 
 type Result<T> = std::result::Result<T, BlockError>;
@@ -38,6 +39,16 @@ impl Attachment {
         fua: bool,
         act: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
+        self.figures.timed(|| self.write_untimed(offset, length, fua, act))
+    }
+
+    fn write_untimed(
+        &self,
+        offset: u64,
+        length: u64,
+        fua: bool,
+        act: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         self.check(offset, length)?;
         {
             let _gate = self.enter_write()?;
@@ -52,7 +63,7 @@ impl Attachment {
     }
 
     fn wrote(&self, offset_bytes: u64, length_bytes: u64) {
-        self.counters.wrote(length_bytes);
+        self.figures.wrote(length_bytes);
         self.lun.judge_threshold(length_bytes);
         if self.lun.live.files_open.load(Ordering::Acquire) > 0 {
             let volume = self.lun.volume();
@@ -60,12 +71,18 @@ impl Attachment {
         }
     }
 
+    /// The least of the LUN's quota and the client's.
+    fn quota_bytes(&self) -> Option<u64> {
+        let of_lun = self.lun.live.quota_bytes.load(Ordering::Acquire);
+        let of_client = self.quota_bytes.load(Ordering::Acquire);
+        [of_lun, of_client].into_iter().filter(|quota| *quota != 0).min()
+    }
+
     /// `quota`: may the range get blocks that it has not?
     fn check_quota(&self, offset: u64, length: u64) -> Result<()> {
-        let quota = self.lun.live.quota_bytes.load(Ordering::Acquire);
-        if quota == 0 {
+        let Some(quota) = self.quota_bytes() else {
             return Ok(());
-        }
+        };
         let data = &self.lun.data;
         let judge = || -> fs::Result<bool> {
             let used = data.attr()?.blocks.saturating_mul(crate::device::BLOCK_BYTES as u64);
@@ -73,9 +90,18 @@ impl Attachment {
         };
         match judge() {
             Ok(true) => Ok(()),
-            Ok(false) => Err(BlockError::NoSpace),
+            Ok(false) => {
+                self.note_over_quota(quota);
+                Err(BlockError::NoSpace)
+            }
             Err(error) => Err(self.lun.block_error(error, offset)),
         }
+    }
+
+    fn note_over_quota(&self, quota_bytes: u64) {
+        self.lun.shared.refused.quota.fetch_add(1, Ordering::Relaxed);
+        let why = format!("it would take more than the quota of {quota_bytes} bytes");
+        self.log("refused", json!({"what": "a write", "why": why}));
     }
 
     fn write_pieces(&self, offset: u64, data: &[u8]) -> Result<()> {
@@ -106,7 +132,7 @@ impl Attachment {
     fn whole(&self, read: fs::Result<usize>, offset: u64, length: usize) -> Result<()> {
         match read {
             Ok(n) if n == length => {
-                self.counters.read(length);
+                self.figures.read(length);
                 Ok(())
             }
             Ok(_) => Err(BlockError::OutOfRange),
@@ -117,12 +143,26 @@ impl Attachment {
 
 impl BlockIo for Attachment {
     fn geometry(&self) -> Geometry {
+        // The generations first: whoever sees them has seen what they stand for.
+        let rights = self.rights_generation.load(Ordering::Acquire);
         let geometry = self.lun.geometry();
-        Geometry { read_only: geometry.read_only || !self.writable, ..geometry }
+        let generation = geometry.generation + rights;
+        let read_only = geometry.read_only || !self.is_writable();
+        Geometry { read_only, generation, ..geometry }
     }
 
     fn generation(&self) -> u64 {
-        self.lun.live.generation.load(Ordering::Acquire)
+        let rights = self.rights_generation.load(Ordering::Acquire);
+        self.lun.live.generation.load(Ordering::Acquire) + rights
+    }
+
+    fn outstanding(&self, commands: usize) {
+        let commands = u32::try_from(commands).unwrap_or(u32::MAX);
+        self.figures.outstanding.store(commands, Ordering::Relaxed);
+    }
+
+    fn write_refused(&self) {
+        self.note_refused_write();
     }
 
     fn identity(&self) -> Identity {
@@ -151,7 +191,7 @@ impl BlockIo for Attachment {
 
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         self.check(offset, out.len() as u64)?;
-        let read = self.lun.data.read_at(offset, out);
+        let read = self.figures.timed(|| self.lun.data.read_at(offset, out));
         self.whole(read, offset, out.len())
     }
 
@@ -159,7 +199,7 @@ impl BlockIo for Attachment {
         if let Err(error) = self.check(offset, out.len() as u64) {
             return Some(Err(error));
         }
-        let read = self.lun.data.try_read_at(offset, out)?;
+        let read = self.figures.sampled(|| self.lun.data.try_read_at(offset, out))?;
         Some(self.whole(read, offset, out.len()))
     }
 
@@ -173,7 +213,7 @@ impl BlockIo for Attachment {
     fn try_write(&self, offset: u64, data: &[u8]) -> Option<Result<()>> {
         let live = &self.lun.live;
         let must_wait = live.write_through.load(Ordering::Acquire)
-            || live.quota_bytes.load(Ordering::Acquire) > 0
+            || self.quota_bytes().is_some()
             || data.len() > ATOMIC_WRITE_BYTES;
         if must_wait {
             return None;
@@ -185,7 +225,7 @@ impl BlockIo for Attachment {
         if let Err(error) = self.check(offset, data.len() as u64) {
             return Some(Err(error));
         }
-        let written = self.lun.data.try_write_at(offset, data)?;
+        let written = self.figures.sampled(|| self.lun.data.try_write_at(offset, data))?;
         drop(gate);
         Some(match written {
             Ok(()) => {
@@ -200,8 +240,9 @@ impl BlockIo for Attachment {
         if self.is_gone() {
             return Err(BlockError::Gone);
         }
-        self.lun.data.sync().map_err(|e| self.lun.block_error(e, 0))?;
-        self.counters.flush_ops.fetch_add(1, Ordering::Relaxed);
+        let synced = self.figures.timed(|| self.lun.data.sync());
+        synced.map_err(|e| self.lun.block_error(e, 0))?;
+        self.figures.flush_ops.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 

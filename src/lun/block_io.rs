@@ -147,6 +147,13 @@ pub trait BlockIo: Send + Sync + fmt::Debug {
     /// was lost, and the client may come back to what it held.
     fn leaving(&self) {}
 
+    /// How many commands of this client the door has not answered: for figures, told when it
+    /// changes.
+    fn outstanding(&self, _commands: usize) {}
+
+    /// The door refused a write because of [`Geometry::read_only`], without asking for it here.
+    fn write_refused(&self) {}
+
     /// Fills `out` from `offset`.
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), BlockError>;
     /// As `read`, from memory alone.

@@ -4,7 +4,7 @@
 //! for writing, after the filesystem was. Two LUNs, or a LUN and an entry of the mount's root,
 //! never have names that are equal without regard to case.
 
-use super::attachment::{Attachment, SessionId, SessionInfo};
+use super::attachment::{Attachment, Rights, SessionId, SessionInfo};
 use super::attributes::{Settings, Wanted};
 use super::change::{check_size, LOGOUT};
 use super::changes::{Change, Hub, Subscription};
@@ -13,13 +13,13 @@ use super::error::{Error, Result};
 use super::lease::LeaseTiming;
 use super::names::{check_name, key_of};
 use super::sanitize::Sanitizers;
-use super::unit::{Found, Lun, Shared};
+use super::unit::{Found, Lun, Refused, Shared};
 use crate::fs::{self, Clock, Fs, NodeId, Owner, VolumeId};
 use parking_lot::{RwLock, RwLockReadGuard};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 /// Entries of the mount's root that are looked at in one call.
@@ -105,11 +105,13 @@ impl Catalog {
             options,
             hub,
             next_id: AtomicU64::new(1),
+            refused: Refused::default(),
             damage: Damage::default(),
             sanitizers: Sanitizers::default(),
         });
         let mut index = Index::default();
-        for (name, volume) in shared.fs.volume_list()? {
+        let volumes = shared.fs.volume_list()?.into_iter();
+        for (name, volume) in volumes.filter(|(name, _)| !is_reserved(name)) {
             match Lun::find(&shared, &name, volume) {
                 Ok(Found::Lun(lun)) if check_name(&name).is_ok() => index.insert(lun),
                 // It is away at the next start, if not now (a pool that is read-only, or full).
@@ -335,6 +337,20 @@ impl Catalog {
         }
     }
 
+    /// Writes that were refused since the pool was opened: because the LUN or the client's right is
+    /// read-only, and because of a quota.
+    pub fn refused_writes(&self) -> (u64, u64) {
+        let refused = &self.shared.refused;
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (count(&refused.read_only), count(&refused.quota))
+    }
+
+    /// Keeps the rates of all sessions recent: to be called about once a second.
+    pub fn look_at_figures(&self) {
+        let now = self.shared.options.clock.now();
+        self.list().iter().flat_map(|lun| lun.attachments()).for_each(|it| it.look(now));
+    }
+
     /// Sessions of all LUNs, sorted by id.
     pub fn sessions(&self) -> Vec<SessionInfo> {
         let mut sessions: Vec<_> = self.list().iter().flat_map(|lun| lun.sessions()).collect();
@@ -352,6 +368,30 @@ impl Catalog {
     pub fn drop_session(&self, id: SessionId) -> Result<()> {
         self.attachment(id)?.end("dropped by the administrator");
         Ok(())
+    }
+
+    /// Asks what each session may do from now on, and makes it so; `Err` ends it and says why.
+    /// Waits for writes that are under way where rights are taken.
+    pub fn review_sessions(
+        &self,
+        judge: &dyn Fn(&SessionInfo, VolumeId) -> std::result::Result<Rights, String>,
+    ) {
+        for lun in self.list() {
+            for attachment in lun.attachments() {
+                match judge(&attachment.info(), lun.volume()) {
+                    Ok(rights) => attachment.set_rights(rights),
+                    Err(why) => attachment.end(&why),
+                }
+            }
+        }
+    }
+
+    /// Ends the sessions that `which` names.
+    pub fn end_sessions(&self, why: &str, which: &dyn Fn(&SessionInfo) -> bool) {
+        let all = self.list().into_iter().flat_map(|lun| lun.attachments());
+        for attachment in all.filter(|attachment| which(&attachment.info())) {
+            attachment.end(why);
+        }
     }
 
     fn attachment(&self, id: SessionId) -> Result<Arc<Attachment>> {
@@ -383,6 +423,11 @@ fn close_for_deletion(lun: &Arc<Lun>, options: DeleteOptions) -> Result<Vec<Arc<
         }
         _ => Ok(lun.attachments()),
     }
+}
+
+/// Volumes whose names begin with a dot are lunfs's own: no LUN, and nothing of the mount.
+fn is_reserved(name: &str) -> bool {
+    name.starts_with('.')
 }
 
 fn taken(name: &str, by: String) -> Error {

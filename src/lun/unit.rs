@@ -44,8 +44,18 @@ pub(super) struct Shared {
     pub(super) hub: Arc<Hub>,
     /// Numbers for sessions and file handles.
     pub(super) next_id: AtomicU64,
+    pub(super) refused: Refused,
     pub(super) sanitizers: Sanitizers,
     pub(super) damage: Damage,
+}
+
+/// Writes of block clients that were refused since the pool was opened.
+#[derive(Debug, Default)]
+pub(super) struct Refused {
+    /// The LUN, or the client's right, is read-only.
+    pub(super) read_only: AtomicU64,
+    /// Beyond a quota.
+    pub(super) quota: AtomicU64,
 }
 
 /// What a volume turned out to be when the pool was opened.
@@ -108,6 +118,8 @@ pub struct Lun {
     pub(super) gate: RwLock<()>,
     pub(super) lease: LeaseRoom,
     pub(super) users: Mutex<Users>,
+    /// `users` of its attributes: who may attach it, as whoever judges that last told.
+    user_texts: RwLock<Vec<String>>,
 }
 
 impl Lun {
@@ -199,6 +211,7 @@ impl Lun {
             gate: RwLock::new(()),
             lease,
             users: Mutex::default(),
+            user_texts: RwLock::default(),
         };
         lun.follow_kept();
         Ok(lun)
@@ -265,7 +278,7 @@ impl Lun {
             location: options.location.clone(),
             redundancy: options.redundancy.clone(),
             created: self.created,
-            users: Vec::new(),
+            users: self.user_texts.read().clone(),
         })
     }
 
@@ -328,6 +341,17 @@ impl Lun {
     /// Adds `{"time": …, "event": event, …fields}` to `log`.
     pub fn append_log(&self, event: &str, fields: Value) -> Result<()> {
         Ok(self.log.event_now(event, fields)?)
+    }
+
+    /// As [`Lun::append_log`] for what clients cause: events that come too often are left out and
+    /// counted, and a log that cannot be written stops nobody.
+    pub fn note(&self, event: &'static str, fields: Value) {
+        self.log.event(event, fields);
+    }
+
+    /// What `users` of its attributes shows.
+    pub fn set_users(&self, users: Vec<String>) {
+        *self.user_texts.write() = users;
     }
 
     /// The owner's own lines, through the mount; cuts the log where needed.

@@ -30,6 +30,7 @@ use super::stream::Stream;
 use super::transmission::{self, Command};
 use super::wire::Request;
 use super::work::{self, Done, Job};
+use crate::access::Place;
 
 /// Requests of one connection on blocking threads: enough to keep a device busy, few enough to
 /// leave threads to others.
@@ -86,10 +87,18 @@ struct Connection {
     leaving: bool,
 }
 
+/// Who came, and the place it takes.
+pub struct Guest {
+    /// The client.
+    pub peer: Peer,
+    /// Its place among the connections.
+    pub place: Place,
+}
+
 /// Serves one client from its first byte to its last.
 pub async fn run(
     mut stream: Stream,
-    peer: Peer,
+    Guest { peer, mut place }: Guest,
     directory: Arc<dyn ExportDirectory>,
     sessions: &Sessions,
     mut stop: watch::Receiver<bool>,
@@ -103,6 +112,7 @@ pub async fn run(
     let Some((export, terms, leftover)) = agreed else {
         return Ok(());
     };
+    place.logged_in();
     let (report, events) = mpsc::channel(MAX_IN_FLIGHT + 2);
     let entry = sessions.enter(peer, export.name.clone(), report.clone());
     let mut connection = Connection {
@@ -143,6 +153,7 @@ impl Connection {
             if self.leaving && self.in_flight == 0 && self.outbox.unsent_bytes() == 0 {
                 return Ok(());
             }
+            self.export.io.outstanding(self.in_flight);
             match self.wait().await? {
                 Woken::Received(0) => self.end_of_stream()?,
                 Woken::Received(count) => self.inbox.received(count),

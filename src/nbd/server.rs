@@ -1,7 +1,7 @@
 //! Listens on TCP and Unix sockets and gives every client its connection.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,16 +12,19 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{watch, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
-use super::connection;
+use super::connection::{self, Guest};
 use super::directory::ExportDirectory;
 use super::errors::Error;
 use super::session::{SessionInfo, Sessions};
 use super::shards::{Seat, Shards};
 use super::stream::Stream;
+use crate::access::{Crowd, Place};
 
 /// Connections at once; more are closed as they come. Together with the bound of each connection
 /// this bounds the door.
 pub const MAX_CONNECTIONS: u32 = 512;
+/// Those from one address that have not chosen an export.
+const HALF_OPEN_PER_SOURCE: usize = 64;
 /// Pause after a failed accept: out of file descriptors, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -33,6 +36,7 @@ struct Shared {
     directory: Arc<dyn ExportDirectory>,
     sessions: Sessions,
     permits: Arc<Semaphore>,
+    crowd: Arc<Crowd>,
     stop: watch::Sender<bool>,
     sockets: Mutex<Vec<PathBuf>>,
     accepting: Mutex<Vec<JoinHandle<()>>>,
@@ -55,6 +59,7 @@ impl NbdServer {
             directory,
             sessions: Sessions::default(),
             permits: Arc::new(Semaphore::new(MAX_CONNECTIONS as usize)),
+            crowd: Crowd::new(MAX_CONNECTIONS as usize, HALF_OPEN_PER_SOURCE),
             stop: watch::Sender::new(false),
             sockets: Mutex::default(),
             accepting: Mutex::default(),
@@ -132,15 +137,18 @@ impl NbdServer {
     }
 
     fn welcome(&self, socket: Socket) {
+        let Some(place) = self.0.crowd.enter(socket.source()) else {
+            return;
+        };
         if let Ok(permit) = self.0.permits.clone().try_acquire_owned() {
             let server = self.clone();
-            self.0.shards.spawn(move |seat| server.serve(socket, seat, permit));
+            self.0.shards.spawn(move |seat| server.serve(socket, seat, permit, place));
         }
     }
 
     /// A connection registers its session before it looks at `stop` for the last time, so that a
     /// shutdown reaches it one way or the other.
-    async fn serve(self, socket: Socket, seat: Seat, permit: OwnedSemaphorePermit) {
+    async fn serve(self, socket: Socket, seat: Seat, permit: OwnedSemaphorePermit, place: Place) {
         let shared = self.0;
         let stop = shared.stop.subscribe();
         let mut name = "?".to_owned();
@@ -149,7 +157,8 @@ impl NbdServer {
             let peer = stream.peer()?;
             name = peer.to_string();
             let directory = shared.directory.clone();
-            connection::run(stream, peer, directory, &shared.sessions, stop, seat).await
+            let guest = Guest { peer, place };
+            connection::run(stream, guest, directory, &shared.sessions, stop, seat).await
         };
         if let (Err(error), Some(complain)) = (served.await, &shared.complaint) {
             complain(&name, &error);
@@ -165,6 +174,15 @@ enum Socket {
 }
 
 impl Socket {
+    /// Where it comes from: clients of Unix sockets are all of this host.
+    fn source(&self) -> IpAddr {
+        match self {
+            Socket::Tcp(socket) => socket.peer_addr().ok().map(|peer| peer.ip()),
+            Socket::Unix(_) => None,
+        }
+        .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+    }
+
     fn open(self) -> io::Result<Stream> {
         match self {
             Socket::Tcp(socket) => Stream::tcp(socket),

@@ -110,6 +110,11 @@ impl Nexus {
         self.disk.leaving();
     }
 
+    /// The transport has so many commands of this nexus that are not answered.
+    pub fn outstanding(&self, commands: usize) {
+        self.disk.outstanding(commands);
+    }
+
     /// Rises whenever the tasks of this nexus are aborted from outside: a task that began at a
     /// lower count is not answered.
     pub fn aborts(&self) -> u64 {
@@ -155,7 +160,12 @@ impl Nexus {
         self.look_for_changes();
         match self.plan(cdb) {
             Ok(plan) => plan,
-            Err(sense) => Plan::Done(self.check(sense)),
+            Err(sense) => {
+                if sense == Sense::WRITE_PROTECTED {
+                    self.disk.write_refused();
+                }
+                Plan::Done(self.check(sense))
+            }
         }
     }
 

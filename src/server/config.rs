@@ -67,18 +67,33 @@ pub struct ServeConfig {
 }
 
 impl ServeConfig {
-    /// Nothing writable is served beyond loopback without authentication.
-    pub fn check_reach(&self) -> Result<()> {
+    /// Nothing writable is served beyond loopback without authentication: NBD has none.
+    pub fn check_nbd_reach(&self) -> Result<()> {
+        let why = "an NBD client has no name: everybody there could read and write every LUN";
+        let todo = "listen on loopback, or add --insecure if that network is yours alone";
+        self.check_beyond(self.nbd.iter().cloned(), why, todo)
+    }
+
+    /// The same of iSCSI, which lets in whom the list of initiators names, if there is one.
+    pub fn check_iscsi_reach(&self, initiators_defined: bool) -> Result<()> {
         let iscsi = self.iscsi.iter().map(|address| Listen::Tcp(*address));
-        let beyond = iscsi.chain(self.nbd.iter().cloned()).find(|listen| !listen.is_local());
-        match beyond {
-            Some(listen) if !self.insecure => {
-                Err(Message::new(format!("{listen} is reached from other hosts"))
-                    .why("no initiator is defined: everybody there could read and write every LUN")
-                    .todo("listen on loopback, or add --insecure if that network is yours alone")
-                    .into())
+        let why = "no initiator is defined: everybody there could read and write every LUN";
+        let todo = "define one with `lunfs initiator add`, listen on loopback, or add --insecure";
+        self.check_beyond(iscsi.filter(|_| !initiators_defined), why, todo)
+    }
+
+    fn check_beyond(
+        &self,
+        mut listens: impl Iterator<Item = Listen>,
+        why: &str,
+        todo: &str,
+    ) -> Result<()> {
+        match listens.find(|listen| !listen.is_local() && !self.insecure) {
+            None => Ok(()),
+            Some(listen) => {
+                let what = format!("{listen} is reached from other hosts");
+                Err(Message::new(what).why(why).todo(todo).into())
             }
-            _ => Ok(()),
         }
     }
 }
@@ -108,10 +123,12 @@ mod tests {
             degraded: false,
             insecure: false,
         };
-        assert!(config.check_reach().is_ok());
+        assert!(config.check_nbd_reach().is_ok() && config.check_iscsi_reach(false).is_ok());
         config.nbd.push(Listen::Tcp("0.0.0.0:1".parse().unwrap()));
-        assert!(config.check_reach().is_err());
+        config.iscsi.push("0.0.0.0:1".parse().unwrap());
+        assert!(config.check_nbd_reach().is_err() && config.check_iscsi_reach(false).is_err());
+        assert!(config.check_iscsi_reach(true).is_ok());
         config.insecure = true;
-        assert!(config.check_reach().is_ok());
+        assert!(config.check_nbd_reach().is_ok() && config.check_iscsi_reach(false).is_ok());
     }
 }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 /// How long clients may take to hear the answers that are under way.
 const CLIENTS_WAIT: Duration = Duration::from_secs(10);
-/// How often doors are looked at that may close by themselves.
+/// How often doors are looked at that may close by themselves, and the figures of sessions.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Looks whether the doors could be opened: before the pool is touched, and for a dry run.
@@ -110,7 +110,8 @@ impl OpenDoors {
     }
 
     async fn open_iscsi(&mut self, config: &ServeConfig) -> Result<()> {
-        let targets = Targets::new(self.engine.pool.catalog.clone());
+        let pool = &self.engine.pool;
+        let targets = Targets::new(pool.catalog.clone(), pool.book.clone());
         let known = targets.door();
         let options = iscsi::Options { advertise: config.advertise.clone(), ..Default::default() };
         let service = Service::new(Arc::new(targets), options);
@@ -135,7 +136,8 @@ impl OpenDoors {
     }
 
     async fn open_nbd(&mut self, listens: &[Listen]) -> Result<()> {
-        let exports = Exports::new(self.engine.pool.catalog.clone());
+        let pool = &self.engine.pool;
+        let exports = Exports::new(pool.catalog.clone(), pool.book.clone());
         self.nbd_known = exports.door();
         let door = NbdServer::new(Arc::new(exports), None);
         let door = door.map_err(|e| Error::io("the NBD door has no threads", &e))?;
@@ -181,6 +183,7 @@ impl OpenDoors {
     pub(super) async fn watch(&self) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
+            self.engine.pool.catalog.look_at_figures();
             if let Some(mount) = self.mount.as_ref().filter(|mount| !mount.is_standing()) {
                 let address = mount.dir().display().to_string();
                 self.engine.doors.failed(DoorKind::Mount, &address, "somebody unmounted it");

@@ -1,22 +1,24 @@
 //! LUNs as iSCSI targets: each its own target, LUN 0 of it.
 
+use super::entrance::{local, note};
+use crate::access::{Book, Denial, Reason, Seen};
 use crate::control::doors::{target_name, TARGET_PREFIX};
-use crate::iscsi::{Client, Refusal, Service, TargetDirectory};
-use crate::lun::{self, AttachRequest, BlockIo, Catalog};
+use crate::iscsi::{Client, Demand, Refusal, Service, TargetDirectory};
+use crate::lun::{self, AttachRequest, BlockIo, Catalog, Lun};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
-/// All LUNs of a pool. Who reaches the door may use them: beyond loopback it is only opened where
-/// the administrator said so.
+/// All LUNs of a pool, for those whom the list of initiators lets in.
 pub(super) struct Targets {
     catalog: Arc<Catalog>,
+    book: Arc<Book>,
     /// The door itself, to close the connection of a session that is dropped; empty once it closes.
     door: Arc<Mutex<Option<Arc<Service>>>>,
 }
 
 impl Targets {
-    pub(super) fn new(catalog: Arc<Catalog>) -> Targets {
-        Targets { catalog, door: Arc::default() }
+    pub(super) fn new(catalog: Arc<Catalog>, book: Arc<Book>) -> Targets {
+        Targets { catalog, book, door: Arc::default() }
     }
 
     /// Where the door is put once it is made.
@@ -42,27 +44,84 @@ impl Targets {
             }
         })
     }
+
+    fn lun(&self, target: &str) -> Result<Arc<Lun>, Refusal> {
+        let lower = target.to_ascii_lowercase();
+        let name = lower.strip_prefix(TARGET_PREFIX).ok_or(Refusal::NotFound)?;
+        self.catalog.get(name).map_err(|e| refusal(&e))
+    }
+
+    fn denied(&self, denial: Denial, client: &Client, lun: &Lun) -> Refusal {
+        let (reason, refusal) = match denial {
+            Denial::Unlisted | Denial::Nameless | Denial::Remote => {
+                (Reason::Unlisted, Refusal::Forbidden)
+            }
+            Denial::Unproved => (Reason::Unproved, Refusal::Forbidden),
+            Denial::NotAllowed => (Reason::NotAllowed, Refusal::Forbidden),
+            Denial::Unreadable => (Reason::NotAllowed, Refusal::Unavailable),
+        };
+        let who = (client.initiator.as_str(), client.peer.to_string());
+        note(&self.book, "iscsi", (who.0, &who.1), Some(lun), reason, &denial.to_string());
+        refusal
+    }
+}
+
+fn seen(client: &Client) -> Seen<'_> {
+    let proof = client.proof.as_ref().map(|proof| proof.stamp);
+    Seen { name: Some(&client.initiator), proof, local: local(client.peer.ip()) }
 }
 
 impl TargetDirectory for Targets {
-    fn list(&self, _client: &Client) -> Vec<String> {
-        self.catalog.list().iter().map(|lun| target_name(&lun.name())).collect()
+    fn demand(&self, client: &Client) -> Result<Demand, Refusal> {
+        match self.book.find(&client.initiator) {
+            Ok(None) => Ok(Demand::default()),
+            Ok(Some(one)) => Ok(Demand { chap: one.chap, mutual: one.mutual, limits: one.limits }),
+            Err(Denial::Unreadable) => Err(Refusal::Unavailable),
+            Err(_) => Err(Refusal::Forbidden),
+        }
+    }
+
+    fn refused(&self, client: &Client, target: Option<&str>, reason: Reason) {
+        let lun = target.and_then(|target| self.lun(target).ok());
+        let why = match reason {
+            Reason::Unproved => "the initiator did not prove who it is",
+            Reason::Unlisted => "the initiator is not defined",
+            Reason::Limit => "the initiator has as many sessions as it may",
+            _ => "too many connections that have not logged in",
+        };
+        let peer = client.peer.to_string();
+        let who = (client.initiator.as_str(), peer.as_str());
+        note(&self.book, "iscsi", who, lun.as_deref(), reason, why);
+    }
+
+    fn list(&self, client: &Client) -> Vec<String> {
+        let all = self.catalog.list();
+        let own = all.iter().filter(|lun| self.book.judge(&seen(client), lun.volume()).is_ok());
+        own.map(|lun| target_name(&lun.name())).collect()
     }
 
     fn open(&self, client: &Client, target: &str) -> Result<Arc<dyn BlockIo>, Refusal> {
-        let lower = target.to_ascii_lowercase();
-        let name = lower.strip_prefix(TARGET_PREFIX).ok_or(Refusal::NotFound)?;
-        let lun = self.catalog.get(name).map_err(|e| refusal(&e))?;
+        let lun = self.lun(target).inspect_err(|_| {
+            let reason = Reason::NoSuchLun;
+            let peer = client.peer.to_string();
+            let why = "there is no such target";
+            note(&self.book, "iscsi", (&client.initiator, &peer), None, reason, why);
+        })?;
+        let seen = seen(client);
+        let denied = |denial| self.denied(denial, client, &lun);
+        let right = self.book.judge(&seen, lun.volume()).map_err(denied)?;
         let request = AttachRequest {
             door: "iscsi",
             client: client.initiator.clone(),
             peer: client.peer.to_string(),
-            writable: true,
+            writable: right.writable,
         };
         let session = lun.attach(request).map_err(|e| refusal(&e))?;
+        // The list may have changed before the session was there to be reviewed.
+        self.book.admit(&seen, &session).map_err(denied)?;
         // Until the client says that it leaves.
         session.lost();
-        session.on_kick(self.kick(client.clone(), lower));
+        session.on_kick(self.kick(client.clone(), target.to_ascii_lowercase()));
         Ok(session)
     }
 

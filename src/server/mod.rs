@@ -8,6 +8,7 @@
 mod config;
 mod disk;
 mod doors;
+mod entrance;
 mod iscsi_targets;
 mod nbd_exports;
 
@@ -18,7 +19,7 @@ use crate::control::doors::{DoorKind, Doors};
 use crate::control::engine::Engine;
 use crate::control::label::read_label;
 use crate::control::listener::{listen, Commands};
-use crate::control::pool::LockedPool;
+use crate::control::pool::{LockedPool, OpenPool};
 use crate::control::run_dir::RunDirs;
 use crate::control::stop::StopSignal;
 use crate::control::{report, Error, Result};
@@ -72,13 +73,17 @@ impl Ready {
 
 /// Serves a pool until a signal or `lunfs stop`.
 pub fn serve(config: ServeConfig, announce: &mut dyn FnMut(&Ready)) -> Result<()> {
-    config.check_reach()?;
-    let locked = lock(&config.paths)?;
+    config.check_nbd_reach()?;
+    let locked = lock(&config.paths, config.degraded)?;
     check_doors(&config)?;
     let runtime = Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Error::io("the server has no threads", &e))?;
     let stop = StopSignal::new();
     let pool = locked.open(config.cache_bytes)?;
+    if let Err(e) = admit_others(&config, &pool) {
+        pool.close()?;
+        return Err(e);
+    }
     pool.catalog.resume();
     let doors = Arc::new(Doors::default());
     let engine = Arc::new(Engine { pool, doors, stop: Some(stop.clone()) });
@@ -87,11 +92,20 @@ pub fn serve(config: ServeConfig, announce: &mut dyn FnMut(&Ready)) -> Result<()
     outcome
 }
 
+/// Whether clients of other hosts may come, and on what terms.
+fn admit_others(config: &ServeConfig, pool: &OpenPool) -> Result<()> {
+    if config.insecure {
+        pool.book.be_insecure();
+    }
+    let defined = pool.book.list().map_or(true, |all| !all.is_empty());
+    config.check_iscsi_reach(defined)
+}
+
 /// A command that has the pool for a moment is waited for, another server is not.
-fn lock(paths: &[PathBuf]) -> Result<LockedPool> {
+fn lock(paths: &[PathBuf], degraded: bool) -> Result<LockedPool> {
     let id = paths.first().and_then(|path| read_label(path).ok()).map(|label| label.pool_id);
     let dirs = RunDirs::of_process();
-    LockedPool::lock_patiently(paths, || {
+    LockedPool::lock_patiently(paths, degraded, || {
         id.is_some_and(|id| !matches!(dirs.connect(&id), Ok(None)))
     })
 }

@@ -1,22 +1,42 @@
 //! LUNs as NBD exports.
 
 use super::disk::Description;
+use super::entrance::{local, note};
+use crate::access::{Book, Denial, Reason, Right, Seen, PROVED_OTHERWISE};
 use crate::lun::{self, AttachRequest, Catalog, Lun};
 use crate::nbd::{Export, ExportDirectory, ExportEntry, NbdServer, Peer, PeerAddress, Refusal};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
-/// All LUNs of a pool. Who reaches the door may use them: beyond loopback it is only opened where
-/// the administrator said so.
+/// All LUNs of a pool. An NBD client without a certificate has no name: it is let in while no
+/// initiator is defined, and beyond loopback the door is only opened where the administrator said
+/// so.
 pub(super) struct Exports {
     catalog: Arc<Catalog>,
+    book: Arc<Book>,
     /// The door itself, to close the connection of a session that is dropped; empty once it closes.
     door: Arc<Mutex<Option<NbdServer>>>,
 }
 
 impl Exports {
-    pub(super) fn new(catalog: Arc<Catalog>) -> Exports {
-        Exports { catalog, door: Arc::default() }
+    pub(super) fn new(catalog: Arc<Catalog>, book: Arc<Book>) -> Exports {
+        Exports { catalog, book, door: Arc::default() }
+    }
+
+    /// What the client may do with a LUN; a refusal is noted.
+    fn judge(&self, peer: &Peer, lun: &Lun) -> Result<Right, Refusal> {
+        let judged = self.book.judge(&seen(peer), lun.volume());
+        judged.map_err(|denial| self.denied(denial, peer, lun))
+    }
+
+    fn denied(&self, denial: Denial, peer: &Peer, lun: &Lun) -> Refusal {
+        let reason = match denial {
+            Denial::NotAllowed | Denial::Unreadable => Reason::NotAllowed,
+            _ => Reason::Unlisted,
+        };
+        let (client, at) = (client_of(peer), peer.to_string());
+        note(&self.book, "nbd", (&client, &at), Some(lun), reason, &denial.to_string());
+        Refusal::Policy(denial.to_string())
     }
 
     /// Where the door is put once it is made.
@@ -53,20 +73,26 @@ impl Exports {
 }
 
 impl ExportDirectory for Exports {
-    fn list(&self, _peer: &Peer) -> Result<Vec<ExportEntry>, Refusal> {
+    fn list(&self, peer: &Peer) -> Result<Vec<ExportEntry>, Refusal> {
         let entry = |lun: &Arc<Lun>| ExportEntry { name: lun.name(), description: describe(lun) };
-        Ok(self.catalog.list().iter().map(entry).collect())
+        let all = self.catalog.list();
+        let own = all.iter().filter(|lun| self.book.judge(&seen(peer), lun.volume()).is_ok());
+        Ok(own.map(entry).collect())
     }
 
     fn open(&self, name: &str, peer: &Peer) -> Result<Export, Refusal> {
         let lun = self.find(name)?;
+        let right = self.judge(peer, &lun)?;
         let request = AttachRequest {
             door: "nbd",
             client: client_of(peer),
             peer: peer.to_string(),
-            writable: true,
+            writable: right.writable,
         };
         let session = lun.attach(request).map_err(|e| refusal(name, &e))?;
+        // The list may have changed before the session was there to be reviewed.
+        let admitted = self.book.admit(&seen(peer), &session);
+        admitted.map_err(|denial| self.denied(denial, peer, &lun))?;
         // Until the client says that it leaves.
         session.lost();
         let export = lun.name();
@@ -74,8 +100,9 @@ impl ExportDirectory for Exports {
         Ok(Export { description: describe(&lun), name: export, io: session })
     }
 
-    fn describe(&self, name: &str, _peer: &Peer) -> Result<Export, Refusal> {
+    fn describe(&self, name: &str, peer: &Peer) -> Result<Export, Refusal> {
         let lun = self.find(name)?;
+        self.judge(peer, &lun)?;
         let (name, description) = (lun.name(), describe(&lun));
         Ok(Export { name, description, io: Arc::new(Description(lun)) })
     }
@@ -84,6 +111,15 @@ impl ExportDirectory for Exports {
 fn describe(lun: &Lun) -> String {
     let identity = lun.identity();
     format!("{} {} {}", identity.vendor, identity.product, identity.serial)
+}
+
+fn seen(peer: &Peer) -> Seen<'_> {
+    let name = peer.certificate_name.as_deref();
+    let local = match &peer.address {
+        PeerAddress::Tcp(address) => local(address.ip()),
+        PeerAddress::Unix { .. } => true,
+    };
+    Seen { name, proof: name.map(|_| PROVED_OTHERWISE), local }
 }
 
 /// Who the client is beyond one connection.

@@ -47,6 +47,14 @@ impl Lab {
         lab
     }
 
+    /// As `with_pool`, on two devices: `pool` and `q`.
+    pub fn with_mirror() -> Lab {
+        let mut lab = Lab::new();
+        lab.good("pool create pool q --size 128M --redundancy mirror");
+        lab.has_pool = true;
+        lab
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

@@ -4,6 +4,7 @@
 mod luns;
 mod mounting;
 mod nodes;
+mod panics;
 mod pool;
 mod space;
 mod users;

@@ -29,6 +29,11 @@ pub struct Pool {
 impl Pool {
     /// Makes and mounts one; `None` where nothing can be mounted.
     pub fn new() -> Option<Pool> {
+        Pool::with_clocks(Arc::new(SystemClock), Arc::new(SystemClock))
+    }
+
+    /// The same; one clock is the filesystem's, the other the mount's.
+    pub fn with_clocks(fs_clock: Arc<dyn Clock>, mount_clock: Arc<dyn Clock>) -> Option<Pool> {
         if !can_mount() {
             eprintln!("skipped: mounting needs root and /dev/fuse");
             return None;
@@ -42,9 +47,10 @@ impl Pool {
             redundancy: Default::default(),
         };
         Fs::format(std::slice::from_ref(&device), &options).expect("format");
-        let (fs, catalog) = open(&device);
+        let (fs, catalog) = open(&device, fs_clock);
         let dir = tempfile::tempdir().expect("directory");
-        let mount = Some(start(&catalog, dir.path()));
+        let options = MountOptions::new(mount_clock);
+        let mount = Some(Mount::start(Arc::clone(&catalog), dir.path(), &options).expect("mount"));
         Some(Pool { mount, catalog, fs, device, dir })
     }
 
@@ -57,7 +63,12 @@ impl Pool {
     pub fn restart(&mut self) {
         assert_eq!(self.unmount(), Stopped::Clean);
         self.fs.close().expect("close");
-        (self.fs, self.catalog) = open(&self.device);
+        self.open_again();
+    }
+
+    /// Opens what the device holds, as after a crash, and mounts it.
+    pub fn open_again(&mut self) {
+        (self.fs, self.catalog) = open(&self.device, Arc::new(SystemClock));
         self.mount = Some(start(&self.catalog, self.dir.path()));
     }
 
@@ -89,8 +100,7 @@ pub fn attach(lun: &Arc<Lun>) -> Arc<Attachment> {
     lun.attach(request).expect("login")
 }
 
-fn open(device: &Arc<dyn BlockDevice>) -> (Arc<Fs>, Arc<Catalog>) {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+fn open(device: &Arc<dyn BlockDevice>, clock: Arc<dyn Clock>) -> (Arc<Fs>, Arc<Catalog>) {
     let options = OpenOptions {
         cache_bytes: 64 << 20,
         clock: Arc::clone(&clock),

@@ -18,7 +18,7 @@ fn engine(dir: &tempfile::TempDir) -> Arc<Engine> {
     let paths = vec![dir.path().join("pool")];
     let redundancy = Default::default();
     create(&NewPool { paths: paths.clone(), size_bytes: Some(128 << 20), redundancy }).unwrap();
-    let pool = LockedPool::lock(&paths).unwrap().open(16 << 20).unwrap();
+    let pool = LockedPool::lock(&paths, false).unwrap().open(16 << 20).unwrap();
     Arc::new(Engine { pool, doors: Arc::new(Doors::default()), stop: None })
 }
 

@@ -1,5 +1,6 @@
 //! The LUN layer over a real pool in one file.
 
+mod access;
 mod atomic;
 mod catalog;
 mod crash;

@@ -97,11 +97,15 @@ fn open_fs(device: Arc<FileDevice>) -> Arc<Fs> {
     Fs::open(vec![device], options).unwrap()
 }
 
-pub fn open_catalog(fs: Arc<Fs>) -> Arc<Catalog> {
+pub fn options() -> CatalogOptions {
     let mut options = CatalogOptions::new(Arc::new(SystemClock));
     options.timing = quick();
     options.location = vec!["pool".into()];
-    Catalog::open(fs, options).unwrap()
+    options
+}
+
+pub fn open_catalog(fs: Arc<Fs>) -> Arc<Catalog> {
+    Catalog::open(fs, options()).unwrap()
 }
 
 pub fn sized(size_bytes: u64) -> CreateLun {

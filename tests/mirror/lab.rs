@@ -106,7 +106,7 @@ pub fn file(fs: &Arc<Fs>) -> Result<File> {
 pub fn step(fs: &Arc<Fs>, s: u64) -> Result<()> {
     let (at, len) = range(s);
     file(fs)?.write_at(at as u64, &content(s)[at..at + len])?;
-    if s.is_multiple_of(4) {
+    if s % 4 == 0 {
         fs.consistency_point()?;
     }
     fs.sync()

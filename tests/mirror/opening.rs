@@ -44,8 +44,8 @@ fn a_device_that_is_missing_needs_a_word() {
 #[test]
 fn two_histories_are_never_merged() {
     let sims = crashed(&used(), 1);
-    for there in 0..2 {
-        let one = vec![sims[there].clone()];
+    for (there, sim) in sims.iter().enumerate() {
+        let one = vec![sim.clone()];
         let fs = Fs::open(handles(&one), degraded(there as u64)).expect("degraded");
         assert!(steps(&fs, 1, 3 + there as u64).1.is_none());
     }

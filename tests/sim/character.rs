@@ -101,6 +101,8 @@ pub struct Character {
     pub grows: bool,
     /// Where there is more than one device, each block is on two.
     pub mirrors: bool,
+    /// One device of a mirror fails in all ways, and nothing of that may be seen.
+    pub victim: bool,
 }
 
 impl Character {
@@ -115,6 +117,7 @@ impl Character {
             faults: rng.chance(1, 5),
             grows: rng.chance(1, 4),
             mirrors: rng.chance(1, 2),
+            victim: rng.chance(1, 2),
         };
         let profile = config.profile.unwrap_or(drawn.profile);
         match config.dense {

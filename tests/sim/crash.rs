@@ -107,7 +107,10 @@ impl World {
         if devices.iter().any(|device| device.power_is_off()) {
             return Ok(());
         }
-        found?;
+        // A mirror's copy may be bad: that is what the other one is for.
+        if !self.hurt.load(SeqCst) {
+            found?;
+        }
         ensure(written(devices) == before, || "check has written to the devices".to_string())
     }
 }

@@ -6,8 +6,8 @@
 //! range, so that the order of the two makes no difference to what is there when both are done.
 
 use super::character::Done;
-use super::model::Model;
-use super::ops::Op;
+use super::model::{Model, BLOCK};
+use super::ops::{Data, Op};
 use super::perform::{draw_beside, node_of, range_of, Range};
 use super::world::{Inner, World};
 use fs_layout::SEGMENT_BLOCKS;
@@ -31,6 +31,8 @@ pub struct Outer {
     names: bool,
     /// It names volumes.
     names_volumes: bool,
+    /// The range of a file that it reads.
+    reads: Option<Range>,
     /// The range of a file that it changes: calls inside it may keep beside that.
     beside: Option<Range>,
 }
@@ -49,13 +51,14 @@ impl Outer {
             nodes,
             names: names_volume(op).is_some() && !op.is_data(),
             names_volumes: op.is_of_volumes(),
+            reads: None,
             beside: range_of(op),
         }
     }
 
-    /// A reader of this node.
-    pub fn reader(node: NodeId) -> Outer {
-        Outer { volumes: [node.volume].into(), ..Outer::default() }
+    /// A reader of this range.
+    pub fn reader(range: Range) -> Outer {
+        Outer { volumes: [range.0.volume].into(), reads: Some(range), ..Outer::default() }
     }
 
     fn allows(&self, op: &Op, model: &Model) -> bool {
@@ -134,19 +137,50 @@ impl World {
             let left = CALLS_INSIDE.saturating_sub(inner.log.len() - inner.outer_began);
             (inner.nested.fork(), left)
         };
-        while left > 0 && rng.chance(1, self.character.nest_one_in) && !self.may_fail() {
+        // Much happens to a file while it is read, or nothing.
+        let reader = self.inner.lock().outer.reads;
+        let nests = self.character.nest_one_in;
+        let mut goes_on = rng.chance(1, nests);
+        let (more, of) = if reader.is_some() { (7, 8) } else { (1, nests) };
+        while left > 0 && std::mem::replace(&mut goes_on, rng.chance(more, of)) && !self.may_fail()
+        {
             left -= 1;
-            if !fs.free_locks().space {
+            let free = fs.free_locks();
+            if !free.space || !free.members {
                 return Ok(());
             }
-            match rng.below(16) {
-                0 => self.point_inside(&fs)?,
-                1 if fs.free_locks().log => self.sync_inside(&fs)?,
-                2 => self.look_inside(&fs, &mut rng)?,
+            match (reader, rng.below(16)) {
+                (None, 0) | (Some(_), 0..=3) => self.point_inside(&fs)?,
+                (_, 1 | 4) if free.log => self.sync_inside(&fs)?,
+                (None, 2) => self.look_inside(&fs, &mut rng)?,
+                (None, 3) if free.cp && free.log => self.scrub_inside(&fs, &mut rng)?,
+                (Some(range), 5..=9) => self.overwrite_inside(&fs, range, &mut rng)?,
                 _ => self.operate_inside(&fs, &mut rng)?,
             }
         }
         Ok(())
+    }
+
+    /// Overwrites or punches a part of the file that is being read.
+    fn overwrite_inside(&self, fs: &Arc<Fs>, range: Range, rng: &mut Rng) -> Done {
+        let (node, start, end) = range;
+        let offset = start / BLOCK * BLOCK;
+        let len = BLOCK * (1 + rng.below((end - offset).div_ceil(BLOCK)));
+        let op = match rng.below(3) {
+            0 => Op::Punch { node, offset, len },
+            _ => Op::Write { node, offset, data: Data { len: len as usize, seed: rng.bits() } },
+        };
+        let there = self.inner.lock().model.get(node).is_some();
+        match there && self.locks_are_free(fs, &op) {
+            true => self.perform(op, true),
+            false => Ok(()),
+        }
+    }
+
+    fn scrub_inside(&self, fs: &Arc<Fs>, rng: &mut Rng) -> Done {
+        self.trace(|| "    inside: scrub".to_string());
+        let result = fs.scrub_step(1 + rng.below(400));
+        self.unless_broken(result, "a scrub's step")
     }
 
     fn point_inside(&self, fs: &Arc<Fs>) -> Done {
@@ -160,8 +194,7 @@ impl World {
         let before = self.inner.lock().log.len();
         let result = fs.sync();
         if result.is_ok() {
-            let floor = &mut self.inner.lock().floor;
-            *floor = before.max(*floor);
+            self.inner.lock().raise_floor(before);
         }
         self.unless_broken(result, "sync")
     }
@@ -178,7 +211,8 @@ impl World {
         };
         let file = self.inner.lock().files.get(&id).cloned();
         let file = file.filter(|_| fs.names_are_free(Some(id.volume)));
-        file.map_or(Ok(()), |file| self.read_some(&file, &model, rng))
+        let (_, start, end) = World::draw_range(id, &model, rng);
+        file.map_or(Ok(()), |file| self.read_range(&file, &model, start, end))
     }
 
     fn operate_inside(&self, fs: &Arc<Fs>, rng: &mut Rng) -> Done {

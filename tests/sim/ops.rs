@@ -142,6 +142,11 @@ pub enum Profile {
 }
 
 impl Profile {
+    pub const ALL: [Profile; 7] = {
+        use Profile::*;
+        [Mixed, Names, Data, Sectors, Large, Volumes, Full]
+    };
+
     pub fn draw(rng: &mut Rng) -> Profile {
         use Profile::*;
         [Mixed, Mixed, Names, Data, Sectors, Large, Volumes, Full][rng.index(8)]
@@ -205,6 +210,10 @@ impl Generator<'_> {
     }
 
     fn dir(&mut self) -> NodeId {
+        // A directory with many names is split.
+        if self.profile == Profile::Names && self.rng.chance(2, 3) {
+            return NodeId::root(VolumeId::TREE);
+        }
         let found = self.pick(|model, id| model.is_dir(id));
         found.unwrap_or(NodeId::root(VolumeId::TREE))
     }
@@ -226,9 +235,11 @@ impl Generator<'_> {
     fn name(&mut self) -> Vec<u8> {
         let names = if self.profile == Profile::Names { 400 } else { 24 };
         let number = self.rng.below(names);
-        match self.rng.below(40) {
+        // Long names fill a directory's bucket soon.
+        let long = if self.profile == Profile::Names { 2 } else { 40 };
+        match self.rng.below(long) {
             0 => format!("n{number:0>254}").into_bytes(),
-            1 => vec![b'n', 0xFF, number as u8 | 0x80],
+            1 if self.rng.chance(1, 20) => vec![b'n', 0xFF, number as u8 | 0x80],
             _ => format!("n{number}").into_bytes(),
         }
     }

@@ -50,6 +50,9 @@ impl World {
         inner.digest.update(format!("{op:?} {made:?}").as_bytes());
         let touched = op.touches(&inner.model);
         ensure(inner.model.is_new(&made), || format!("{op:?}: {made:?} was there before"))?;
+        // Lost or not: a handle of one never leads to another.
+        let is_fresh = made.node.is_none_or(|identity| inner.given.insert(identity));
+        ensure(is_fresh, || format!("{op:?}: {made:?} is the identity of something lost"))?;
         if let Err(kind) = inner.model.apply(&op, &made) {
             return Err(format!("{op:?} was done, but should be refused: {kind:?}"));
         }

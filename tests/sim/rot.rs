@@ -88,7 +88,8 @@ pub fn run(config: &Config) -> Result<Seen, Failure> {
 
 fn as_it_is(world: &World, unsure: BTreeSet<NodeId>, closed: bool) -> Before {
     let model = world.inner.lock().model.clone();
-    Before { devices: world.devices.clone(), model, unsure, closed, mirror: world.is_mirror() }
+    let mirror = world.is_mirror() && !world.hurt.load(SeqCst);
+    Before { devices: world.devices.clone(), model, unsure, closed, mirror }
 }
 
 /// Bits flip, or blocks cannot be read any more.
@@ -143,6 +144,9 @@ fn lie(world: &Arc<World>, rng: &mut Rng, seen: &mut Seen) -> Done<Before> {
 
 fn judge(before: &Before, seen: &mut Seen) -> Done {
     let clean = super::check::check(&as_dyn(&before.devices)).is_ok();
+    if before.mirror && before.closed {
+        scrub(before, seen)?;
+    }
     let (errors, refused) = look(before)?;
     ensure(!clean || (errors == 0 && !refused), || {
         format!("check finds nothing, but {errors} errors, refused: {refused}")
@@ -160,6 +164,21 @@ fn judge(before: &Before, seen: &mut Seen) -> Done {
     seen.errors += errors;
     seen.refused += u64::from(refused);
     Ok(())
+}
+
+/// Heals a mirror of which one device lied: afterwards every copy is good.
+fn scrub(before: &Before, seen: &mut Seen) -> Done {
+    let told = |e: Error| format!("scrubbing a mirror: {e}");
+    let options = OpenOptions { cache_bytes: 8 << 20, ..OpenOptions::default() };
+    let fs = Fs::open(as_dyn(&before.devices), options).map_err(told)?;
+    fs.scrub_start().map_err(told)?;
+    while fs.scrub_step(100_000).map_err(told)? {}
+    let status = fs.scrub_status();
+    ensure(status.bad == 0, || format!("a mirror was not healed: {status:?}"))?;
+    seen.done.add("copies healed", status.healed);
+    fs.close().map_err(told)?;
+    drop(fs);
+    super::check::check(&as_dyn(&before.devices)).map_err(|e| format!("a healed mirror: {e}"))
 }
 
 /// How many nodes could not be read, and whether the pool was not to be opened.

@@ -1,6 +1,7 @@
 //! Runs seeds: watches for hangs, makes failures smaller, and tells what was seen.
 
 use super::character::{Config, Failure, Report, Tally};
+use super::ops::Profile;
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -27,7 +28,9 @@ pub fn config(seed: u64) -> Config {
         steps: env("LUNFS_SIM_STEPS").unwrap_or(STEPS),
         skip: skip.split(',').filter_map(steps_of).flatten().collect(),
         trace: env::<u32>("LUNFS_SIM_TRACE").is_some(),
-        ..Config::default()
+        profile: env::<String>("LUNFS_SIM_PROFILE")
+            .and_then(|name| Profile::ALL.into_iter().find(|p| format!("{p:?}") == name)),
+        dense: env::<u32>("LUNFS_SIM_DENSE").is_some(),
     }
 }
 

@@ -7,15 +7,16 @@
 
 use super::character::{Character, Config, Done, Failure, Report, SimClock, Tally};
 use super::inside::Outer;
-use super::model::{Model, Node};
+use super::model::{Body, Model, Node, BLOCK};
 use super::observe::{self, ensure, observe};
 use super::ops::{blocks_held, Generator, Op, Profile, What, BALLAST};
+use super::perform::Range;
 use super::prefix::Entry;
 use lunfs::device::sim::{IoEvent, Rng, SimDevice};
 use lunfs::device::BlockDevice;
 use lunfs::fs::{self, Clock, File, FormatOptions, Fs, NodeId, NodeKind, OpenOptions, Redundancy};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -39,6 +40,8 @@ pub struct Inner {
     pub outer_began: usize,
     /// A file that is being read, and all that it was since that began.
     versions: Option<(NodeId, Vec<Arc<Node>>)>,
+    /// Nodes and generations that were ever given away.
+    pub given: BTreeSet<(NodeId, u64)>,
     pub operations: u64,
     pub crashes: u64,
     pub faults: Tally,
@@ -69,6 +72,8 @@ pub struct World {
     pub may_nest: AtomicBool,
     /// A device answered an error that the schedule asked for.
     pub broken: AtomicBool,
+    /// The first device of a mirror has failed or lied.
+    pub hurt: AtomicBool,
 }
 
 /// Runs a schedule to its end or to the first thing that is wrong.
@@ -139,6 +144,7 @@ impl World {
             io_digest: AtomicU64::new(0),
             may_nest: AtomicBool::new(false),
             broken: AtomicBool::new(false),
+            hurt: AtomicBool::new(false),
         });
         let fs = world.open().map_err(|e| format!("first open: {e}"))?;
         let seen = observe(&fs, &mut rng)?;
@@ -232,15 +238,18 @@ impl World {
             self.cut_when.store(rng.below(4), SeqCst);
             self.cut_at.store(self.calls.load(SeqCst) + 1 + rng.below(within), SeqCst);
         }
-        if who.faults && rng.chance(1, 60) {
-            self.inject(&mut rng);
+        match rng.below(60) {
+            0 if self.is_mirror() && who.victim => self.hurt(&mut rng),
+            1 if who.faults => self.inject(&mut rng),
+            _ => {}
         }
         if rng.chance(1, who.crash_one_in) {
             return self.crash(&mut rng);
         }
         match rng.below(100) {
             _ if rng.chance(1, who.sync_one_in) => self.sync(&mut rng)?,
-            0..=3 => self.maintain()?,
+            0..=2 => self.maintain()?,
+            3 => self.scrub(&mut rng)?,
             4..=10 => self.look(&mut rng)?,
             11 => self.look_at_all(&mut rng)?,
             12 if rng.chance(1, 6) => self.reopen(&mut rng)?,
@@ -276,6 +285,46 @@ impl World {
         };
         self.inner.lock().faults.add(what, 1);
         self.trace(|| format!("--- {what} on {}", device.name()));
+    }
+
+    /// The first device of a mirror fails or lies. The other one has it all.
+    fn hurt(&self, rng: &mut Rng) {
+        let Some(device) = self.devices.first() else { return };
+        self.hurt.store(true, SeqCst);
+        let stored = device.stored_blocks();
+        let what = match rng.below(6) {
+            0 => {
+                device.fail_writes(1);
+                "write errors of a mirror"
+            }
+            1 => {
+                device.fail_flushes(1);
+                "flush errors of a mirror"
+            }
+            2 => {
+                device.vanish(true);
+                "vanished devices of a mirror"
+            }
+            3 => {
+                device.lose_writes(1);
+                "lost writes of a mirror"
+            }
+            4 => {
+                device.rot(rng.bits(), 5, 0);
+                "flipped bits of a mirror"
+            }
+            _ => {
+                device.make_unreadable(stored[rng.index(stored.len())]);
+                "unreadable blocks of a mirror"
+            }
+        };
+        self.inner.lock().faults.add(what, 1);
+        self.trace(|| format!("--- {what} on {}", device.name()));
+    }
+
+    /// What had vanished is there again, as it was then.
+    fn bring_back(&self) {
+        self.devices.iter().for_each(|device| device.vanish(false));
     }
 
     fn begin(&self, outer: Outer, nest: bool) {
@@ -372,6 +421,27 @@ impl World {
         self.unless_broken(result, "maintain")
     }
 
+    /// A step of a scrub, which finds nothing bad where nothing was hurt.
+    fn scrub(&self, rng: &mut Rng) -> Done {
+        self.trace(|| "scrub".to_string());
+        let fs = self.fs()?;
+        self.begin(Outer::default(), true);
+        let started = match fs.scrub_status().running {
+            true => Ok(true),
+            false => fs.scrub_start(),
+        };
+        let result = started.and_then(|_| fs.scrub_step(1 + rng.below(3000)));
+        self.end();
+        let status = fs.scrub_status();
+        // A growth that was cut off leaves labels to mend.
+        let whole = !self.character.grows && !self.is_mirror();
+        let untouched = whole && !self.hurt.load(SeqCst) && !self.may_fail();
+        ensure(!untouched || status.healed + status.bad == 0, || {
+            format!("a scrub found rot where there was none: {status:?}")
+        })?;
+        self.unless_broken(result, "scrub")
+    }
+
     /// One of the devices becomes larger, and the pool with it.
     fn grow(&self, rng: &mut Rng) -> Done {
         let device = &self.devices[rng.index(self.devices.len())];
@@ -401,20 +471,35 @@ impl World {
             Ok(file) => file,
             Err(e) => return self.unless_broken::<()>(Err(e), "open_file"),
         };
-        self.begin(Outer::reader(id), true);
+        let range = World::draw_range(id, &model, rng);
+        self.begin(Outer::reader(range), true);
         self.inner.lock().versions = Some((id, model.arc_of(id).into_iter().collect()));
-        let done = self.read_some(&file, &model, rng);
+        let done = self.read_range(&file, &model, range.1, range.2);
         self.end();
         self.inner.lock().versions = None;
         done
     }
 
+    /// A range of a file to read, mostly one that has data.
+    pub(super) fn draw_range(id: NodeId, model: &Model, rng: &mut Rng) -> Range {
+        let node = model.get(id);
+        let blocks = match node.map(|node| &node.body) {
+            Some(Body::File(blocks)) => blocks.len(),
+            _ => 0,
+        };
+        let some = rng.index(blocks.max(1));
+        let offset = match node.map(|node| &node.body) {
+            Some(Body::File(blocks)) if rng.chance(3, 4) => {
+                blocks.keys().nth(some).map_or(0, |number| number * BLOCK)
+            }
+            _ => rng.below(node.map_or(0, |node| node.size) + 5000),
+        };
+        (id, offset, offset + 1 + rng.below(200_000))
+    }
+
     /// Reads a range that is what one of the versions of the file says.
-    pub(super) fn read_some(&self, file: &File, model: &Model, rng: &mut Rng) -> Done {
-        let id = file.id();
-        let size = model.get(id).map_or(0, |node| node.size);
-        let offset = rng.below(size + 5000);
-        let len = 1 + rng.below(200_000) as usize;
+    pub(super) fn read_range(&self, file: &File, model: &Model, offset: u64, end: u64) -> Done {
+        let (id, len) = (file.id(), (end - offset) as usize);
         self.trace(|| format!("read {id:?} {offset}+{len}"));
         let got = match observe::read(file, offset, len) {
             Err(_) if self.may_fail() => return Ok(()),
@@ -462,6 +547,7 @@ impl World {
         }
         drop(fs);
         *self.fs.lock() = None;
+        self.bring_back();
         {
             let inner = &mut *self.inner.lock();
             let all = inner.log.len();
@@ -489,6 +575,7 @@ impl World {
         let fs = self.fs.lock().take().ok_or("no pool is open")?;
         fs.close().map_err(|e| format!("close: {e}"))?;
         drop(fs);
+        self.bring_back();
         self.devices.iter().for_each(|device| device.on_io(None));
         self.check(&self.devices)
     }
@@ -517,6 +604,7 @@ impl Inner {
             outer: Outer::default(),
             outer_began: 0,
             versions: None,
+            given: BTreeSet::new(),
             operations: 0,
             crashes: 0,
             faults: Tally::default(),
@@ -532,12 +620,15 @@ impl Inner {
         self.floor = 0;
     }
 
+    /// The first `entries` of the log are durable, up to one that may not have happened at all.
+    pub fn raise_floor(&mut self, entries: usize) {
+        let certain = self.log.iter().take_while(|entry| !entry.uncertain).count();
+        self.floor = self.floor.max(entries.min(certain));
+    }
+
     /// The first `entries` of the log are durable: they become part of the base.
     pub fn durable(&mut self, entries: usize) {
-        self.floor = self.floor.max(entries);
-        if self.log.iter().take(self.floor).any(|entry| entry.uncertain) {
-            return;
-        }
+        self.raise_floor(entries);
         for entry in self.log.drain(..self.floor.min(self.log.len())) {
             entry.replay(&mut self.base);
         }
@@ -570,7 +661,9 @@ impl Inner {
 
 fn draw_devices(rng: &mut Rng, who: &Character, config: &Config) -> Vec<Arc<SimDevice>> {
     if who.profile == Profile::Full || config.dense {
-        return vec![Arc::new(SimDevice::new(64 * 256, rng.bits()))];
+        let count = if who.mirrors && config.dense { 2 } else { 1 };
+        let device = |n| SimDevice::named(&format!("sim{n}"), 64 * 256, rng.bits());
+        return (0..count).map(device).map(Arc::new).collect();
     }
     let count = [1, 1, 1, 2, 3][rng.index(5)];
     let device = |n: u64| {

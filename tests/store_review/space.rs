@@ -27,10 +27,8 @@ fn a_page_without_its_root_never_counts() {
         devices[0].on_io(Some(Arc::new(move |e: &IoEvent| {
             if e.kind == IoKind::Write && e.done && PAGES.contains(&e.first) {
                 left.store(calls, SeqCst);
-            } else if !e.done && left.load(SeqCst) != u64::MAX {
-                if left.fetch_sub(1, SeqCst) == 1 {
-                    device.cut_power();
-                }
+            } else if !e.done && left.load(SeqCst) != u64::MAX && left.fetch_sub(1, SeqCst) == 1 {
+                device.cut_power();
             }
         })));
         let _ = fs.consistency_point();
@@ -146,8 +144,8 @@ fn space_is_used_after_its_map_is_durable() {
         devices[0].grow(2 * DEVICE_BLOCKS);
         devices[0].power_fails_at(Some(devices[0].calls() + fail_after));
         let grown = fs.grow().is_ok();
-        let more = (blocks..blocks + 500)
-            .try_for_each(|b| file.write_at(b * BLOCK, &content(1, b)).map(|()| ()));
+        let more =
+            (blocks..blocks + 500).try_for_each(|b| file.write_at(b * BLOCK, &content(1, b)));
         if more.is_ok() && fs.sync().is_ok() {
             assert!(grown);
             blocks += 500;

@@ -165,7 +165,8 @@ fn content(core: &Core, record: &Inode, out: &mut Object) {
         InodeKind::Symlink => out.put("target", &String::from_utf8_lossy(&bytes)),
         InodeKind::Xattrs => xattrs(&bytes, out),
         InodeKind::DeadList => {
-            for raw in bytes.as_chunks::<DEAD_ENTRY_BYTES>().0 {
+            for raw in bytes.chunks_exact(DEAD_ENTRY_BYTES) {
+                let Ok(raw) = <&[u8; DEAD_ENTRY_BYTES]>::try_from(raw) else { continue };
                 let Ok(entry) = DeadEntry::decode(raw) else { continue };
                 if !out.is_full() {
                     out.parts.push(object("entry", &entry));

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Seeds where nothing else is asked for.
-const SEEDS: u64 = 4000;
+const SEEDS: u64 = 3200;
 /// A line of progress after so many seeds.
 const TOLD_EACH: u64 = 200;
 

@@ -109,7 +109,11 @@ impl World {
     fn part_of_long(&self, fs: &Arc<Fs>, inner: &mut Inner, op: &Op) -> Done {
         let mut nodes = op.touches(&inner.model).into_iter();
         let node = nodes.next().ok_or("a long operation of no file")?;
-        let file = fs.open_file(node).map_err(|e| format!("open_file {node:?}: {e}"))?;
+        // Opening would wait for the names that a call around this one may hold.
+        let file = match inner.files.get(&node) {
+            Some(file) => file.clone(),
+            None => fs.open_file(node).map_err(|e| format!("open_file {node:?}: {e}"))?,
+        };
         for part in parts_of(op, &inner.model) {
             let mut model = inner.model.clone();
             if part.as_ref().is_some_and(|part| model.apply(part, &Made::default()).is_err()) {

@@ -240,7 +240,8 @@ impl World {
         }
         match rng.below(60) {
             0 if self.is_mirror() && who.victim => self.hurt(&mut rng),
-            1 if who.faults => self.inject(&mut rng),
+            // One device fails, not two.
+            1 if who.faults && !(self.is_mirror() && who.victim) => self.inject(&mut rng),
             _ => {}
         }
         if rng.chance(1, who.crash_one_in) {

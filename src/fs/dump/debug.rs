@@ -78,7 +78,7 @@ mod tests {
         let text = object("outer", &outer).to_string();
         assert_eq!(
             text,
-            "outer: hash abababababababab\n  inner: a 7, list 1 2, none None\n  pairs: \n    3 4\n"
+            "outer: hash abababababababab, pairs 3 4\n  inner: a 7, list 1 2, none None\n"
         );
     }
 }

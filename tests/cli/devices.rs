@@ -85,11 +85,13 @@ fn a_device_that_is_cut_beneath_a_server_loses_nothing() {
         lab.good(&format!("lun export {lun} back --force --pool a"));
         assert!(fs::read(lab.path("back")).unwrap() == bytes, "{lun}");
     }
+    // A flush has seen it: the other one knows, and goes on alone without a word more.
+    let status = lab.json("status --pool a");
+    assert_eq!(states(&status["pool"]), ["normal", "missing"]);
+    assert!(status["errors"].to_string().contains("truncated"), "{status}");
     lab.terminate();
-    // Shorter than its label says: as good as missing.
     file.set_len(3 << 20).unwrap();
-    lab.refused("serve a --nbd 127.0.0.1:0", "truncated");
-    lab.serve_line("serve a b --degraded --nbd 127.0.0.1:0");
+    lab.serve_line("serve a --nbd 127.0.0.1:0");
     lab.refused("pool online a b", "truncated");
     fs::remove_file(lab.path("b")).unwrap();
     assert_eq!(states(&lab.json("pool replace a b b")), ["normal", "normal"]);

@@ -331,7 +331,7 @@ fn a_device_that_fails_while_copies_move_to_it_gets_them_when_it_is_back() {
         let devices = devices(&[35, 35, 35]);
         format(&devices[..2].to_vec(), Redundancy::Mirror);
         let fs = open(&devices[..2].to_vec()).unwrap();
-        let files = fill(&fs, 7, 3 << 20);
+        let files = fill(&fs, 7, 6 << 20);
         fs.add_device(devices[2].clone(), "third".into(), [7; 16]).unwrap();
         gone_at_flush(&devices[2], n, || {});
         for _ in 0..6 {

@@ -18,6 +18,12 @@ pub enum DeadKind {
     Data = 0,
     /// An inode file's tree: at the bottom blocks of inodes, whose own trees are dead too.
     Inodes = 1,
+    /// Says of the entries above it, up to the next such entry, what of them may be freed: what was
+    /// born after the birth of this entry's pointer, a hole; or, where `ino` names a dead list,
+    /// after the parent of that list's owner, the rest going on that list.
+    Scope = 2,
+    /// A file's tree that others still have: nothing is freed, its data is only counted.
+    Count = 3,
 }
 
 /// An entry.
@@ -31,7 +37,7 @@ pub struct DeadEntry {
     pub kind: DeadKind,
     /// Volume of the inode it was detached from.
     pub volume: u32,
-    /// That inode; 0: the inode itself is gone.
+    /// That inode; 0: the inode itself is gone. Of a scope: the dead list, or 0.
     pub ino: u64,
 }
 
@@ -52,6 +58,8 @@ impl DeadEntry {
         let kind = match b[17] {
             0 => DeadKind::Data,
             1 => DeadKind::Inodes,
+            2 => DeadKind::Scope,
+            3 => DeadKind::Count,
             _ => return Err(LayoutError::Invalid("dead list: unknown kind")),
         };
         if b[16] > 5 {

@@ -35,12 +35,14 @@ pub enum InodeKind {
     DeadList = 9,
     /// Extended attributes of another inode.
     Xattrs = 10,
+    /// In the volume table: an epoch kept by name.
+    Bookmark = 11,
 }
 
 impl InodeKind {
     fn from_u8(v: u8) -> Result<InodeKind> {
         use InodeKind::*;
-        const ALL: [InodeKind; 11] = [
+        const ALL: [InodeKind; 12] = [
             Free,
             File,
             Directory,
@@ -52,6 +54,7 @@ impl InodeKind {
             Version,
             DeadList,
             Xattrs,
+            Bookmark,
         ];
         ALL.get(usize::from(v)).copied().ok_or(LayoutError::Invalid("inode: unknown kind"))
     }
@@ -72,9 +75,22 @@ pub struct VersionPart {
     pub epoch: u64,
     /// Inode of its dead list in the volume table (0: none).
     pub dead_list: u64,
-    /// Bit 0: deleted, hidden until its blocks are freed.
+    /// [`VERSION_DELETED`] and the like.
     pub flags: u64,
+    /// Directory of its snapshots' names in the volume table (0: none).
+    pub snapshots: u64,
+    /// The branch it belongs to: the live version it was taken from (0: it is live).
+    pub branch: u64,
+    /// Nobody deletes it before this time (0: no such time), nanoseconds since 1970.
+    pub hold_until: i64,
 }
+
+/// Version flag: deleted, hidden until its blocks are freed.
+pub const VERSION_DELETED: u64 = 1;
+/// Version flag: held, not to be deleted until released.
+pub const VERSION_HELD: u64 = 2;
+/// Version flag: the application said that its data was consistent.
+pub const VERSION_CONSISTENT: u64 = 4;
 
 /// An inode decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +131,8 @@ pub struct Inode {
     pub parent_ino: u64,
     /// Directory: entries.
     pub entries: u64,
+    /// Epoch in which it last lost all its data: a hole whose own birth is 0 was made then.
+    pub cleared: u64,
     /// Directory: depth of its deepest bucket.
     pub depth: u8,
     /// A version's own part.
@@ -122,7 +140,8 @@ pub struct Inode {
 }
 
 const VERSION_AT: usize = 128;
-const _: () = assert!(VERSION_AT + 7 * 8 <= INODE_BYTES);
+const VERSION_WORDS: usize = 10;
+const _: () = assert!(VERSION_AT + VERSION_WORDS * 8 <= INODE_BYTES);
 
 /// Tallest tree: 256^5 blocks are 4 PiB.
 const MAX_HEIGHT: u8 = 5;
@@ -149,6 +168,7 @@ impl Inode {
             xattr_ino: 0,
             parent_ino: 0,
             entries: 0,
+            cleared: 0,
             depth: 0,
             version: VersionPart::default(),
         }
@@ -174,13 +194,25 @@ impl Inode {
         put_u64(&mut b, 96, self.xattr_ino);
         put_u64(&mut b, 104, self.parent_ino);
         put_u64(&mut b, 112, self.entries);
+        put_u64(&mut b, 120, self.cleared);
         self.encode_version(&mut b);
         b
     }
 
     fn encode_version(&self, b: &mut [u8]) {
         let v = &self.version;
-        let words = [v.next_ino, v.parent, v.first_child, v.sibling, v.epoch, v.dead_list, v.flags];
+        let words: [u64; VERSION_WORDS] = [
+            v.next_ino,
+            v.parent,
+            v.first_child,
+            v.sibling,
+            v.epoch,
+            v.dead_list,
+            v.flags,
+            v.snapshots,
+            v.branch,
+            v.hold_until as u64,
+        ];
         for (i, w) in words.into_iter().enumerate() {
             put_u64(b, VERSION_AT + i * 8, w);
         }
@@ -215,6 +247,7 @@ impl Inode {
             xattr_ino: u64_at(b, 96),
             parent_ino: u64_at(b, 104),
             entries: u64_at(b, 112),
+            cleared: u64_at(b, 120),
             version: VersionPart {
                 next_ino: v(0),
                 parent: v(1),
@@ -223,6 +256,9 @@ impl Inode {
                 epoch: v(4),
                 dead_list: v(5),
                 flags: v(6),
+                snapshots: v(7),
+                branch: v(8),
+                hold_until: v(9) as i64,
             },
         })
     }

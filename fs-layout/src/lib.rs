@@ -22,7 +22,10 @@ pub use dead_list::{DeadEntry, DeadKind, DEAD_ENTRY_BYTES};
 pub use group::{
     FileRecord, GroupHead, Link, PayloadReader, PayloadWriter, GROUP_EXTENTS_MAX, GROUP_MAX_CONT,
 };
-pub use inode::{Inode, InodeKind, VersionPart, INODES_PER_BLOCK, INODE_BYTES};
+pub use inode::{
+    Inode, InodeKind, VersionPart, INODES_PER_BLOCK, INODE_BYTES, VERSION_CONSISTENT,
+    VERSION_DELETED, VERSION_HELD,
+};
 pub use label::{DeviceEntry, Label, ANCESTORS, LABEL_PLACES, MAX_DEVICES};
 pub use member::{MemberRecord, MemberState, MEMBER_BYTES};
 pub use pointer::{Pointer, MAX_BLOCK, POINTERS_PER_NODE, POINTER_BYTES};
@@ -43,8 +46,10 @@ pub const REGION_BLOCKS: u64 = (BLOCK_BYTES * 8) as u64;
 pub const FORMAT_VERSION: u32 = 1;
 /// Incompatible feature: the label says which devices may be read (§3).
 pub const FEATURE_MEMBERS: u64 = 1;
+/// Incompatible feature: versions share blocks (§8).
+pub const FEATURE_VERSIONS: u64 = 1 << 4;
 /// Incompatible features this code understands.
-pub const FEATURES_INCOMPAT: u64 = FEATURE_MEMBERS;
+pub const FEATURES_INCOMPAT: u64 = FEATURE_MEMBERS | FEATURE_VERSIONS;
 /// Features that allow reading only by code that knows them: none yet.
 pub const FEATURES_RO_COMPAT: u64 = 0;
 

@@ -94,7 +94,7 @@ fn inode(rng: &mut Rng) -> Inode {
 
 fn root(rng: &mut Rng) -> Root {
     Root {
-        incompatible: rng.below(2) as u64,
+        incompatible: [0, FEATURE_MEMBERS, FEATURE_VERSIONS][rng.below(3)],
         pool_id: [rng.bits() as u8; 16],
         epoch: rng.number(),
         lineage: rng.bits(),

@@ -20,21 +20,32 @@ const TICK: Duration = Duration::from_millis(120);
 /// Errors that are shown to people; JSON has all.
 const SHOWN_ERRORS: usize = 20;
 
-fn open(path: &Path, read_only: bool) -> Result<Vec<Arc<dyn BlockDevice>>> {
+type Devices = Vec<Arc<dyn BlockDevice>>;
+
+/// A pool's devices that are there, and where the others were.
+fn open(path: &Path, read_only: bool) -> Result<(Devices, Vec<String>)> {
     // A repair writes: that a device is missing must be known to the others before.
-    let found = find_devices(&[path.to_path_buf()], read_only)?.paths;
+    let found = find_devices(&[path.to_path_buf()], read_only)?;
     let mode = OpenMode { read_only, ..OpenMode::default() };
-    lock_devices(&found, mode).map(|devices| as_block_devices(&devices))
+    let devices = lock_devices(&found.paths, mode)?;
+    Ok((as_block_devices(&devices), found.missing))
+}
+
+/// A copy that was not read is no copy.
+fn tell_missing(report: &mut Report, missing: &[String]) {
+    let text = |path: &String| format!("device {path} is missing: its copies were not read");
+    report.errors.splice(0..0, missing.iter().map(text));
 }
 
 /// Verifies a pool; exit code 1 where something is wrong.
 pub fn check(path: &Path, common: &Common) -> Result<ExitCode> {
-    let devices = open(path, true)?;
+    let (devices, missing) = open(path, true)?;
     let spinner = spinner(format!("checking {}", path.display()));
     let report = fs::check(&devices, CheckOptions { data: true });
     spinner.finish_and_clear();
     let what = || format!("the pool at {} cannot be checked", path.display());
-    let report = report.map_err(|e| Error::fs(what(), &e))?;
+    let mut report = report.map_err(|e| Error::fs(what(), &e))?;
+    tell_missing(&mut report, &missing);
     show(&to_json(&report), common, |_| plain(&report));
     Ok(if report.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -50,12 +61,13 @@ fn spinner(text: String) -> ProgressBar {
 
 /// Repairs a pool, or says how; exit code 1 where something stays wrong.
 pub fn repair(path: &Path, dry_run: bool, common: &Common) -> Result<ExitCode> {
-    let devices = open(path, dry_run)?;
+    let (devices, missing) = open(path, dry_run)?;
     let spinner = spinner(format!("repairing {}", path.display()));
     let done = fs::repair(&devices, dry_run);
     spinner.finish_and_clear();
     let what = || format!("the pool at {} cannot be repaired", path.display());
-    let done = done.map_err(|e| Error::fs(what(), &e))?;
+    let mut done = done.map_err(|e| Error::fs(what(), &e))?;
+    tell_missing(&mut done.after, &missing);
     let mut value = to_json(&done.after);
     value["dry_run"] = dry_run.into();
     value["actions"] = done.actions.clone().into();
@@ -100,7 +112,7 @@ fn plain(report: &Report) {
     let bytes = |blocks: u64| output::bytes_text(blocks.saturating_mul(BLOCK_BYTES as u64));
     output::line(&format!(
         "{}: {} volumes, {} inodes, {} in use, {} of data verified",
-        if report.errors.is_empty() { "sound" } else { "damaged" },
+        if report.errors.is_empty() { "sound" } else { "not sound" },
         report.volumes,
         report.inodes,
         bytes(report.used_blocks),
@@ -111,7 +123,7 @@ fn plain(report: &Report) {
 /// Shows what is on disk.
 pub fn dump(path: &Path, object: Option<&str>, common: &Common) -> Result<()> {
     let what = object.map_or(Ok(DumpWhat::Overview), parse_object)?;
-    let shown = fs::dump(&open(path, true)?, &what)
+    let shown = fs::dump(&open(path, true)?.0, &what)
         .map_err(|e| Error::fs(format!("{} cannot be shown", path.display()), &e))?;
     show(&object_json(&shown), common, |_| output::line(shown.to_string().trim_end()));
     Ok(())

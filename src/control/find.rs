@@ -19,6 +19,8 @@ pub struct Found {
     pub label: Label,
     /// Where those are that take part, in the order of the label.
     pub paths: Vec<PathBuf>,
+    /// Where those were last that do not, though the pool is not whole without them.
+    pub missing: Vec<String>,
 }
 
 /// A device that was found, with its own label.
@@ -52,8 +54,8 @@ pub fn find_devices(paths: &[PathBuf], degraded: bool) -> Result<Found> {
         seen.retain(|s| newest_label(&[named.clone(), s.label.clone()]).is_some());
     }
     let label = winner(&seen).unwrap_or(named);
-    let paths = those_that_count(&label, &seen, degraded)?;
-    Ok(Found { label, paths })
+    let (paths, missing) = those_that_count(&label, &seen, degraded)?;
+    Ok(Found { label, paths, missing })
 }
 
 fn winner(seen: &[Seen]) -> Option<Label> {
@@ -61,22 +63,31 @@ fn winner(seen: &[Seen]) -> Option<Label> {
     newest_label(&labels).and_then(|i| labels.into_iter().nth(i))
 }
 
-fn those_that_count(label: &Label, seen: &[Seen], degraded: bool) -> Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
+/// Where those are that take part, and where those were that do not.
+fn those_that_count(
+    label: &Label,
+    seen: &[Seen],
+    degraded: bool,
+) -> Result<(Vec<PathBuf>, Vec<String>)> {
+    let (mut paths, mut away) = (Vec::new(), Vec::new());
     for entry in &label.devices {
         let at = seen.iter().find(|s| own_id(&s.label) == Some(entry.id)).map(|s| s.path.clone());
         match (entry.member.state, at) {
-            (MemberState::Absent | MemberState::Missing, _) => {}
+            (MemberState::Absent, _) => {}
+            (MemberState::Missing, _) => away.push(entry.path.clone()),
             (_, Some(path)) => paths.push(path),
             (MemberState::Normal | MemberState::Removing, None) => {
                 if label.redundancy == 0 || !degraded {
                     return Err(missing(label, seen, entry).into());
                 }
+                away.push(entry.path.clone());
             }
-            (MemberState::Merging | MemberState::Regenerating, None) => {}
+            (MemberState::Merging | MemberState::Regenerating, None) => {
+                away.push(entry.path.clone());
+            }
         }
     }
-    Ok(paths)
+    Ok((paths, away))
 }
 
 /// Every named path must be a device of the same pool; one that is named twice is no harm. One that

@@ -216,6 +216,7 @@ pub fn status(pool_open: &OpenPool, doors: &Doors) -> Result<Value> {
         "initiators": pool_open.book.list().map_or(0, |all| all.len()),
         "refused": refusals(pool_open),
         "errors": errors(pool_open, &luns, doors),
+        "device_events": pool_open.fs.device_events(),
         "process_id": std::process::id(),
         "version": env!("CARGO_PKG_VERSION"),
     }))
@@ -228,10 +229,13 @@ fn errors(pool: &OpenPool, luns: &[std::sync::Arc<Lun>], doors: &Doors) -> Value
     if let Some(why) = stats.latched {
         found.push(("pool", format!("the pool stopped accepting writes: {why}")));
     }
+    let events = pool.fs.device_events();
     for d in pool.fs.devices().iter().filter(|d| !d.is_normal()) {
-        found.push(("device", format!("{} is {}", d.path, d.state)));
+        // The newest word on how it came to that says why.
+        let of_it = |event: &&String| event.contains(&d.path) && event.contains(d.state);
+        let told = events.iter().rev().find(of_it).cloned();
+        found.push(("device", told.unwrap_or_else(|| format!("{} is {}", d.path, d.state))));
     }
-    found.extend(pool.fs.device_events().into_iter().map(|text| ("device", text)));
     if stats.checksum_errors > 0 {
         let count = stats.checksum_errors;
         found.push(("pool", format!("{count} reads of blocks did not match their checksums")));

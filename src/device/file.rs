@@ -168,6 +168,23 @@ impl FileDevice {
         Ok(device)
     }
 
+    /// What is flushed into a file that nobody can open any more, or whose end was cut off, is not
+    /// kept: such a flush must not seem good.
+    fn check_still_there(&self) -> io::Result<()> {
+        if self.is_block_device {
+            return Ok(());
+        }
+        let stat = rustix::fs::fstat(&self.file)?;
+        let gone = |what| Err(io::Error::new(io::ErrorKind::NotFound, what));
+        if stat.st_nlink == 0 {
+            return gone("the file was deleted");
+        }
+        if (stat.st_size as u64) < self.block_count() * BLOCK_BYTES as u64 {
+            return gone("the file was truncated");
+        }
+        Ok(())
+    }
+
     /// Switches O_DIRECT on and reads a block to see that the host means it; false where it does
     /// not.
     fn try_direct(&self) -> io::Result<bool> {
@@ -296,6 +313,7 @@ impl BlockDevice for FileDevice {
     fn flush(&self) -> io::Result<()> {
         self.backlog_bytes.store(0, Ordering::Relaxed);
         retry(|| rustix::fs::fdatasync(&self.file))?;
+        self.check_still_there()?;
         self.counters.flushed();
         Ok(())
     }

@@ -9,15 +9,16 @@ use super::core::{Core, NAMES, ORPHANS_INO, TABLE};
 use super::error::{Error, Result};
 use super::pool::{Fs, OpenOptions};
 use super::rebalance::gaps;
+use super::reclaim::{read_entries, Scope};
 use super::space::Space;
 use super::types::*;
 use crate::device::overlay::OverlayDevice;
 use crate::device::BlockDevice;
 use fs_layout::{
     DeadKind, DirBucket, Inode as DiskInode, InodeKind, Pointer, INODES_PER_BLOCK, INODE_BYTES,
-    SEGMENT_BLOCKS,
+    SEGMENT_BLOCKS, VERSION_DELETED,
 };
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// What to check.
@@ -100,6 +101,26 @@ pub(super) struct Count<'a> {
     links: HashMap<NodeId, u32>,
     records: HashMap<NodeId, (InodeKind, u32)>,
     place: String,
+    /// Versions found in the volume table, until they are walked.
+    versions: BTreeMap<u32, DiskInode>,
+    /// Blocks born up to this epoch belong to the parent of what is walked.
+    bound: u64,
+    shared: Shared,
+    /// Files may count blocks that the walker has found gone since.
+    counted_late: bool,
+    /// Of each dead list, that of its owner.
+    lists: HashMap<u64, u64>,
+}
+
+/// What is done with a block of the parent's.
+#[derive(PartialEq, Eq)]
+enum Shared {
+    /// It must have been counted, and is followed.
+    Follow,
+    /// It must have been counted.
+    Counted,
+    /// It is somebody else's, or was.
+    Elsewhere,
 }
 
 impl<'a> Count<'a> {
@@ -117,6 +138,11 @@ impl<'a> Count<'a> {
             links: HashMap::new(),
             records: HashMap::new(),
             place: String::new(),
+            versions: BTreeMap::new(),
+            bound: 0,
+            shared: Shared::Counted,
+            counted_late: false,
+            lists: HashMap::new(),
         }
     }
 
@@ -133,6 +159,9 @@ impl<'a> Count<'a> {
             (cp.root.volume_table, cp.reclaim.entries().to_vec())
         };
         self.inode_file(TABLE, &root)?;
+        self.versions_from_the_top()?;
+        self.shared = Shared::Elsewhere;
+        self.bound = 0;
         for e in reclaim {
             self.place = "the reclaim list".into();
             match e.kind {
@@ -140,10 +169,81 @@ impl<'a> Count<'a> {
                     self.tree(&e.pointer, e.depth, false, &mut |_, _, _| Ok(()))?;
                 }
                 DeadKind::Inodes => self.dead_inodes(&e.pointer, e.depth)?,
+                DeadKind::Scope => self.bound = self.bound_of(&Scope::of(&e)),
+                DeadKind::Count => {}
             }
         }
         self.compare_links();
         Ok(())
+    }
+
+    /// Versions one after the other, each after its parent: a block is counted with the version in
+    /// which it was born, and must have been counted where a later one shares it.
+    fn versions_from_the_top(&mut self) -> Result<()> {
+        let versions = std::mem::take(&mut self.versions);
+        let mut children: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+        for (id, v) in &versions {
+            let known = u32::try_from(v.version.parent).is_ok_and(|p| versions.contains_key(&p));
+            if v.version.parent != 0 && !known {
+                self.error(format!("version {id}: its parent {} is gone", v.version.parent));
+            }
+            children.entry(v.version.parent).or_default().push(*id);
+        }
+        let mut waiting = children.get(&0).cloned().unwrap_or_default();
+        while let Some(id) = waiting.pop() {
+            waiting.extend(children.get(&u64::from(id)).into_iter().flatten());
+            let Some(v) = versions.get(&id) else { continue };
+            let parent = u32::try_from(v.version.parent).ok().and_then(|p| versions.get(&p));
+            self.bound = parent.map_or(0, |p| p.version.epoch);
+            let live = v.version.epoch == 0 && v.version.flags & VERSION_DELETED == 0;
+            self.shared = if live { Shared::Follow } else { Shared::Counted };
+            self.report.volumes += u64::from(live);
+            self.counted_late = v.version.parent != 0 || v.version.epoch != 0;
+            self.inode_file(VolumeId(id), v)?;
+            self.dead_list(id, v.version.dead_list)?;
+        }
+        Ok(())
+    }
+
+    /// What is on a version's dead list is its parent's.
+    fn dead_list(&mut self, version: u32, list: u64) -> Result<()> {
+        if list == 0 {
+            return Ok(());
+        }
+        self.place = format!("the dead list of version {version}");
+        let file = self.core.inode(NodeId { volume: TABLE, ino: list })?;
+        self.lists.insert(list, self.bound);
+        for e in read_entries(self.core, &file)? {
+            let place = self.place.clone();
+            if e.pointer.birth > self.bound {
+                self.error(format!("{place}: block {} is too young", e.pointer.block));
+            } else if !self.is_counted(e.pointer.block) {
+                self.error(format!("{place}: nobody has block {}", e.pointer.block));
+            }
+        }
+        Ok(())
+    }
+
+    fn bound_of(&self, scope: &Scope) -> u64 {
+        match scope.list {
+            0 => scope.bound,
+            list => self.lists.get(&list).copied().unwrap_or(0),
+        }
+    }
+
+    fn is_counted(&self, block: u64) -> bool {
+        let word = self.seen.get((block / 64) as usize).copied().unwrap_or(0);
+        word & 1 << (block % 64) != 0
+    }
+
+    /// A block born before the version that is walked began; should it be followed?
+    fn shared_block(&mut self, p: &Pointer) -> bool {
+        if self.shared != Shared::Elsewhere && !self.is_counted(p.block) {
+            let place = self.place.clone();
+            self.error(format!("{place}: shares block {}, which its parent lacks", p.block));
+            return false;
+        }
+        self.shared == Shared::Follow
     }
 
     /// Counts a block; false if it was counted before or cannot be.
@@ -185,14 +285,15 @@ impl<'a> Count<'a> {
         if p.is_hole() {
             return Ok(());
         }
-        if !self.mark(p.block) {
-            if height == 0 {
+        let shared = p.birth <= self.bound;
+        if !(if shared { self.shared_block(p) } else { self.mark(p.block) }) {
+            if height == 0 && !shared {
                 self.findings.push(Finding::Shared(self.at, base, *p));
             }
             return Ok(());
         }
         if height == 0 {
-            if verify {
+            if verify && !shared {
                 self.verify(p);
             }
             return leaf(self, base, p);
@@ -225,7 +326,6 @@ impl<'a> Count<'a> {
 
     /// Walks a volume's inode file and every inode in it.
     fn inode_file(&mut self, volume: VolumeId, file: &DiskInode) -> Result<()> {
-        self.report.volumes += u64::from(volume != TABLE);
         self.place = format!("volume {}", volume.0);
         let mut inodes = Vec::new();
         self.tree(&file.root, file.height, false, &mut |c, block, p| {
@@ -257,9 +357,18 @@ impl<'a> Count<'a> {
         self.place = format!("volume {}, inode {}", id.volume.0, id.ino);
         self.report.inodes += 1;
         self.at = id;
-        self.records.insert(id, (inode.kind, inode.nlink));
+        // Of a snapshot only what is its own is walked: its names are not counted.
+        let whole = self.bound == 0 || self.shared == Shared::Follow;
+        if whole {
+            self.records.insert(id, (inode.kind, inode.nlink));
+        }
         if inode.kind == InodeKind::Version {
-            return self.inode_file(VolumeId(id.ino as u32), inode);
+            self.versions.insert(id.ino as u32, *inode);
+            if inode.version.snapshots != 0 {
+                let dir = NodeId { volume: TABLE, ino: inode.version.snapshots };
+                *self.links.entry(dir).or_default() += 1;
+            }
+            return Ok(());
         }
         let is_dir = inode.kind == InodeKind::Directory;
         let mut blocks = 0;
@@ -267,12 +376,17 @@ impl<'a> Count<'a> {
         self.tree(&inode.root, inode.height, self.options.data, &mut |c, _, p| {
             blocks += 1;
             if is_dir {
-                entries += c.bucket(id, p)?;
+                entries += c.bucket(id, p, whole)?;
             }
             Ok(())
         })?;
         let place = self.place.clone();
-        if blocks != inode.blocks && inode.kind != InodeKind::DeadList && !self.reclaiming(id) {
+        if !whole {
+            return Ok(());
+        }
+        // What a snapshot was taken of may have been counted down since.
+        let wrong = blocks != inode.blocks && (!self.counted_late || blocks > inode.blocks);
+        if wrong && inode.kind != InodeKind::DeadList && !self.reclaiming(id) {
             self.error(format!("{place}: counts {} blocks, has {blocks}", inode.blocks));
             self.findings.push(Finding::Blocks(id, blocks));
         }
@@ -294,7 +408,7 @@ impl<'a> Count<'a> {
         found
     }
 
-    fn bucket(&mut self, dir: NodeId, p: &Pointer) -> Result<u64> {
+    fn bucket(&mut self, dir: NodeId, p: &Pointer, whole: bool) -> Result<u64> {
         let data = match self.core.store.read(p) {
             Ok(data) => data,
             Err(e) => {
@@ -315,7 +429,7 @@ impl<'a> Count<'a> {
             if self.core.name_hash(&e.name) != e.cookie >> 8 {
                 self.error(format!("directory {}/{}: a wrong hash", dir.volume.0, dir.ino));
             }
-            if dir.ino != ORPHANS_INO {
+            if whole && dir.ino != ORPHANS_INO {
                 let id = NodeId { volume: dir.volume, ino: e.ino };
                 *self.links.entry(id).or_default() += 1;
             }

@@ -19,8 +19,11 @@ use super::store::{Data, Store};
 use super::tree::{Change, Dead, Miss, NodeSource, Slot, Tree};
 use super::types::*;
 use dashmap::DashMap;
-use fs_layout::{Inode as DiskInode, InodeKind, Pointer, INODES_PER_BLOCK, INODE_BYTES};
+use fs_layout::{
+    Inode as DiskInode, InodeKind, Pointer, INODES_PER_BLOCK, INODE_BYTES, VERSION_DELETED,
+};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
 
@@ -32,6 +35,8 @@ pub(crate) const TABLE_FILE: NodeId = NodeId { volume: TABLE, ino: 0 };
 pub(crate) const NAMES: NodeId = NodeId { volume: TABLE, ino: ROOT_INO };
 /// The list of what waits to be walked and freed.
 pub(crate) const RECLAIM: NodeId = NodeId { volume: TABLE, ino: 4 };
+/// The list of deleted versions whose turn has not come.
+pub(crate) const DOOMED: NodeId = NodeId { volume: TABLE, ino: 5 };
 /// In each volume: the directory of unlinked files that are still open.
 pub(crate) const ORPHANS_INO: u64 = 3;
 /// First inode number given away.
@@ -96,11 +101,22 @@ impl Inode {
     }
 }
 
+/// A change of the tree of versions, found in the record that makes a version.
+#[derive(Clone, Copy)]
+pub(crate) enum VersionOp {
+    /// (new, of): a live version that begins as a snapshot is.
+    Clone(VolumeId, VolumeId),
+    /// (new, of): a live version as it is at the end of the epoch.
+    Snapshot(VolumeId, VolumeId),
+}
+
 /// A volume in memory.
 pub(crate) struct Volume {
     /// Serialises changes of names.
     pub names: Mutex<()>,
     pub next_ino: AtomicU64,
+    /// A snapshot: nothing in it is changed.
+    pub is_frozen: bool,
     /// What that was when the volume was loaded: of the inodes below it those that live are in
     /// the inode file.
     pub loaded_ino: u64,
@@ -218,6 +234,8 @@ pub(crate) struct CpState {
     /// Slot of the newest durable root.
     pub root_slot: u64,
     pub reclaim: super::reclaim::ReclaimList,
+    /// Deleted versions whose blocks go to their neighbours or are freed, when it is their turn.
+    pub doomed: Vec<u64>,
 }
 
 pub(crate) struct Core {
@@ -244,7 +262,14 @@ pub(crate) struct Core {
     pub epoch_dirty_inodes: AtomicU64,
     /// Blocks promised for nodes and inodes in the running epoch.
     pub epoch_promised: AtomicI64,
-    pub dead: Mutex<Vec<Dead>>,
+    pub dead: Mutex<Vec<(VolumeId, Dead)>>,
+    /// Freezes that made snapshots and whose nodes no consistency point has written yet, in order.
+    pub frozen: Mutex<Vec<super::cp::Frozen>>,
+    /// What the running epoch does to the tree of versions.
+    pub version_ops: Mutex<Vec<VersionOp>>,
+    /// Snapshots that are in `frozen`, or in the consistency point that is being written: they
+    /// cannot be read yet.
+    pub unplaced: Mutex<BTreeSet<VolumeId>>,
     /// Blocks superseded before they were settled: their buffers live until they are buried.
     pub epoch_dead_data: AtomicU64,
     pub completed_epoch: AtomicU64,
@@ -337,17 +362,20 @@ impl Core {
                 Ok(v.clone())
             };
         }
+        self.settle_version(id)?;
         let file = self.inode_file(id)?;
-        let meta = file.state.read().meta;
-        if meta.kind != InodeKind::Version || meta.version.flags != 0 {
+        // Held until it is entered: a deletion finds it there, or is seen here.
+        let state = file.state.read();
+        let meta = state.meta;
+        if meta.kind != InodeKind::Version || meta.version.flags & VERSION_DELETED != 0 {
             return Err(Error::Stale);
         }
         let next = meta.version.next_ino.max(FIRST_INO);
         if next > MAX_INO {
             return Err(Error::Format(format!("volume {}: its next inode makes no sense", id.0)));
         }
-        let entry = self.volumes.entry(id).or_insert_with(|| Arc::new(Volume::new(next)));
-        Ok(entry.clone())
+        let new = || Arc::new(Volume::new(next, meta.version.epoch != 0));
+        Ok(self.volumes.entry(id).or_insert_with(new).clone())
     }
 
     /// The inode whose data is a volume's inode file.
@@ -451,18 +479,15 @@ impl Core {
         f: impl FnOnce(&mut Tree, &mut Change) -> std::result::Result<R, Miss>,
     ) -> std::result::Result<R, Miss> {
         let mut dead = Vec::new();
-        let mut c = Change {
-            now,
-            nodes,
-            dead: &mut dead,
-            dirtied: 0,
-            blocks: 0,
-            volume: inode.id.volume.0,
-            ino: inode.id.ino,
-        };
+        let mut c =
+            Change { now, nodes, dead: &mut dead, dirtied: 0, blocks: 0, ino: inode.id.ino };
+        let was_empty = state.tree.root.is_hole();
         let result = f(&mut state.tree, &mut c);
         let (dirtied, blocks) = (c.dirtied, c.blocks);
         state.meta.blocks = state.meta.blocks.saturating_add_signed(blocks);
+        if state.tree.root.is_hole() && !was_empty {
+            state.meta.cleared = now;
+        }
         self.epoch_promised.fetch_add(dirtied as i64, Ordering::Relaxed);
         if dirtied > 0 {
             // Promised without asking: the caller's own promise covered the worst case.
@@ -471,9 +496,14 @@ impl Core {
         if !dead.is_empty() {
             let buffers = dead.iter().filter(|d| matches!(d, Dead::Block(Slot::Data(..)))).count();
             self.epoch_dead_data.fetch_add(buffers as u64, Ordering::Relaxed);
-            self.dead.lock().append(&mut dead);
+            self.bury_later(inode.id.volume, dead);
         }
         result
+    }
+
+    /// What a volume detached: judged by the next consistency point.
+    pub fn bury_later(&self, volume: VolumeId, dead: impl IntoIterator<Item = Dead>) {
+        self.dead.lock().extend(dead.into_iter().map(|d| (volume, d)));
     }
 
     /// Accepts `blocks` of space. Where it is short, runs consistency points as long as they bring
@@ -511,6 +541,9 @@ impl Core {
     pub fn check_changeable(&self, inode: &Inode, state: &State) -> Result<()> {
         if Core::is_ended(inode, state) {
             return Err(Error::Stale);
+        }
+        if inode.volume.is_frozen {
+            return Err(Error::ReadOnly);
         }
         Ok(())
     }
@@ -591,11 +624,19 @@ impl Core {
     }
 }
 
+impl CpState {
+    /// Beginning at a root; what waits to be freed is loaded later.
+    pub fn new(root: fs_layout::Root, root_hash: [u8; 32], root_slot: u64) -> CpState {
+        CpState { root, root_hash, root_slot, reclaim: Default::default(), doomed: Vec::new() }
+    }
+}
+
 impl Volume {
-    pub fn new(next_ino: u64) -> Volume {
+    pub fn new(next_ino: u64, is_frozen: bool) -> Volume {
         Volume {
             names: Mutex::new(()),
             next_ino: AtomicU64::new(next_ino),
+            is_frozen,
             loaded_ino: next_ino,
             deleted: AtomicBool::new(false),
             name_changes: AtomicU64::new(0),
@@ -604,6 +645,11 @@ impl Volume {
 
     pub fn changes(&self) -> u64 {
         self.name_changes.load(Ordering::Acquire)
+    }
+
+    /// What its record says of the next number.
+    pub fn peek_ino(&self) -> u64 {
+        self.next_ino.load(Ordering::Relaxed)
     }
 
     pub fn take_ino(&self) -> u64 {

@@ -202,6 +202,11 @@ impl<'t> DirEdit<'t> {
         Ok(DirEdit { core, dir, depth, last_block: size / BLOCK_BYTES as u64 })
     }
 
+    /// A directory that the same transaction makes.
+    pub fn of_new(core: &'t Core, dir: Arc<Inode>) -> DirEdit<'t> {
+        DirEdit { core, dir, depth: 0, last_block: 0 }
+    }
+
     pub fn find(&self, txn: &Txn, name: &[u8]) -> Result<Option<Found>> {
         self.core.dir_find_in(txn, &self.dir, Some(self.depth), name)
     }

@@ -59,8 +59,8 @@ pub enum Error {
     /// EBUSY.
     #[error("busy")]
     Busy,
-    /// EROFS: the pool was opened read-only.
-    #[error("the pool is read-only")]
+    /// EROFS: a snapshot is never changed.
+    #[error("a snapshot is read-only")]
     ReadOnly,
     /// A block cannot be read back as it was written: an unhealable medium error.
     /// `file_offset_bytes` is set where it is known to lie in a file's data.

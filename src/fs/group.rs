@@ -55,6 +55,11 @@ impl Cut {
     pub fn is_empty(&self) -> bool {
         self.files.is_empty()
     }
+
+    /// Blocks of its links, superseded ones too.
+    pub fn blocks(&self) -> u64 {
+        self.promised
+    }
 }
 
 /// A cut file with its state drawn together.
@@ -117,7 +122,15 @@ impl Core {
             self.cut()
         };
         self.write_group(&mut log, cut)?;
-        if flush && log.written > self.durable_group.load(Ordering::Acquire) {
+        if flush {
+            self.flush_log(&log)?;
+        }
+        Ok(())
+    }
+
+    /// Makes every group durable that is written.
+    pub fn flush_log(&self, log: &Log) -> Result<()> {
+        if log.written > self.durable_group.load(Ordering::Acquire) {
             if !planted(Mutation::AcknowledgeBeforeFlush) {
                 self.store.flush()?;
             }

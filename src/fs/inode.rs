@@ -45,6 +45,8 @@ pub(crate) fn kind_from_u8(kind: u8) -> Result<NodeKind> {
     match found {
         Some(k) => Ok(*k),
         None if kind == InodeKind::Version as u8 => Ok(NodeKind::Directory),
+        // Seen by nobody who asks for files.
+        None if kind == InodeKind::Bookmark as u8 => Ok(NodeKind::File),
         None => Err(Error::Format("a directory entry of an unknown kind".into())),
     }
 }

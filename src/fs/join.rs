@@ -43,6 +43,10 @@ pub enum DeviceChange {
     },
 }
 
+/// Consistency points that bring back what was freed before a device is said not to fit: the first
+/// writes it off, the second lets it go.
+const SETTLING_POINTS: u32 = 3;
+
 fn device_error(name: &str, e: io::Error) -> Error {
     Error::Io(Arc::new(io::Error::new(e.kind(), format!("{name}: {e}"))))
 }
@@ -176,6 +180,16 @@ impl Core {
 
     /// From now on a device is being emptied: [`Core::rebalance_step`] does it.
     pub fn remove_device(&self, slot: u16) -> Result<()> {
+        // What was freed and waits for a root must not stand in the way.
+        for _ in 0..SETTLING_POINTS {
+            match self.plan_change(DeviceChange::Remove { slot }) {
+                Err(Error::NoRoomElsewhere { .. }) => self.consistency_point_forced()?,
+                planned => {
+                    planned?;
+                    break;
+                }
+            }
+        }
         self.plan_change(DeviceChange::Remove { slot })?;
         self.store.change_members(|set| {
             set.note_sizes();

@@ -46,6 +46,8 @@ pub(crate) struct Work {
     /// Segments copied and to be copied since there was a plan last.
     moved: u64,
     to_move: u64,
+    /// Copies were moved, unchecked, since the last scrub that this began.
+    scrub_due: bool,
     /// Readers of this epoch may still read places that the last step gave up.
     given_up_in: Option<u64>,
     /// The map as the last step left it, and the generation of the labels: what the steps are for.
@@ -133,12 +135,16 @@ impl Core {
         }
         let Some(step) = work.steps.pop_front() else {
             self.drop_emptied()?;
+            if std::mem::take(&mut work.scrub_due) {
+                self.scrub_start()?;
+            }
             return Ok(Rebalance { is_done: true, ..work.progress() });
         };
         let (now, rest) = step.clone().split(self.at_once(&step, segments));
         match self.carry_out(&now, &mut work) {
             Ok(true) => {
                 work.moved += copies(&now);
+                work.scrub_due |= copies(&now) > 0;
                 rest.into_iter().for_each(|rest| work.steps.push_front(rest));
             }
             // Something was allocated there meanwhile: there must be another plan.

@@ -82,7 +82,7 @@ impl Core {
     }
 
     /// An inode that a transaction makes: free until it is applied.
-    fn unborn(&self, near: &Inode, ino: u64) -> Result<Arc<Inode>> {
+    pub fn unborn(&self, near: &Inode, ino: u64) -> Result<Arc<Inode>> {
         let id = NodeId { volume: near.id.volume, ino };
         self.check_inode_block(id)?;
         let empty = DiskInode::empty(InodeKind::Free);

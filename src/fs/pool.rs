@@ -256,7 +256,7 @@ impl Fs {
     }
 
     /// Returns at once; space comes back in the background. Open files of it answer `Stale`
-    /// afterwards.
+    /// afterwards. `NotEmpty` while it has snapshots.
     pub fn volume_delete(&self, name: &str) -> Result<()> {
         self.core.volume_delete(name)
     }

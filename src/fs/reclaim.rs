@@ -3,22 +3,54 @@
 //! The list is a stack of entries, kept in the file [`RECLAIM`](super::core::RECLAIM) of the volume
 //! table. A step of the walker belongs to a consistency point: entries taken, entries put and
 //! blocks freed become durable together, so a crash resumes and never frees twice.
+//!
+//! Of a volume without snapshots all that is detached is freed. Else an entry stands above a
+//! *scope*, which says from which birth on it is nobody else's: for a dead list it is asked anew at
+//! each step, for the list's owner and its parent may have changed; what is older goes on that
+//! list, as whole subtrees, for nothing below a pointer is younger than it. For a deleted version
+//! without children it is the epoch of its parent, as it was; what is older is the parent's and
+//! stays. The nodes between are read by nobody else, so other deletions do not disturb a walk.
 
 use super::core::{Core, Inode};
 use super::error::{Error, Result};
 use super::store::Store;
+use super::work::Work;
 use crate::device::{Block, BLOCK_BYTES};
 use fs_layout::{
     DeadEntry, DeadKind, Inode as DiskInode, InodeKind, Pointer, DEAD_ENTRY_BYTES,
     INODES_PER_BLOCK, INODE_BYTES, POINTERS_PER_NODE,
 };
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 
 /// Nodes that one consistency point walks: with a million blocks freed it stays well below a
 /// second.
 pub(crate) const WALK_NODES_PER_CP: usize = 4096;
-const ENTRIES_PER_BLOCK: usize = BLOCK_BYTES / DEAD_ENTRY_BYTES;
+pub(crate) const ENTRIES_PER_BLOCK: usize = BLOCK_BYTES / DEAD_ENTRY_BYTES;
+
+/// Which of what is below an entry may be freed: what was born after `bound`; or, where `list` is
+/// not 0, after the parent of that dead list's owner, the rest going on the list.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Scope {
+    pub list: u64,
+    pub bound: u64,
+}
+
+impl Scope {
+    /// As an entry of the list says it.
+    pub fn of(e: &DeadEntry) -> Scope {
+        Scope { list: e.ino, bound: e.pointer.birth }
+    }
+
+    fn entry(&self) -> DeadEntry {
+        DeadEntry {
+            pointer: Pointer::hole(self.bound),
+            depth: 0,
+            kind: DeadKind::Scope,
+            volume: 0,
+            ino: self.list,
+        }
+    }
+}
 
 /// The list in memory.
 #[derive(Default)]
@@ -26,36 +58,51 @@ pub(crate) struct ReclaimList {
     entries: Vec<DeadEntry>,
     /// Entries below this index are on disk as they are.
     stable: usize,
-}
-
-/// What a step freed.
-#[derive(Default)]
-pub(crate) struct Walked {
-    pub freed: Vec<u64>,
-    /// Data blocks less for each (volume, inode).
-    pub owners: Owners,
+    /// Where in `entries` the scopes are.
+    scopes: Vec<usize>,
+    /// Entries that are only counted.
+    counts: usize,
 }
 
 /// Data blocks freed, by (volume, inode). In order: who walks it reads the device.
 pub(crate) type Owners = BTreeMap<(u32, u64), u64>;
 
+/// Entries from a file's data.
+pub(crate) fn read_entries(core: &Core, file: &Inode) -> Result<Vec<DeadEntry>> {
+    let size = file.state.read().meta.size as usize;
+    let count = size / DEAD_ENTRY_BYTES;
+    let mut entries = Vec::new();
+    for block in 0..count.div_ceil(ENTRIES_PER_BLOCK) {
+        let data = core.read_block(file, block as u64)?;
+        let data = data.ok_or(Error::Format("a dead list has a hole".into()))?;
+        for raw in data.bytes.0.chunks_exact(DEAD_ENTRY_BYTES).take(count - entries.len()) {
+            let mut bytes = [0; DEAD_ENTRY_BYTES];
+            bytes.copy_from_slice(raw);
+            let entry = DeadEntry::decode(&bytes).map_err(|e| Error::Format(e.to_string()))?;
+            entries.push(entry);
+        }
+    }
+    Ok(entries)
+}
+
+/// A block of entries.
+pub(crate) fn block_of(entries: &[DeadEntry]) -> Box<Block> {
+    let mut block = Block::zeroed();
+    for (at, e) in block.0.chunks_exact_mut(DEAD_ENTRY_BYTES).zip(entries) {
+        at.copy_from_slice(&e.encode());
+    }
+    block
+}
+
 impl ReclaimList {
     /// Reads the list that a root names.
     pub fn load(core: &Core, file: &Inode) -> Result<ReclaimList> {
-        let size = file.state.read().meta.size as usize;
-        let count = size / DEAD_ENTRY_BYTES;
-        let mut entries = Vec::new();
-        for block in 0..count.div_ceil(ENTRIES_PER_BLOCK) {
-            let data = core.read_block(file, block as u64)?;
-            let data = data.ok_or(Error::Format("the reclaim list has a hole".into()))?;
-            for raw in data.bytes.0.chunks_exact(DEAD_ENTRY_BYTES).take(count - entries.len()) {
-                let mut bytes = [0; DEAD_ENTRY_BYTES];
-                bytes.copy_from_slice(raw);
-                let entry = DeadEntry::decode(&bytes).map_err(|e| Error::Format(e.to_string()))?;
-                entries.push(entry);
-            }
+        let mut list = ReclaimList::default();
+        for e in read_entries(core, file)? {
+            list.put(e);
         }
-        Ok(ReclaimList { stable: entries.len(), entries })
+        list.stable = list.entries.len();
+        Ok(list)
     }
 
     pub fn len(&self) -> usize {
@@ -66,92 +113,144 @@ impl ReclaimList {
         &self.entries
     }
 
-    pub fn push(&mut self, entry: DeadEntry) {
-        if !entry.pointer.is_hole() {
-            self.entries.push(entry);
+    fn put(&mut self, entry: DeadEntry) {
+        match entry.kind {
+            DeadKind::Scope => self.scopes.push(self.entries.len()),
+            DeadKind::Count => self.counts += 1,
+            _ => {}
         }
+        self.entries.push(entry);
     }
 
-    fn pop(&mut self) -> Option<DeadEntry> {
-        let entry = self.entries.pop();
+    fn scope(&self) -> Scope {
+        let at = self.scopes.last().and_then(|i| self.entries.get(*i));
+        at.map_or(Scope::default(), Scope::of)
+    }
+
+    /// The scope of an entry.
+    pub fn scope_at(&self, index: usize) -> Scope {
+        let before = self.scopes.partition_point(|at| *at < index);
+        let at = before.checked_sub(1).and_then(|i| self.scopes.get(i));
+        at.and_then(|i| self.entries.get(*i)).map_or(Scope::default(), Scope::of)
+    }
+
+    /// Adds an entry that is judged by `scope`.
+    pub fn push(&mut self, scope: Scope, entry: DeadEntry) {
+        if entry.pointer.is_hole() {
+            return;
+        }
+        if self.scope() != scope {
+            self.put(scope.entry());
+        }
+        self.put(entry);
+    }
+
+    /// The last entry and its scope; scopes above which nothing stands any more go too.
+    fn pop(&mut self) -> Option<(DeadEntry, Scope)> {
+        let scope = self.scope();
+        let entry = self.entries.pop()?;
+        self.counts -= usize::from(entry.kind == DeadKind::Count);
+        while self.entries.last().is_some_and(|e| e.kind == DeadKind::Scope) {
+            self.entries.pop();
+            self.scopes.pop();
+        }
         self.stable = self.stable.min(self.entries.len());
-        entry
+        Some((entry, scope))
+    }
+
+    /// Does nothing here wait to go on this list, or to be counted while somebody has it?
+    pub fn is_quiet(&self, list: u64) -> bool {
+        let names = |i: &usize| self.entries.get(*i).is_some_and(|e| e.ino == list);
+        self.counts == 0 && (list == 0 || !self.scopes.iter().any(names))
     }
 
     /// Takes entries and frees what they name, until the budget is used up.
-    pub fn walk(&mut self, store: &Store, out: &mut Walked) -> Result<()> {
+    pub fn walk(&mut self, work: &mut Work) -> Result<()> {
         let mut budget = WALK_NODES_PER_CP;
         while budget > 0 {
-            let Some(entry) = self.pop() else { break };
+            let Some((entry, scope)) = self.pop() else { break };
             if entry.depth > 0 || entry.kind == DeadKind::Inodes {
                 budget -= 1;
             }
-            match self.expand(store, &entry, out) {
+            let bound = work.core.bound_of(scope)?;
+            match self.expand(work, &entry, scope, bound) {
                 Ok(()) => {}
                 // An unreadable node: what is below is lost space that check reports; go on.
                 Err(Error::Corrupt { .. } | Error::Io(_) | Error::Format(_)) => {}
                 Err(e) => return Err(e),
             }
-            out.freed.push(entry.pointer.block);
-            if entry.depth == 0 && entry.kind == DeadKind::Data && entry.ino != 0 {
-                *out.owners.entry((entry.volume, entry.ino)).or_default() += 1;
+            if entry.kind != DeadKind::Count {
+                work.freed.push(entry.pointer.block);
+            }
+            if entry.depth == 0 && entry.kind != DeadKind::Inodes {
+                work.count_off(&entry, 1);
             }
         }
         Ok(())
     }
 
-    fn expand(&mut self, store: &Store, entry: &DeadEntry, out: &mut Walked) -> Result<()> {
+    fn expand(
+        &mut self,
+        work: &mut Work,
+        entry: &DeadEntry,
+        scope: Scope,
+        bound: u64,
+    ) -> Result<()> {
+        let store = &work.core.store;
         match (entry.depth, entry.kind) {
-            (0, DeadKind::Data) => Ok(()),
-            (0, DeadKind::Inodes) => self.expand_inodes(store, entry),
-            (1, DeadKind::Data) => {
-                let children = children(store, &entry.pointer)?;
-                if entry.ino != 0 {
-                    *out.owners.entry((entry.volume, entry.ino)).or_default() +=
-                        children.len() as u64;
+            (0, DeadKind::Inodes) => return self.expand_inodes(store, entry, scope, bound),
+            (0, _) => return Ok(()),
+            _ => {}
+        }
+        let children = children(store, &entry.pointer)?;
+        if entry.depth == 1 && entry.kind != DeadKind::Inodes {
+            work.count_off(entry, children.len() as u64);
+        }
+        for pointer in children {
+            let below = DeadEntry { pointer, depth: entry.depth - 1, ..*entry };
+            let is_data = below.depth == 0 && entry.kind != DeadKind::Inodes;
+            match entry.kind {
+                DeadKind::Count if is_data => {}
+                DeadKind::Count => self.push(Scope::default(), below),
+                _ if pointer.birth <= bound => {
+                    work.share(scope.list, &below);
+                    if entry.ino != 0 && !is_data {
+                        let count = DeadEntry { kind: DeadKind::Count, ..below };
+                        self.push(Scope::default(), count);
+                    }
                 }
-                out.freed.extend(children.iter().map(|p| p.block));
-                Ok(())
-            }
-            (depth, _) => {
-                for pointer in children(store, &entry.pointer)? {
-                    self.push(DeadEntry { pointer, depth: depth - 1, ..*entry });
-                }
-                Ok(())
+                _ if is_data => work.freed.push(pointer.block),
+                _ => self.push(scope, below),
             }
         }
+        Ok(())
     }
 
-    fn expand_inodes(&mut self, store: &Store, entry: &DeadEntry) -> Result<()> {
+    fn expand_inodes(
+        &mut self,
+        store: &Store,
+        entry: &DeadEntry,
+        scope: Scope,
+        bound: u64,
+    ) -> Result<()> {
         let block = store.read(&entry.pointer)?;
         for raw in block.bytes.0.chunks_exact(INODE_BYTES).take(INODES_PER_BLOCK as usize) {
             let inode = DiskInode::decode(raw).map_err(|e| Error::Format(e.to_string()))?;
-            if inode.kind != InodeKind::Free {
-                self.push(DeadEntry {
-                    pointer: inode.root,
-                    depth: inode.height,
-                    kind: DeadKind::Data,
-                    volume: 0,
-                    ino: 0,
-                });
+            if inode.kind != InodeKind::Free && inode.root.birth > bound {
+                let (pointer, depth) = (inode.root, inode.height);
+                let kind = DeadKind::Data;
+                self.push(scope, DeadEntry { pointer, depth, kind, volume: 0, ino: 0 });
             }
         }
         Ok(())
     }
 
-    /// Blocks of the list's file that changed, and how many entries it has now.
+    /// Blocks of the list's file that changed.
     pub fn changed_blocks(&mut self) -> Vec<(u64, Box<Block>)> {
         let first = self.stable / ENTRIES_PER_BLOCK;
         self.stable = self.entries.len();
         let chunks = self.entries.chunks(ENTRIES_PER_BLOCK).enumerate().skip(first);
-        let encode = |(i, chunk): (usize, &[DeadEntry])| {
-            let mut block = Block::zeroed();
-            for (at, e) in block.0.chunks_exact_mut(DEAD_ENTRY_BYTES).zip(chunk) {
-                at.copy_from_slice(&e.encode());
-            }
-            (i as u64, block)
-        };
-        chunks.map(encode).collect()
+        chunks.map(|(i, chunk)| (i as u64, block_of(chunk))).collect()
     }
 }
 
@@ -166,10 +265,4 @@ pub(crate) fn children(store: &Store, node: &Pointer) -> Result<Vec<Pointer>> {
         }
     }
     Ok(out)
-}
-
-impl Core {
-    pub fn note_reclaim(&self, list: &ReclaimList) {
-        self.reclaim_pending.store(list.len() as u64, Ordering::Relaxed);
-    }
 }

@@ -23,13 +23,14 @@ use super::store::Store;
 use super::tree::{Dead, Miss, Slot, Tree};
 use super::txn::Txn;
 use super::types::*;
+use super::version::with_links_of;
 use super::{FormatOptions, OpenOptions};
 use crate::device::{Block, BLOCK_BYTES};
 use dashmap::DashMap;
 use fs_layout::{
     DeviceEntry, FileRecord, GroupHead, Inode as DiskInode, InodeKind, Label, MemberState,
     PayloadReader, Pointer, Root, SegmentRun, SpaceEntry, VersionPart, LABEL_PLACES, MAX_DEVICES,
-    ROOT_COPIES, SEGMENT_MAP_PAGES,
+    ROOT_COPIES, SEGMENT_MAP_PAGES, VERSION_DELETED,
 };
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -41,7 +42,7 @@ const DIRTY_BLOCKS_MAX: u64 = 8192;
 /// What three levels of tables above the bitmap pages reach: 2 PiB.
 pub(crate) const MAX_BLOCKS: u64 = 1 << 39;
 /// Epochs that can have begun after the newest root's next one and left no trace.
-const LOST_EPOCHS: u64 = 2;
+const LOST_EPOCHS: u64 = 4;
 /// A dirty node takes 6 KiB and more; an eighth of the cache may be such nodes.
 const NODE_SHARE_BYTES: u64 = 8 * 8192;
 
@@ -80,7 +81,7 @@ fn build(
     let (inodes, volumes) = (DashMap::new(), DashMap::new());
     let scrub = super::scrub::Scrub::load(root.scrub);
     let next = root.volume_table.version.next_ino.max(FIRST_INO);
-    let table = Arc::new(Volume::new(next));
+    let table = Arc::new(Volume::new(next, false));
     let file = Inode::new(TABLE_FILE, root.volume_table, table.clone());
     volumes.insert(TABLE, table);
     inodes.insert(TABLE_FILE, Arc::new(file));
@@ -102,11 +103,14 @@ fn build(
         epoch_dirty_inodes: AtomicU64::new(0),
         epoch_promised: AtomicI64::new(0),
         dead: Mutex::default(),
+        frozen: Mutex::default(),
+        version_ops: Mutex::default(),
+        unplaced: Mutex::default(),
         epoch_dead_data: AtomicU64::new(0),
         completed_epoch: AtomicU64::new(root.epoch),
         reclaim_pending: AtomicU64::new(0),
         releases: Mutex::default(),
-        cp: Mutex::new(CpState { root, root_hash, root_slot, reclaim: ReclaimList::default() }),
+        cp: Mutex::new(CpState::new(root, root_hash, root_slot)),
         inodes,
         volumes,
         scrub,
@@ -311,6 +315,13 @@ fn is_payload_of(head: &GroupHead, payload: &[u8]) -> bool {
 /// A group as a dump shows it: head, records, and its own blocks.
 pub(super) type GroupContent = (GroupHead, Vec<FileRecord>, Vec<Run>);
 
+/// Does a record say that a version is deleted?
+fn ends_version(r: &FileRecord) -> bool {
+    let deleted = |i: &DiskInode| i.version.flags & VERSION_DELETED != 0;
+    let version = r.inode.as_ref().filter(|i| i.kind == InodeKind::Version);
+    r.volume == TABLE.0 && version.is_some_and(deleted)
+}
+
 /// A group found in the log.
 struct LoggedGroup {
     head: GroupHead,
@@ -363,8 +374,10 @@ impl Core {
     /// The list of what waits to be walked and freed, as the root names it.
     pub(super) fn load_reclaim(&self) -> Result<()> {
         let list = ReclaimList::load(self, &*self.inode(RECLAIM)?)?;
-        self.note_reclaim(&list);
-        self.cp.lock().reclaim = list;
+        let mut cp = self.cp.lock();
+        cp.reclaim = list;
+        cp.doomed = self.load_doomed()?;
+        self.note_reclaim(&cp);
         Ok(())
     }
 
@@ -404,9 +417,13 @@ impl Core {
         }
         for g in &groups {
             self.epoch.store(g.head.epoch, Ordering::SeqCst);
-            for record in &g.records {
+            // Deletions last: what a snapshot of the same group holds was linked before.
+            let (ends, records): (Vec<_>, Vec<_>) = g.records.iter().partition(|r| ends_version(r));
+            for record in records.into_iter().chain(ends.iter().copied()) {
                 self.replay(record, g.head.epoch)?;
             }
+            ends.into_iter().for_each(|r| self.replay_deletion(r));
+            self.replay_freeze();
         }
         self.epoch.store(recovery_epoch, Ordering::SeqCst);
         self.forget_pending();
@@ -569,7 +586,9 @@ impl Core {
                 // Deleted by the same group or before: what was linked is free.
                 let ptr =
                     |l: &fs_layout::Link| Pointer { block: l.disk_block, birth: epoch, crc: l.crc };
-                self.dead.lock().extend(r.links.iter().map(|l| Dead::Block(Slot::Ptr(ptr(l)))));
+                let dead = r.links.iter().map(|l| Dead::Block(Slot::Ptr(ptr(l))));
+                // It was linked after any snapshot: nobody else has it.
+                self.bury_later(TABLE, dead);
                 return Ok(());
             }
             Err(e) => return Err(e),
@@ -588,8 +607,9 @@ impl Core {
             Err(e) => return Err(e),
         };
         self.replay_tree(&inode, r, epoch)?;
+        let record = r.inode.map(|meta| self.with_origin(meta)).transpose()?;
         let mut state = inode.state.write();
-        if let Some(meta) = r.inode {
+        if let Some(meta) = record {
             self.replay_record(&inode, &mut state, meta);
         }
         self.touch(&inode, &mut state, epoch);
@@ -603,21 +623,26 @@ impl Core {
         state.gone = meta.kind == InodeKind::Free;
         // Blocks are counted as the tree is replayed: the record's count may already lack what a
         // consistency point that was lost had walked.
-        state.meta = DiskInode { blocks: state.meta.blocks, ..meta };
+        let record = DiskInode { blocks: state.meta.blocks, ..meta };
+        let before = std::mem::replace(&mut state.meta, record);
         if state.gone {
             let tree = std::mem::replace(&mut state.tree, Tree::empty());
-            let dead = match tree.height {
-                0 => Dead::Block(tree.root),
-                h => Dead::Tree(tree.root, h, 0, 0),
-            };
-            self.dead.lock().push(dead);
+            self.bury_later(inode.id.volume, [Dead::whole(tree)]);
         }
-        if meta.kind == InodeKind::Version && meta.version.flags != 0 {
-            let id = VolumeId(inode.id.ino as u32);
-            let volume =
-                self.volumes.entry(id).or_insert_with(|| Arc::new(Volume::new(FIRST_INO))).clone();
-            volume.deleted.store(true, Ordering::Release);
+        if meta.kind != InodeKind::Version {
+            return;
         }
+        if before.kind == InodeKind::Version {
+            state.meta = with_links_of(&meta, &before);
+        } else {
+            self.note_version(inode, state);
+        }
+    }
+
+    fn replay_deletion(&self, r: &FileRecord) {
+        let new = || Arc::new(Volume::new(FIRST_INO, false));
+        let volume = self.volumes.entry(VolumeId(r.ino as u32)).or_insert_with(new).clone();
+        volume.deleted.store(true, Ordering::Release);
     }
 
     fn replay_tree(&self, inode: &Arc<Inode>, r: &FileRecord, epoch: u64) -> Result<()> {
@@ -649,7 +674,7 @@ impl Core {
     }
 
     /// What was replayed is in the log already.
-    fn forget_pending(&self) {
+    pub fn forget_pending(&self) {
         for inode in std::mem::take(&mut *self.group_files.lock()) {
             let mut s = inode.state.write();
             s.in_group = false;

@@ -41,29 +41,31 @@ pub(super) fn newest_root(devices: &[Device]) -> Result<(Root, [u8; 32], u64)> {
     best.ok_or_else(|| Error::Format("the pool has no root".into()))
 }
 
-/// Rewrites unreadable copies of a slot from the one that is whole: a later crash may tear that
-/// one.
+/// Makes all copies of a slot what the newest of them is. A crash may have left one unreadable, or
+/// as it was before: then the newest root would have one copy alone while the other slot is
+/// written, and a later crash in its own slot would find no copy of the root before.
 pub(super) fn mend_roots(devices: &[Device]) {
     for slot in 0..ROOT_SLOTS {
-        let mut best: Option<(u64, Box<Block>)> = None;
-        let mut bad = Vec::new();
+        let mut copies = Vec::new();
         for device in devices {
             for at in ROOT_COPIES.map(|copy| copy + slot) {
                 let read = read_one(device, at);
-                match read.and_then(|raw| Ok((Root::decode(&raw.0).map_err(layout)?.0, raw))) {
-                    Ok((root, raw)) => {
-                        if best.as_ref().is_none_or(|(epoch, _)| *epoch < root.epoch) {
-                            best = Some((root.epoch, raw));
-                        }
-                    }
-                    Err(_) => bad.push((device, at)),
-                }
+                let root = read.and_then(|raw| Ok((Root::decode(&raw.0).map_err(layout)?.0, raw)));
+                copies.push((device, at, root.ok().map(|(root, raw)| (root.epoch, raw))));
             }
         }
-        let Some((_, raw)) = best else { continue };
-        for (device, at) in bad {
-            // A device that refuses has its other copy; the consistency point to come will tell.
-            let _ = device.write(at, &[&raw]).and_then(|()| device.flush());
+        let whole = copies.iter().filter_map(|(.., root)| root.as_ref());
+        let Some((newest, raw)) = whole.max_by_key(|(epoch, _)| *epoch) else { continue };
+        let is_old = |root: &Option<(u64, _)>| root.as_ref().is_none_or(|(e, _)| e < newest);
+        let old = || copies.iter().filter(|(.., root)| is_old(root));
+        if old().next().is_none() {
+            continue;
+        }
+        // The newest copy may be in a cache only: it is durable before another is touched. A
+        // device that refuses has its other copy; the consistency point to come will tell.
+        devices.iter().for_each(|device| drop(device.flush()));
+        for (device, at, _) in old() {
+            let _ = device.write(*at, &[raw]).and_then(|()| device.flush());
         }
     }
 }

@@ -94,13 +94,24 @@ impl Node {
     }
 }
 
-/// Something detached: what stands below is freed when its epoch's consistency point knows all
+/// Something detached: what stands below is judged when its epoch's consistency point knows all
 /// places.
 pub(crate) enum Dead {
     /// This block alone.
     Block(Slot),
-    /// A subtree: (top, height of the top above the data, volume, inode).
-    Tree(Slot, u8, u32, u64),
+    /// A subtree: (top, height of the top above the data, inode whose count of blocks falls when
+    /// its data is counted, or 0).
+    Tree(Slot, u8, u64),
+}
+
+impl Dead {
+    /// All of a file's tree.
+    pub fn whole(tree: Tree) -> Dead {
+        match tree.height {
+            0 => Dead::Block(tree.root),
+            h => Dead::Tree(tree.root, h, 0),
+        }
+    }
 }
 
 /// Why an operation in memory cannot go on.
@@ -125,7 +136,6 @@ pub(crate) struct Change<'a> {
     pub dirtied: u64,
     /// Data blocks linked where a hole was, less those unlinked one by one.
     pub blocks: i64,
-    pub volume: u32,
     pub ino: u64,
 }
 
@@ -448,9 +458,9 @@ fn punch_in(c: &mut Change, slot: &mut Slot, height: u8, first: u64, end: u64) -
             match count_data(c.nodes, &old, height, &mut COUNT_AT_ONCE.clone()) {
                 Some(n) => {
                     c.blocks -= n;
-                    c.dead.push(Dead::Tree(old, height, 0, 0));
+                    c.dead.push(Dead::Tree(old, height, 0));
                 }
-                None => c.dead.push(Dead::Tree(old, height, c.volume, c.ino)),
+                None => c.dead.push(Dead::Tree(old, height, c.ino)),
             }
         }
         return Ok(());

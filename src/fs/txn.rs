@@ -10,7 +10,7 @@ use super::store::Data;
 use super::tree::{Dead, Miss, Slot, Tree};
 use super::types::*;
 use crate::device::{Block, BLOCK_BYTES};
-use fs_layout::{Inode as DiskInode, InodeKind};
+use fs_layout::{Inode as DiskInode, InodeKind, VERSION_DELETED};
 use parking_lot::RwLockWriteGuard;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -101,13 +101,54 @@ impl<'a> Txn<'a> {
 
     /// Applies everything in one step.
     pub fn commit(self) -> Result<()> {
+        self.within_space(|| {
+            let _pin = self.core.pins.pin(&self.core.epoch);
+            let held = Held::new(&self.core.store);
+            loop {
+                let miss = {
+                    let _shared = self.core.guard.shared();
+                    let _steps = self.core.store.in_steps();
+                    match self.try_apply(&held)? {
+                        None => return Ok(()),
+                        Some(miss) => miss,
+                    }
+                };
+                held.fetch(miss)?;
+            }
+        })
+    }
+
+    /// Applies everything in one step, as the last of its epoch, durable on return: the instant of
+    /// the snapshots that it makes.
+    pub fn commit_and_freeze(self) -> Result<()> {
+        let core = self.core;
+        self.within_space(|| {
+            let held = Held::new(&core.store);
+            let mut log = core.log_before_freeze()?;
+            let cut = loop {
+                let miss = {
+                    let _alone = core.guard.alone();
+                    let _steps = core.store.in_steps();
+                    match self.try_apply(&held)? {
+                        None => break core.freeze_snapshots(),
+                        Some(miss) => miss,
+                    }
+                };
+                held.fetch(miss)?;
+            };
+            core.write_group(&mut log, cut)?;
+            core.flush_log(&log)
+        })
+    }
+
+    fn within_space(&self, apply: impl FnOnce() -> Result<()>) -> Result<()> {
         let core = self.core;
         core.writable()?;
         core.pace()?;
         let blocks: u64 = self.parts.values().map(|p| p.blocks.len() as u64).sum();
         let worst = blocks + 8 * (self.parts.len() as u64 + blocks);
         core.promise(worst, self.privileged)?;
-        let done = self.apply();
+        let done = apply();
         core.space.settle(worst);
         if done.is_ok() {
             core.after_change();
@@ -115,29 +156,24 @@ impl<'a> Txn<'a> {
         done
     }
 
-    fn apply(&self) -> Result<()> {
-        let _pin = self.core.pins.pin(&self.core.epoch);
-        let held = Held::new(&self.core.store);
-        loop {
-            let miss = {
-                let _shared = self.core.guard.shared();
-                let _steps = self.core.store.in_steps();
-                let mut locked = Vec::new();
-                for part in self.parts.values() {
-                    let Some(inode) = &part.inode else { continue };
-                    let state = inode.state.write();
-                    let ended = inode.volume.deleted.load(std::sync::atomic::Ordering::Relaxed);
-                    if ended || (part.must_live && state.gone) {
-                        return Err(Error::Stale);
-                    }
-                    locked.push((inode, part, state));
-                }
-                match check(&held, &locked) {
-                    Ok(()) => return self.apply_locked(&held, locked),
-                    Err(miss) => miss,
-                }
-            };
-            held.fetch(miss)?;
+    /// Under the guard. What it misses is said before anything was changed.
+    fn try_apply(&self, held: &Held) -> Result<Option<Miss>> {
+        let mut locked = Vec::new();
+        for part in self.parts.values() {
+            let Some(inode) = &part.inode else { continue };
+            let state = inode.state.write();
+            let ended = inode.volume.deleted.load(std::sync::atomic::Ordering::Relaxed);
+            if ended || (part.must_live && state.gone) {
+                return Err(Error::Stale);
+            }
+            if inode.volume.is_frozen {
+                return Err(Error::ReadOnly);
+            }
+            locked.push((inode, part, state));
+        }
+        match check(held, &locked) {
+            Ok(()) => self.apply_locked(held, locked).map(|()| None),
+            Err(miss) => Ok(Some(miss)),
         }
     }
 
@@ -166,11 +202,7 @@ impl<'a> Txn<'a> {
         if part.frees || part.clears {
             let tree = std::mem::replace(&mut state.tree, Tree::empty());
             if !tree.root.is_hole() {
-                let dead = match tree.height {
-                    0 => Dead::Block(tree.root),
-                    h => Dead::Tree(tree.root, h, 0, 0),
-                };
-                core.dead.lock().push(dead);
+                core.bury_later(inode.id.volume, [Dead::whole(tree)]);
             }
             state.pending.push(Pending::Hole(0, MAX_FILE_BYTES / BLOCK_BYTES as u64));
             state.meta.blocks = 0;
@@ -191,12 +223,16 @@ impl<'a> Txn<'a> {
         for edit in &part.edits {
             edit(&mut state.meta);
         }
+        if part.makes.is_some() && state.meta.kind == InodeKind::Version {
+            core.note_version(inode, state);
+        }
         if part.frees {
             state.gone = true;
             state.meta = DiskInode::empty(InodeKind::Free);
         }
         if part.ends_volume {
-            state.meta.version.flags |= 1;
+            state.meta.version.flags |= VERSION_DELETED;
+            state.meta.nlink = 0;
             if let Some(v) = core.volumes.get(&VolumeId(inode.id.ino as u32)) {
                 v.deleted.store(true, std::sync::atomic::Ordering::Release);
             }

@@ -36,7 +36,7 @@ impl Core {
 
     /// A version inode and the two directories every volume has.
     pub fn make_volume(&self, txn: &mut Txn, table: &Arc<Volume>, id: VolumeId, owner: Owner) {
-        let volume = Arc::new(Volume::new(FIRST_INO));
+        let volume = Arc::new(Volume::new(FIRST_INO, false));
         self.volumes.insert(id, volume.clone());
         let mut unborn = |node: NodeId, volume: &Arc<Volume>, meta: DiskInode| {
             let empty = DiskInode::empty(InodeKind::Free);
@@ -108,12 +108,27 @@ impl Core {
             return Err(Error::Busy);
         }
         self.volume(id)?; // In memory, so that its deletion is seen by all who hold it.
-        let version = self.inode(NodeId { volume: TABLE, ino: found.ino })?;
+        let version = self.inode_file(id)?;
+        let snapshots = version.state.read().meta.version.snapshots;
+        if snapshots != 0 {
+            let dir = self.inode(NodeId { volume: TABLE, ino: snapshots })?;
+            if dir.state.read().meta.entries > 0 {
+                return Err(Error::NotEmpty);
+            }
+            txn.free(&dir);
+        }
         edit.remove(&mut txn, name.as_bytes())?;
         txn.end_volume(&version);
         txn.commit()?;
-        self.inodes.retain(|node, _| node.volume != id);
+        self.forget_volume(id);
         Ok(())
+    }
+
+    /// Drops what is in memory of a volume that was deleted.
+    pub fn forget_volume(&self, id: VolumeId) {
+        if self.volumes.contains_key(&id) {
+            self.inodes.retain(|node, _| node.volume != id);
+        }
     }
 
     /// Data blocks of all files of a volume, in bytes.

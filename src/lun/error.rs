@@ -107,7 +107,7 @@ pub(super) fn remedy_of(error: &fs::Error) -> &'static str {
         fs::Error::Io(_) | fs::Error::Latched(_) => {
             "look after the device, then serve the pool again"
         }
-        fs::Error::ReadOnly => "serve the pool with its devices writable",
+        fs::Error::ReadOnly => "write to a clone of it",
         fs::Error::Stale => "look whether it was deleted meanwhile",
         _ => "look at the request and try again",
     }

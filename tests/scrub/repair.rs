@@ -2,11 +2,12 @@
 
 use super::lab::*;
 use fs_layout::{
-    Inode, Pointer, Root, SpaceEntry, INODE_BYTES, LABEL_PLACES, ROOT_COPIES, SEGMENT_MAP_BASE,
+    GroupHead, Inode, Pointer, Root, SpaceEntry, INODE_BYTES, LABEL_PLACES, ROOT_COPIES,
+    SEGMENT_MAP_BASE,
 };
 use lunfs::device::sim::SimDevice;
 use lunfs::device::{Block, BlockDevice};
-use lunfs::fs::{check, repair, CheckOptions, NodeId, Repaired, VolumeId};
+use lunfs::fs::{check, repair, CheckOptions, Fs, NodeId, Repaired, VolumeId};
 use std::sync::Arc;
 
 type Devices = Vec<Arc<SimDevice>>;
@@ -320,4 +321,44 @@ fn a_bad_node_stays_a_medium_error() {
     assert_files(&devices, &files);
     let fs = open(&devices);
     assert!(readable(&fs, id, seed, blocks).iter().all(|ok| !ok));
+}
+
+/// Where the first group of the log with continuation blocks has them.
+fn first_payload(device: &SimDevice) -> u64 {
+    let (root, _) = root_of(device);
+    let (mut at, mut seed) = (root.next_group_block, root.group_seed);
+    loop {
+        let raw = read_block(device, place(at));
+        let (head, next) = GroupHead::decode(&raw.0, &seed).expect("a group with a payload");
+        if let Some((block, _)) = head.extents.first() {
+            return *block;
+        }
+        (at, seed) = (head.next_block, next);
+    }
+}
+
+/// What a durable group said is lost: nobody may decide to go on without it but the user.
+#[test]
+fn a_group_whose_content_is_lost() {
+    let devices = plain(1);
+    let mut files = filled(&devices);
+    let fs = open(&devices);
+    files.push((make_file(&fs, "kept", 11, 4), 11, 4));
+    fs.sync().expect("sync");
+    for n in 0..40 {
+        make_file(&fs, &format!("many{n}"), 12, 1);
+    }
+    fs.sync().expect("sync");
+    make_file(&fs, "later", 13, 4);
+    fs.sync().expect("sync");
+    let crashed = vec![Arc::new(devices[0].after_crash(1))];
+    crashed[0].flip_bit(place(first_payload(&crashed[0])), 77);
+    let refused = Fs::open(dyns(&crashed), options()).err().expect("refused").to_string();
+    assert!(refused.contains("damaged, though it was durable"), "{refused}");
+    let done = repaired(&crashed);
+    assert!(done.actions[0].contains("the log is cut before it"), "{:?}", done.actions);
+    assert_files(&crashed, &files);
+    let fs = open(&crashed);
+    let root = NodeId::root(VolumeId::TREE);
+    assert!(fs.lookup(root, b"later").is_err(), "what came after the gap is no prefix");
 }

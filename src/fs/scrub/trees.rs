@@ -382,11 +382,15 @@ impl Core {
             w.enter(Phase::Space);
             return Ok(());
         };
+        let scope = cp.reclaim.scope_at(w.at.ino as usize);
+        // What is older is somebody else's, or was, and is free by now.
+        let since = w.since.max(self.bound_of(scope)?);
         let mut more = None;
-        if entry.depth > 0 || entry.kind == DeadKind::Inodes {
+        let is_walked = matches!(entry.kind, DeadKind::Data | DeadKind::Inodes);
+        if is_walked && (entry.depth > 0 || entry.kind == DeadKind::Inodes) {
             let root = Slot::Ptr(entry.pointer);
             let tree = Tree { root, height: entry.depth };
-            let gathered = Gather::tree(&tree, w.at.block, w.since, 0);
+            let gathered = Gather::tree(&tree, w.at.block, since, 0);
             let mut descent = Descent::new(self, found, Owner::pool(Part::Dead), budget.max(256));
             more = descent.run(gathered)?;
             let leaves = std::mem::take(&mut descent.leaves);

@@ -1,7 +1,7 @@
 //! Mirrored pools whose devices change while they are used: what they gain, what moves, and what a
 //! power cut in the middle leaves.
 
-use lunfs::device::sim::{IoEvent, Rng, SimDevice};
+use lunfs::device::sim::{IoEvent, IoKind, Rng, SimDevice};
 use lunfs::device::BlockDevice;
 use lunfs::fs::{
     check, CheckOptions, FormatOptions, Fs, NewNode, NodeId, OpenOptions, Owner, Redundancy,
@@ -309,4 +309,79 @@ fn without_redundancy_a_device_can_leave_too() {
     let pool = with_label(devices);
     assert_sound(&pool);
     assert_files(&open(&pool).unwrap(), &files);
+}
+
+/// At its flush number `n` from now the device loses what its cache held, and is gone; `then` runs.
+fn gone_at_flush(device: &Arc<SimDevice>, n: u64, then: impl Fn() + Send + Sync + 'static) {
+    let (count, gone) = (AtomicU64::new(0), device.clone());
+    device.on_io(Some(Arc::new(move |event: &IoEvent| {
+        let flush = event.kind == IoKind::Flush && !event.done;
+        if flush && count.fetch_add(1, SeqCst) + 1 == n {
+            gone.crash(n);
+            gone.vanish(true);
+            then();
+        }
+    })));
+}
+
+#[test]
+fn a_device_that_fails_while_copies_move_to_it_gets_them_when_it_is_back() {
+    let mut came_back = 0;
+    for n in 1..40 {
+        let devices = devices(&[35, 35, 35]);
+        format(&devices[..2].to_vec(), Redundancy::Mirror);
+        let fs = open(&devices[..2].to_vec()).unwrap();
+        let files = fill(&fs, 7, 6 << 20);
+        fs.add_device(devices[2].clone(), "third".into(), [7; 16]).unwrap();
+        gone_at_flush(&devices[2], n, || {});
+        for _ in 0..6 {
+            fs.rebalance_step(3).unwrap();
+        }
+        devices[2].on_io(None);
+        devices[2].vanish(false);
+        if fs.devices()[2].state == "missing" {
+            let third: Arc<dyn BlockDevice> = devices[2].clone();
+            fs.online(&third).unwrap();
+            while fs.regenerate_step(300).unwrap() {}
+            came_back += 1;
+        }
+        drop(fs);
+        eprintln!("gone at flush {n}");
+        assert_sound(&devices);
+        let fs = open(&devices).unwrap();
+        assert_files(&fs, &files);
+    }
+    assert!(came_back > 10, "{came_back}");
+}
+
+/// The root that is durable may lead to what the map in memory does not name any more.
+#[test]
+fn a_device_that_fails_while_its_last_segments_leave_it_is_not_given_up() {
+    let mut gone = 0;
+    for (n, calls) in (1..60).flat_map(|n| [(n, 7), (n, 9)]) {
+        let devices = devices(&[35, 35]);
+        format(&devices, Redundancy::None);
+        let fs = open(&devices).unwrap();
+        let files = fill(&fs, 7, 300_000);
+        fs.remove_device(0).unwrap();
+        let other = devices[1].clone();
+        gone_at_flush(&devices[0], n, move || {
+            let (count, cut) = (AtomicU64::new(0), other.clone());
+            other.on_io(Some(Arc::new(move |event: &IoEvent| {
+                if !event.done && count.fetch_add(1, SeqCst) + 1 == calls {
+                    cut.cut_power();
+                }
+            })));
+        });
+        let done = (0..20).try_for_each(|_| fs.rebalance_step(16).map(|_| ()));
+        gone += u64::from(done.is_err());
+        devices.iter().for_each(|d| d.on_io(None));
+        let crashed: Devices = devices.iter().map(|d| Arc::new(d.after_crash(n))).collect();
+        drop(fs);
+        eprintln!("gone at flush {n}, power cut {calls} calls later");
+        let crashed = with_label(crashed);
+        let fs = open(&crashed).unwrap();
+        assert_files(&fs, &files);
+    }
+    assert!(gone > 4, "{gone}");
 }

@@ -63,8 +63,8 @@ impl Core {
         if !change(&mut cp)? {
             return Ok(false);
         }
-        self.touch_names()?;
-        let done = self.run_cp(&mut cp);
+        // What `change` did must not be without its root.
+        let done = self.touch_names().and_then(|()| self.run_cp(&mut cp));
         done.map_err(|e| self.store.set_latch(format!("a consistency point failed: {e}")))?;
         Ok(true)
     }
@@ -237,7 +237,7 @@ impl Core {
             }
         }
         cp.root_slot = slot;
-        self.store.members.note_root(cp.root.epoch);
+        self.store.note_root(cp.root.epoch);
         Ok(())
     }
 

@@ -151,10 +151,10 @@ impl Core {
         self.store.change_members(|set| {
             set.note_sizes();
             slot = set.join(device.clone(), entry)?;
-            // Its own label first, as the others will be.
-            let generation = set.label.generation + 1;
+            // Its own label first, but of this generation: where nobody else comes to know of it,
+            // a later change of the others counts.
             let device_blocks = device.block_count();
-            let label = Label { index: slot, device_blocks, generation, ..set.label.clone() };
+            let label = Label { index: slot, device_blocks, ..set.label.clone() };
             let mut raw = Block::zeroed();
             label.encode(&mut raw.0).map_err(|e| Error::Format(e.to_string()))?;
             let mut written = LABEL_PLACES.iter().map(|place| device.write(*place, &[&raw]));

@@ -6,8 +6,11 @@
 //! - reads go to devices that are normal; writes also to those that are merging or regenerating;
 //! - after a write or flush of one device failed, nothing is acknowledged before the others have
 //!   recorded that it is missing, under a new lineage: a flush beside the failure waits for that;
-//! - a device goes only if every run of the segment map keeps a device that is read; else the pool
-//!   latches;
+//! - a device goes only if every run of the segment map keeps a device that is read, in the map of
+//!   the durable root too where that is another; else the pool latches;
+//! - a map under which a copy has another place becomes the pool's under `change`, and only if no
+//!   membership changed while the copy was made; a device that leaves before the root with that map
+//!   is durable is filled as a whole when it comes back;
 //! - only a normal device that leaves makes a new lineage: the others were never believed.
 //!
 //! `change` is held while labels are written, and nothing else is taken under it.
@@ -99,6 +102,10 @@ impl Set {
     /// Does every run keep a device that is read?
     pub fn covers(&self, map: &[SegmentRun]) -> bool {
         map.iter().all(|run| run.members.iter().any(|(slot, _)| self.readable(*slot).is_some()))
+    }
+
+    fn covers_all(&self, maps: &[Vec<SegmentRun>]) -> bool {
+        maps.iter().all(|map| self.covers(map))
     }
 
     /// The next generation; a new lineage where the pool goes on without a device that was in
@@ -206,7 +213,7 @@ impl Store {
         let done = match next.written(slot) {
             None => Ok(()), // Somebody else saw it, and it is recorded.
             Some(_) => {
-                next.leave(slot, self.members.durable_epoch());
+                next.leave(slot, self.good_epoch());
                 self.record(next, why)
             }
         };
@@ -222,7 +229,7 @@ impl Store {
         }
         let mut without = Set::clone(&self.members.now());
         without.leave(slot, 0);
-        if without.covers(&self.segment_map()) {
+        if without.covers_all(&self.segment_maps()) {
             // A failure is latched.
             let _ = self.failed(slot, format!("reading {} failed: {e}", without.name(slot)));
         }
@@ -239,7 +246,7 @@ impl Store {
         self.check_latch()?;
         let mut next = Set::clone(&self.members.now());
         change(&mut next)?;
-        if !next.covers(&self.segment_map()) {
+        if !next.covers_all(&self.segment_maps()) {
             return Err(Error::Invalid("some data would have no device left that can be read"));
         }
         // Paths that do not fit are the caller's trouble, no device's.
@@ -248,13 +255,23 @@ impl Store {
         self.record(next, String::new())
     }
 
+    /// Does `switch` while no membership changes, if the labels' generation is this one still.
+    pub fn while_unchanged(&self, generation: u64, switch: impl FnOnce()) -> bool {
+        let _change = self.members.change.lock();
+        let same = self.members.now().label.generation == generation;
+        if same {
+            switch();
+        }
+        same
+    }
+
     /// Makes `next` durable on all its devices, and current. Whoever fails meanwhile leaves too.
     /// Under `change`.
     fn record(&self, mut next: Set, mut why: String) -> Result<()> {
         let mut before = self.members.now();
-        let map = self.segment_map();
+        let maps = self.segment_maps();
         loop {
-            if !next.covers(&map) {
+            if !next.covers_all(&maps) {
                 return Err(self.set_latch(why));
             }
             next.advance(&before, self.members.seed);
@@ -263,7 +280,7 @@ impl Store {
                 Ok(()) => break,
                 Err((slot, e)) => {
                     why = format!("writing the label of {} failed: {e}", next.name(slot));
-                    next.leave(slot, self.members.durable_epoch());
+                    next.leave(slot, self.good_epoch());
                 }
             }
         }
@@ -323,7 +340,7 @@ impl Store {
             }
             Err((slot, e)) => {
                 let why = format!("writing the label of {} failed: {e}", set.name(slot));
-                set.leave(slot, self.members.durable_epoch());
+                set.leave(slot, self.good_epoch());
                 self.record(set, why)
             }
         }

@@ -282,6 +282,7 @@ impl Core {
         to: (u16, u64),
         work: &mut Work,
     ) -> Result<bool> {
+        let generation = self.store.members.now().label.generation;
         if !self.write_beside(Some((logical, count, to))) {
             return Ok(false);
         }
@@ -296,17 +297,19 @@ impl Core {
         }
         let mut given_up_in = 0;
         let moved = self.consistency_point_with(|cp| {
-            // A device that failed meanwhile has not got everything.
-            let set = self.store.members.now();
-            if set.readable(to.0).is_none() {
-                return Ok(false);
-            }
             let map = self.map_after(step);
+            let pages = cp.root.segment_map;
             self.name_map(cp, &map)?;
             given_up_in = self.now();
-            // At once for both, so that every write finds all three places, before as after.
-            self.store.set_beside(Some(map), Some((logical, count, from)));
-            Ok(true)
+            // A device that failed meanwhile has not got everything, even if it is back.
+            let switched = self.store.while_unchanged(generation, || {
+                // At once for both, so that every write finds all three places, before as after.
+                self.store.set_beside(Some(map), Some((logical, count, from)));
+            });
+            if !switched {
+                cp.root.segment_map = pages;
+            }
+            Ok(switched)
         });
         if matches!(moved, Ok(true)) {
             work.given_up_in = Some(given_up_in);

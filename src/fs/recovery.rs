@@ -257,7 +257,7 @@ pub(super) fn recovered(loaded: Loaded, damage: Damage) -> Result<Core> {
     mend_roots(&readable);
     // Before anything is acknowledged, recovery's own writes included.
     if !unrecorded.is_empty() {
-        let epoch = core.store.members.durable_epoch();
+        let epoch = core.store.good_epoch();
         core.store.change_members(|set| {
             unrecorded.iter().for_each(|slot| set.leave(*slot, epoch));
             Ok(())

@@ -76,12 +76,11 @@ impl Core {
     pub fn offline(&self, slot: u16) -> Result<()> {
         self.writable()?;
         self.consistency_point_forced()?;
-        let epoch = self.store.members.durable_epoch();
         self.change_quietly(|set| match set.record(slot).map(|r| r.state) {
             None | Some(MemberState::Absent) => Err(Error::Invalid("no such device")),
             Some(MemberState::Missing) => Err(Error::Invalid("the device is missing already")),
             Some(_) => {
-                set.leave(slot, epoch);
+                set.leave(slot, self.store.good_epoch());
                 Ok(())
             }
         })
@@ -341,7 +340,6 @@ impl Core {
     /// All that was written is flushed; then the devices are normal.
     fn finish_walk(&self, done: &Regeneration) -> Result<()> {
         self.store.flush()?;
-        let epoch = self.store.members.durable_epoch();
         let mut retired = None;
         let changed = self.store.change_members(|set| {
             if set.label.generation != done.generation {
@@ -354,7 +352,7 @@ impl Core {
                 if let Some(old) = d.member.replaces {
                     let device = set.devices.get(usize::from(old)).cloned().flatten();
                     retired = device.map(|device| (old, device));
-                    set.leave(old, epoch);
+                    set.leave(old, self.store.good_epoch());
                 }
             }
             Ok(())

@@ -172,7 +172,16 @@ pub(crate) type Beside = (u64, u64, (u16, u64));
 /// The segment map, and where else is written while copies move.
 struct Map {
     runs: Vec<SegmentRun>,
+    /// What the durable root names, while that is another map.
+    durable: Option<Vec<SegmentRun>>,
     beside: Option<Beside>,
+}
+
+impl Map {
+    fn change_to(&mut self, runs: Vec<SegmentRun>) {
+        let before = std::mem::replace(&mut self.runs, runs);
+        self.durable.get_or_insert(before);
+    }
 }
 
 /// Which copy of a block is read.
@@ -211,7 +220,7 @@ impl Store {
         let limit_per_shard = (cache_blocks / CACHE_SHARDS).max(16);
         Store {
             members,
-            map: RwLock::new(Map { runs: map, beside: None }),
+            map: RwLock::new(Map { runs: map, durable: None, beside: None }),
             cache: Cache { shards, limit_per_shard },
             counters: Counters::default(),
             heals: AtomicBool::new(true),
@@ -226,13 +235,34 @@ impl Store {
     }
 
     pub fn set_segment_map(&self, runs: Vec<SegmentRun>) {
-        self.map.write().runs = runs;
+        self.map.write().change_to(runs);
+    }
+
+    /// The map, and the one of the durable root where that is another: a crash leads back to it.
+    pub(super) fn segment_maps(&self) -> Vec<Vec<SegmentRun>> {
+        let map = self.map.read();
+        std::iter::once(&map.runs).chain(&map.durable).cloned().collect()
+    }
+
+    /// A root is durable on all devices that are written.
+    pub fn note_root(&self, epoch: u64) {
+        self.members.note_root(epoch);
+        self.map.write().durable = None;
+    }
+
+    /// Up to which epoch a device that leaves now has everything. While the map changes hands that
+    /// is unknown: what moved was born long ago, and may not be on its disk.
+    pub(super) fn good_epoch(&self) -> u64 {
+        match self.map.read().durable.is_some() {
+            true => 0,
+            false => self.members.durable_epoch(),
+        }
     }
 
     /// Changes where is written besides, and the map with it.
     pub fn set_beside(&self, runs: Option<Vec<SegmentRun>>, beside: Option<Beside>) {
         let mut map = self.map.write();
-        map.runs = runs.unwrap_or_else(|| std::mem::take(&mut map.runs));
+        runs.into_iter().for_each(|runs| map.change_to(runs));
         map.beside = beside;
     }
 
@@ -444,6 +474,9 @@ impl Store {
         while done < data.len() {
             let left = (data.len() - done) as u64;
             let (members, n) = self.locate_written(block + done as u64, left)?;
+            if members.is_empty() {
+                return Err(self.set_latch(format!("no device is left to write {block} to")));
+            }
             let part = &data[done..done + n as usize];
             let copies = if planted(Mutation::SecondCopyNotWritten) { 1 } else { members.len() };
             for (device, at) in members.iter().take(copies) {

@@ -29,6 +29,7 @@ impl Fs {
 
     fn wipe_run(&self, (first, count): Run, patterns: &[Block]) -> Result<()> {
         let store = &self.core().store;
+        let is_filled = store.locate(first, 1)?.0.len() > store.locate_readable(first, 1)?.0.len();
         let mut used = vec![false; count as usize];
         // every copy is looked at: none is ever good enough to stop at
         let look = |blocks: Vec<Box<Block>>| -> Option<()> {
@@ -37,8 +38,9 @@ impl Fs {
             }
             None
         };
-        if store.read_raw(first, count as usize, look).is_err() {
-            used.fill(true); // what cannot be read may still be there
+        if store.read_raw(first, count as usize, look).is_err() || is_filled {
+            // What cannot be read may still be there, and what a device that is being filled holds.
+            used.fill(true);
         }
         let places: Vec<u64> = (first..).zip(used).filter(|p| p.1).map(|p| p.0).collect();
         for pattern in patterns.iter().filter(|_| !places.is_empty()) {

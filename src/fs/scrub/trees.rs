@@ -32,6 +32,8 @@ enum Item {
 struct Gather {
     from: u64,
     since: u64,
+    /// What was born by then and has a place is on disk, though it may be in memory still.
+    durable: u64,
     items: Vec<Item>,
     nodes_left: u64,
     /// There is more, from this file block on.
@@ -40,9 +42,9 @@ struct Gather {
 
 impl Gather {
     /// Called under the file's lock; does no I/O.
-    fn tree(tree: &Tree, from: u64, since: u64) -> Gather {
+    fn tree(tree: &Tree, from: u64, since: u64, durable: u64) -> Gather {
         let items = Vec::new();
-        let mut g = Gather { from, since, items, nodes_left: PIECE_NODES, stopped: None };
+        let mut g = Gather { from, since, durable, items, nodes_left: PIECE_NODES, stopped: None };
         g.slot(&tree.root, tree.height, 0);
         g
     }
@@ -55,8 +57,14 @@ impl Gather {
             self.stopped = Some(base.max(self.from));
             return;
         }
+        let is_on_disk = |p: &Pointer| matches!(slot, Slot::Ptr(_)) || p.birth <= self.durable;
+        if let Some(p) = slot.pointer().filter(is_on_disk) {
+            if p.birth > self.since {
+                self.items.push(Item::Disk(p, height, base));
+            }
+            return;
+        }
         match slot {
-            Slot::Ptr(p) if p.birth > self.since => self.items.push(Item::Disk(*p, height, base)),
             Slot::Ptr(_) => {}
             Slot::Data(_, d) => self.items.push(Item::Memory(base, d.clone())),
             Slot::Node(n) if height > 0 => {
@@ -209,7 +217,7 @@ impl Core {
             let id = NodeId { volume, ino: w.at.ino };
             let record = block.bytes.0.chunks_exact(INODE_BYTES).nth((id.ino + 8 - last) as usize);
             let gathered = match self.inodes.get(&id).map(|i| i.clone()) {
-                Some(inode) => gather_inode(&inode, w.at.block, since),
+                Some(inode) => gather_inode(&inode, w.at.block, since, before),
                 None => record.and_then(|r| gather_record(id, r, w.at.block, since)),
             };
             // See the head of mod.rs: only now it is known that what was gathered is linked.
@@ -275,7 +283,8 @@ impl Core {
         found: &mut Found,
     ) -> Result<Option<InodeBlock>> {
         let from = w.at.ino / INODES_PER_BLOCK;
-        let gathered = Gather::tree(&file.state.read().tree, from, since);
+        let durable = self.completed_epoch.load(Ordering::SeqCst);
+        let gathered = Gather::tree(&file.state.read().tree, from, since, durable);
         let volume = VolumeId(w.at.volume);
         if self.is_deleted(volume) {
             self.next_volume(w);
@@ -381,7 +390,7 @@ impl Core {
         if is_walked && (entry.depth > 0 || entry.kind == DeadKind::Inodes) {
             let root = Slot::Ptr(entry.pointer);
             let tree = Tree { root, height: entry.depth };
-            let gathered = Gather::tree(&tree, w.at.block, since);
+            let gathered = Gather::tree(&tree, w.at.block, since, 0);
             let mut descent = Descent::new(self, found, Owner::pool(Part::Dead), budget.max(256));
             more = descent.run(gathered)?;
             let leaves = std::mem::take(&mut descent.leaves);
@@ -399,10 +408,10 @@ impl Core {
 }
 
 /// An inode in memory: what it leads to now.
-fn gather_inode(inode: &Inode, from: u64, since: u64) -> Option<Gather> {
+fn gather_inode(inode: &Inode, from: u64, since: u64, durable: u64) -> Option<Gather> {
     let s = inode.state.read();
     let walked = !s.gone && s.meta.kind != InodeKind::Version;
-    walked.then(|| Gather::tree(&s.tree, from, since))
+    walked.then(|| Gather::tree(&s.tree, from, since, durable))
 }
 
 /// An inode that is not in memory, from its record.
@@ -412,5 +421,5 @@ fn gather_record(id: NodeId, raw: &[u8], from: u64, since: u64) -> Option<Gather
     let walked = record.kind != InodeKind::Free
         && !(id.volume == TABLE && record.kind == InodeKind::Version);
     let tree = Tree { root: Slot::Ptr(record.root), height: record.height };
-    walked.then(|| Gather::tree(&tree, from, since))
+    walked.then(|| Gather::tree(&tree, from, since, 0))
 }

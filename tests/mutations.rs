@@ -54,6 +54,7 @@ const HUNTS: &[Hunt] = &[
     Hunt(EpochAgain, Some(Names), 4),
     Hunt(SecondCopyNotWritten, None, 31),
     Hunt(HealsFromAnyCopy, None, 7),
+    Hunt(AcknowledgeBeforeStaleRecord, Some(Mixed), 99409407851),
 ];
 
 fn config(profile: Option<Profile>, seed: u64) -> Config {

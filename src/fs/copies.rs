@@ -2,7 +2,7 @@
 //!
 //! Errors are what a power cut cannot leave behind: a bad copy of a block that was durable. A copy
 //! of a root or label that is not whole may be what was being written then; the next opening mends
-//! it: it is noted.
+//! it: it is noted. A device that is being filled has no copies to be good yet.
 
 use super::check::Report;
 use super::core::Core;
@@ -67,6 +67,9 @@ pub(super) fn survey_fixed(devices: Vec<Device>, report: &mut Report) -> Result<
     let groups = core.log_length()?;
     core.log.lock().written += groups;
     for place in core.survey(Phase::Space, Phase::Done)? {
+        if is_to_be_filled(&core, &place) {
+            continue;
+        }
         let text = core.place_text(&place);
         let mended = matches!(place.part, Part::Root | Part::Label | Part::Log);
         match mended && place.outcome != Outcome::Lost {
@@ -81,6 +84,12 @@ pub(super) fn survey_fixed(devices: Vec<Device>, report: &mut Report) -> Result<
     Ok(())
 }
 
+/// Is it bad only on devices that nobody reads before they are filled?
+fn is_to_be_filled(core: &Core, place: &BadPlace) -> bool {
+    let set = core.store.members.now();
+    place.outcome != Outcome::Lost && place.devices.iter().all(|d| set.readable(*d).is_none())
+}
+
 /// Looks at every copy of the trees, where there is more than one.
 pub(super) fn survey_trees(core: &Core, report: &mut Report) -> Result<()> {
     if core.store.segment_map().iter().all(|run| run.members.len() < 2) {
@@ -88,7 +97,7 @@ pub(super) fn survey_trees(core: &Core, report: &mut Report) -> Result<()> {
     }
     for place in core.survey(Phase::Trees, Phase::Space)? {
         // What no copy has is told by the count.
-        if place.outcome != Outcome::Lost {
+        if place.outcome != Outcome::Lost && !is_to_be_filled(core, &place) {
             report.errors.push(core.place_text(&place));
         }
     }

@@ -78,6 +78,8 @@ mutations! {
     EpochAgain,
     /// Of a mirror's two copies only the first is written.
     SecondCopyNotWritten,
+    /// A failed write returns before the labels of the others say that the device is stale.
+    AcknowledgeBeforeStaleRecord,
     /// The copy that was read last counts as good, whatever its checksum, when a mirror is healed.
     HealsFromAnyCopy,
 }

@@ -19,6 +19,8 @@ pub struct Config {
     pub profile: Option<Profile>,
     /// Small devices, many crashes and many calls inside calls: a planted bug is soon found.
     pub dense: bool,
+    /// Devices of a mirror stay as they are: the media is what lies.
+    pub steady: bool,
 }
 
 /// How often something happened, by its name.
@@ -103,6 +105,8 @@ pub struct Character {
     pub mirrors: bool,
     /// One device of a mirror fails in all ways, and nothing of that may be seen.
     pub victim: bool,
+    /// Devices of a mirror come and go: where they do not fail or lie besides.
+    pub members_change: bool,
 }
 
 impl Character {
@@ -118,7 +122,10 @@ impl Character {
             grows: rng.chance(1, 4),
             mirrors: rng.chance(1, 2),
             victim: rng.chance(1, 2),
+            members_change: false,
         };
+        let members_change = drawn.mirrors && !drawn.victim && !drawn.faults && !config.steady;
+        let drawn = Character { members_change, ..drawn };
         let profile = config.profile.unwrap_or(drawn.profile);
         match config.dense {
             false => Character { profile, ..drawn },

@@ -26,6 +26,7 @@ impl World {
         *self.fs.lock() = None;
         self.inner.lock().crashes += 1;
         self.broken.store(false, SeqCst);
+        *self.gone.lock() = None;
         for _ in 0..rng.below(3) {
             self.explore(rng.bits())?;
         }
@@ -48,6 +49,9 @@ impl World {
             .map(|(n, device)| Arc::new(device.after_crash(seed ^ n)))
             .collect();
         self.check(&copies)?;
+        if self.is_mirror() {
+            self.each_alone(&copies, seed)?;
+        }
         let fs = self.open_over(as_dyn(&copies)).map_err(|e| format!("recovery: {e}"))?;
         let seen = observe(&fs, &mut Rng::new(seed)).map_err(|e| format!("recovered: {e}"))?;
         {

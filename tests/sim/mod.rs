@@ -6,6 +6,7 @@ pub mod character;
 pub mod check;
 pub mod crash;
 pub mod inside;
+pub mod members;
 pub mod model;
 pub mod observe;
 pub mod ops;

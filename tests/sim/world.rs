@@ -7,6 +7,7 @@
 
 use super::character::{Character, Config, Done, Failure, Report, SimClock, Tally};
 use super::inside::Outer;
+use super::members::draw_spares;
 use super::model::{Body, Model, Node, BLOCK};
 use super::observe::{self, ensure, observe};
 use super::ops::{blocks_held, Generator, Op, Profile, What, BALLAST};
@@ -25,7 +26,7 @@ const FILL_PART: u64 = 3;
 /// Blocks that a device grows by.
 const GROWTH: [u64; 3] = [512, 5 * 512 + 7, 100 * 512];
 /// Largest device.
-const LARGEST_BLOCKS: u64 = 400 * 256;
+pub(super) const LARGEST_BLOCKS: u64 = 400 * 256;
 
 pub struct Inner {
     pub nested: Rng,
@@ -74,6 +75,8 @@ pub struct World {
     pub broken: AtomicBool,
     /// The first device of a mirror has failed or lied.
     pub hurt: AtomicBool,
+    /// The device of a mirror that vanished, until it is back.
+    pub(super) gone: Mutex<Option<String>>,
 }
 
 /// Runs a schedule to its end or to the first thing that is wrong.
@@ -116,7 +119,7 @@ impl World {
     fn new(config: &Config) -> Done<Arc<World>> {
         let mut rng = Rng::new(config.seed ^ 0x5EED);
         let character = Character::draw(&mut rng, config);
-        let devices = draw_devices(&mut rng, &character, config);
+        let mut devices = draw_devices(&mut rng, &character, config);
         let clock = Arc::new(SimClock::new());
         let options = FormatOptions {
             pool_id: [config.seed as u8; 16],
@@ -128,6 +131,9 @@ impl World {
             },
         };
         Fs::format(&as_dyn(&devices), &options).map_err(|e| format!("format: {e}"))?;
+        if character.members_change && devices.len() > 1 {
+            devices.extend(draw_spares(config.seed, &devices));
+        }
         let world = Arc::new(World {
             config: config.clone(),
             character,
@@ -145,6 +151,7 @@ impl World {
             may_nest: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             hurt: AtomicBool::new(false),
+            gone: Mutex::default(),
         });
         let fs = world.open().map_err(|e| format!("first open: {e}"))?;
         let seen = observe(&fs, &mut rng)?;
@@ -247,6 +254,9 @@ impl World {
         if rng.chance(1, who.crash_one_in) {
             return self.crash(&mut rng);
         }
+        if self.is_mirror() && who.members_change && rng.chance(1, 6) {
+            self.change_devices(&mut rng)?;
+        }
         match rng.below(100) {
             _ if rng.chance(1, who.sync_one_in) => self.sync(&mut rng)?,
             0..=2 => self.maintain()?,
@@ -326,16 +336,17 @@ impl World {
     /// What had vanished is there again, as it was then.
     fn bring_back(&self) {
         self.devices.iter().for_each(|device| device.vanish(false));
+        *self.gone.lock() = None;
     }
 
-    fn begin(&self, outer: Outer, nest: bool) {
+    pub(super) fn begin(&self, outer: Outer, nest: bool) {
         let inner = &mut *self.inner.lock();
         inner.outer = outer;
         inner.outer_began = inner.log.len();
         self.may_nest.store(nest, SeqCst);
     }
 
-    fn end(&self) {
+    pub(super) fn end(&self) {
         self.may_nest.store(false, SeqCst);
         self.inner.lock().outer = Outer::default();
     }
@@ -454,7 +465,11 @@ impl World {
         device.grow(device.block_count() + by);
         let result = self.fs()?.grow();
         self.inner.lock().faults.add("growths", 1);
-        self.unless_broken(result, "grow")
+        match result {
+            // It waits for a device that is away.
+            Err(fs::Error::Busy | fs::Error::Invalid(_)) if self.character.members_change => Ok(()),
+            result => self.unless_broken(result, "grow"),
+        }
     }
 
     /// Reads a part of a file, perhaps while it is changed.
@@ -566,6 +581,9 @@ impl World {
         self.cut_at.store(0, SeqCst);
         if self.may_fail() || rng.chance(1, 3) {
             self.crash(rng)?;
+        }
+        if self.is_mirror() && self.character.members_change {
+            self.whole_again()?;
         }
         self.look_at_all(rng)?;
         self.reopen(rng)?;

@@ -27,8 +27,8 @@ from harness import IQN, Lab, Need, die_with_parent, free_port, need, require
 
 CU = os.environ.get("ISCSI_TEST_CU", "iscsi-test-cu")
 TEST_SECONDS = 60
-# Tests that want a LUN which nobody has written to: this one clears blocks 0 to 255 and then expects
-# block 256 to be zero as well.
+# Tests that want a LUN which nobody has written to: this one clears blocks 0 to 255 and then
+# expects block 256 to be zero as well.
 UNTOUCHED = {"MultipathIO.CompareAndWrite"}
 # A sanitize is waited for by polling once a minute.
 LONG_SECONDS = {"Sanitize.Reset": 180, "Sanitize.Overwrite": 120}

@@ -79,9 +79,13 @@ impl Session<'_> {
                 return Err(Error::fs(format!("{} was not replaced", old.path), &e));
             }
         };
-        self.engine.pool.devices.lock().push(created);
+        // The new one may stand at the old one's path.
+        self.engine.pool.devices.lock().push(created.clone());
         let shown = self.until_filled(slot)?;
-        self.let_go(Path::new(&old.path));
+        let old_path = Path::new(&old.path);
+        let mut open = self.engine.pool.devices.lock();
+        open.retain(|d| d.path() != old_path || Arc::ptr_eq(d, &created));
+        drop(open);
         Ok(shown)
     }
 

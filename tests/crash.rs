@@ -10,9 +10,9 @@ use sim::runner::{config, env, first_seed, line, run_all, run_watched, tell};
 
 /// Seeds that are run each time: those of failures once found are added here. What a seed does
 /// changes with the generator, so a mended bug is shown for good by a test of its own.
-/// - 795273212577, 795273212621: a crash between the two copies of a root, then one in the first copy
-///   of the next root of that slot: recovery had left the second copy as it was, so no copy of the
-///   root before was there (`check` said so).
+/// - 795273212577, 795273212621: a crash between the two copies of a root, then one in the first
+///   copy of the next root of that slot: recovery had left the second copy as it was, so no copy of
+///   the root before was there (`check` said so).
 const FIXED_SEEDS: [u64; 18] = [
     1,
     2,

@@ -8,15 +8,15 @@
 
 use super::core::Core;
 use super::error::{Error, Result};
-use super::labels::MIN_DEVICE_BLOCKS;
+use super::labels::{encode_label, wipe, MIN_DEVICE_BLOCKS};
 use super::members::{Device, Set};
 use super::moves::Planned;
 use super::segments::{redundancy_of, usable_segments};
 use super::types::*;
 use crate::device::{Block, BLOCK_BYTES};
 use fs_layout::{
-    DeviceEntry, Label, MemberRecord, MemberState, Root, SegmentMapPage, LABEL_PLACES, MAX_DEVICES,
-    ROOT_COPIES, RUNS_PER_PAGE, SEGMENT_BLOCKS, SEGMENT_MAP_BASE,
+    DeviceEntry, MemberRecord, MemberState, Root, SegmentMapPage, LABEL_PLACES, MAX_DEVICES,
+    RUNS_PER_PAGE, SEGMENT_BLOCKS, SEGMENT_MAP_BASE,
 };
 use std::io;
 use std::sync::Arc;
@@ -51,35 +51,28 @@ fn device_error(name: &str, e: io::Error) -> Error {
     Error::Io(Arc::new(io::Error::new(e.kind(), format!("{name}: {e}"))))
 }
 
-/// A new device must not be taken for part of another pool: its old label and roots go first.
-fn wipe(device: &Device) -> io::Result<()> {
-    let zero = Block::zeroed();
-    for place in LABEL_PLACES {
-        device.write(place, &[&zero])?;
-    }
-    for copy in ROOT_COPIES {
-        device.write(copy, &[&zero, &zero])?;
-    }
-    device.flush()
-}
-
 impl Set {
-    /// Gives a device a slot: one that nobody has any more, or the next.
-    fn join(&mut self, device: Device, entry: DeviceEntry) -> Result<u16> {
+    /// A slot for one more device: one that nobody has any more, or the next.
+    pub fn free_slot(&self) -> Result<u16> {
         let absent = |e: &DeviceEntry| e.member.state == MemberState::Absent;
-        let slot = self.label.devices.iter().position(absent);
-        let slot = slot.unwrap_or(self.label.devices.len());
-        if slot >= MAX_DEVICES {
-            return Err(Error::Invalid("a pool has at most 12 devices"));
+        let all = &self.label.devices;
+        match all.iter().position(absent).unwrap_or(all.len()) {
+            slot if slot < MAX_DEVICES => Ok(slot as u16),
+            _ => Err(Error::Invalid("a pool has at most 12 devices")),
         }
-        if slot == self.label.devices.len() {
-            self.label.devices.push(entry);
-            self.devices.push(Some(device));
-        } else {
-            self.label.devices[slot] = entry;
-            self.devices[slot] = Some(device);
+    }
+
+    /// Gives a device its slot.
+    pub fn join(&mut self, device: Device, entry: DeviceEntry) -> Result<u16> {
+        let slot = self.free_slot()?;
+        match self.label.devices.get_mut(usize::from(slot)) {
+            Some(there) => (*there, self.devices[usize::from(slot)]) = (entry, Some(device)),
+            None => {
+                self.label.devices.push(entry);
+                self.devices.push(Some(device));
+            }
         }
-        Ok(slot as u16)
+        Ok(slot)
     }
 }
 
@@ -153,10 +146,8 @@ impl Core {
             slot = set.join(device.clone(), entry)?;
             // Its own label first, but of this generation: where nobody else comes to know of it,
             // a later change of the others counts.
-            let device_blocks = device.block_count();
-            let label = Label { index: slot, device_blocks, ..set.label.clone() };
-            let mut raw = Block::zeroed();
-            label.encode(&mut raw.0).map_err(|e| Error::Format(e.to_string()))?;
+            let raw = encode_label(set, slot, &device);
+            let raw = raw.map_err(|e| Error::Format(e.to_string()))?;
             let mut written = LABEL_PLACES.iter().map(|place| device.write(*place, &[&raw]));
             let written = written.try_for_each(|written| written).and_then(|()| device.flush());
             written.map_err(|e| device_error(&name, e))
@@ -181,16 +172,14 @@ impl Core {
     /// From now on a device is being emptied: [`Core::rebalance_step`] does it.
     pub fn remove_device(&self, slot: u16) -> Result<()> {
         // What was freed and waits for a root must not stand in the way.
-        for _ in 0..SETTLING_POINTS {
-            match self.plan_change(DeviceChange::Remove { slot }) {
-                Err(Error::NoRoomElsewhere { .. }) => self.consistency_point_forced()?,
-                planned => {
-                    planned?;
-                    break;
-                }
+        let mut points = 0;
+        while let Err(e) = self.plan_change(DeviceChange::Remove { slot }) {
+            if points == SETTLING_POINTS || !matches!(e, Error::NoRoomElsewhere { .. }) {
+                return Err(e);
             }
+            points += 1;
+            self.consistency_point_forced()?;
         }
-        self.plan_change(DeviceChange::Remove { slot })?;
         self.store.change_members(|set| {
             set.note_sizes();
             let entry = set.label.devices.get_mut(usize::from(slot));

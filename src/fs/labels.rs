@@ -10,7 +10,7 @@
 use super::error::{Error, Result};
 use super::members::{Device, Set};
 use crate::device::{Block, BLOCK_BYTES};
-use fs_layout::{Label, MemberState, LABEL_PLACES};
+use fs_layout::{Label, MemberState, LABEL_PLACES, ROOT_COPIES};
 use std::io;
 
 /// Smallest device: 64 MiB.
@@ -170,6 +170,16 @@ fn apart(found: &[Labelled]) -> Error {
         one.device.name(),
         other.device.name()
     ))
+}
+
+/// A device that becomes part of a pool must not be taken for part of another one: its old roots
+/// and labels go first.
+pub(crate) fn wipe(device: &Device) -> io::Result<()> {
+    let zero = Block::zeroed();
+    for at in ROOT_COPIES.into_iter().chain(LABEL_PLACES) {
+        device.write(at, &[&zero, &zero])?;
+    }
+    device.flush()
 }
 
 /// A device's label as a block.

@@ -12,7 +12,7 @@ use super::error::{Error, Result};
 use super::group::Log;
 use super::guard::{Guard, Pins};
 use super::inode::new_inode;
-use super::labels::{assemble, Assembled, MIN_DEVICE_BLOCKS};
+use super::labels::{assemble, wipe, Assembled, MIN_DEVICE_BLOCKS};
 use super::members::{Device, Members, Set};
 use super::planted::{planted, Mutation};
 use super::reclaim::ReclaimList;
@@ -29,8 +29,8 @@ use crate::device::{Block, BLOCK_BYTES};
 use dashmap::DashMap;
 use fs_layout::{
     DeviceEntry, FileRecord, GroupHead, Inode as DiskInode, InodeKind, Label, MemberState,
-    PayloadReader, Pointer, Root, SegmentRun, SpaceEntry, VersionPart, LABEL_PLACES, MAX_DEVICES,
-    ROOT_COPIES, SEGMENT_MAP_PAGES, VERSION_DELETED,
+    PayloadReader, Pointer, Root, SegmentRun, SpaceEntry, VersionPart, MAX_DEVICES,
+    SEGMENT_MAP_PAGES, VERSION_DELETED,
 };
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -136,12 +136,8 @@ pub(crate) fn format(devices: &[Device], o: &FormatOptions) -> Result<()> {
         return Err(Error::Invalid("a pool's device needs at least 64 MiB"));
     }
     // Old roots go first: a format that was cut short leaves no pool.
-    let zero = Block::zeroed();
     for d in devices {
-        for at in ROOT_COPIES.into_iter().chain(LABEL_PLACES) {
-            d.write(at, &[&zero, &zero])?;
-        }
-        d.flush()?;
+        wipe(d)?;
     }
     let sizes: Vec<u64> = devices.iter().map(|d| d.block_count()).collect();
     if o.redundancy == Redundancy::Mirror && devices.len() < 2 {

@@ -17,14 +17,13 @@
 
 use super::core::Core;
 use super::error::{Error, Result};
-use super::labels::{accounts_for, own_id, read_label, MIN_DEVICE_BLOCKS};
+use super::labels::{accounts_for, own_id, read_label, wipe, MIN_DEVICE_BLOCKS};
 use super::members::{Device, Set};
 use super::roots::write_segment_map;
 use super::scrub::{Outcome, Walk};
 use crate::device::Block;
 use fs_layout::{
-    DeviceEntry, MemberRecord, MemberState, SegmentRun, LABEL_PLACES, MAX_DEVICES, MAX_MEMBERS,
-    ROOT_COPIES, SEGMENT_BLOCKS,
+    DeviceEntry, MemberRecord, MemberState, SegmentRun, LABEL_PLACES, MAX_MEMBERS, SEGMENT_BLOCKS,
 };
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -132,21 +131,10 @@ impl Core {
         self.writable()?;
         self.abandon_replacement(old)?;
         self.check_replacement(old, device)?;
-        // Roots of an earlier life must never be taken for this pool's.
-        let zero = Block::zeroed();
-        for at in ROOT_COPIES.into_iter().chain(LABEL_PLACES) {
-            device.write(at, &[&zero, &zero])?;
-        }
-        device.flush()?;
+        wipe(device)?;
         let mut slot = 0;
         self.change_quietly(|set| {
-            let devices = &set.label.devices;
-            let absent = |d: &DeviceEntry| d.member.state == MemberState::Absent;
-            let free = devices.iter().position(absent).unwrap_or(devices.len());
-            if free >= MAX_DEVICES {
-                return Err(Error::Invalid("a pool has at most 12 devices"));
-            }
-            slot = free as u16;
+            slot = set.free_slot()?;
             let mut hasher = blake3::Hasher::new();
             hasher.update(&self.pool_id).update(&[slot as u8]);
             hasher.update(&set.label.generation.to_le_bytes());
@@ -161,13 +149,7 @@ impl Core {
                 ..MemberRecord::default()
             };
             let entry = DeviceEntry { id, path: path.into(), member };
-            match set.label.devices.get_mut(free) {
-                Some(there) => (*there, set.devices[free]) = (entry, Some(device.clone())),
-                None => {
-                    set.label.devices.push(entry);
-                    set.devices.push(Some(device.clone()));
-                }
-            }
+            set.join(device.clone(), entry)?;
             set.note_sizes();
             Ok(())
         })?;

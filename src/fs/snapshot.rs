@@ -268,6 +268,14 @@ impl Core {
         Ok(DirEdit::of_new(self, dir))
     }
 
+    /// An inode for one more version: its number has to be one that a volume can have.
+    fn unborn_version(&self, beside: &Inode, made: &mut Vec<NodeId>) -> Result<Arc<Inode>> {
+        let inode = self.unborn(beside, beside.volume.take_ino())?;
+        made.push(inode.id);
+        u32::try_from(inode.id.ino).map_err(|_| Error::NoSpace)?;
+        Ok(inode)
+    }
+
     /// Puts a new snapshot of a live version into a transaction that freezes; its number.
     fn make_snapshot<'a>(
         &'a self,
@@ -276,9 +284,7 @@ impl Core {
         flags: u64,
         made: &mut Vec<NodeId>,
     ) -> Result<u64> {
-        let inode = self.unborn(live, live.volume.take_ino())?;
-        made.push(inode.id);
-        u32::try_from(inode.id.ino).map_err(|_| Error::NoSpace)?;
+        let inode = self.unborn_version(live, made)?;
         let mut meta = new_inode(InodeKind::Version, OWNER, self.now(), self.time());
         let (first_child, branch) = (live.id.ino, live.id.ino);
         meta.version = VersionPart { first_child, branch, flags, ..VersionPart::default() };
@@ -296,9 +302,7 @@ impl Core {
         snapshots: u64,
         made: &mut Vec<NodeId>,
     ) -> Result<u64> {
-        let inode = self.unborn(origin, origin.volume.take_ino())?;
-        made.push(inode.id);
-        u32::try_from(inode.id.ino).map_err(|_| Error::NoSpace)?;
+        let inode = self.unborn_version(origin, made)?;
         let from = origin.state.read().meta;
         let meta = new_inode(InodeKind::Version, OWNER, self.now(), self.time());
         let version = VersionPart {

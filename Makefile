@@ -12,7 +12,7 @@
 #   interop  the clients of others alone (ONLY=word picks)
 #   conformance  libiscsi's conformance suite over LUNs of several kinds (PROFILE=word picks)
 #   bench    a short table of speeds on this machine
-#   vm       the Linux kernel's own iSCSI and NBD clients, with multipath and CHAP, in a virtual machine
+#   vm       the Linux kernel's own iSCSI and NBD clients, multipath and CHAP, in a small guest
 #   clean    remove what was built
 
 SHELL := /bin/bash

@@ -54,8 +54,15 @@ clear "$a"; clear "$b"
 say "reservations: register, reserve, conflict, preempt, clear"
 
 cat >/etc/multipath.conf <<'C'
-defaults { find_multipaths no  user_friendly_names yes  polling_interval 1  no_path_retry 60 }
-blacklist { devnode "^vd" }
+defaults {
+  find_multipaths no
+  user_friendly_names yes
+  polling_interval 1
+  no_path_retry 60
+}
+blacklist {
+  devnode "^vd"
+}
 C
 multipathd || die "multipathd"
 map=

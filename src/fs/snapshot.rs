@@ -212,7 +212,6 @@ impl Core {
     /// version is in the log. Under `names`.
     fn enable_versions(&self) -> Result<()> {
         self.writable()?;
-        let before = self.cp_count.load(Ordering::Relaxed);
         {
             let mut cp = self.lock_unless_alone(&self.cp).ok_or(Error::Busy)?;
             if cp.root.incompatible & FEATURE_VERSIONS != 0 {
@@ -220,8 +219,7 @@ impl Core {
             }
             cp.root.incompatible |= FEATURE_VERSIONS;
         }
-        self.consistency_point_forced()?;
-        if self.cp_count.load(Ordering::Relaxed) == before {
+        if !self.consistency_point_done()? {
             // Who drives the pool alone is within something else: another time.
             if let Some(mut cp) = self.lock_unless_alone(&self.cp) {
                 cp.root.incompatible &= !FEATURE_VERSIONS;

@@ -7,6 +7,7 @@
 //! state is that of a prefix of calls, each whole (writes up to [`ATOMIC_WRITE_BYTES`]).
 
 mod check;
+mod consistency;
 mod copies;
 mod core;
 mod cp;
@@ -55,6 +56,7 @@ mod work;
 mod xattr;
 
 pub use check::{check, CheckOptions, Report};
+pub use consistency::{Consistency, HookOutcome};
 pub use devices::DeviceStatus;
 pub use diff::{ChangedExtent, Diff, DiffBase};
 pub use dump::{dump, As as DumpAs, Object as DumpObject, Value as DumpValue, What as DumpWhat};
@@ -65,5 +67,5 @@ pub use labels::newest_label;
 pub use pool::{FormatOptions, Fs, OpenOptions};
 pub use repair::{repair, Repaired};
 pub use scrub::{BadPlace, Outcome, Part, ScrubStatus, SCRUB_PLACES};
-pub use snapshot::{Bookmark, SnapshotInfo};
+pub use snapshot::{Bookmark, SnapshotInfo, VolumeInfo};
 pub use types::*;

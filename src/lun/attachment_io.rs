@@ -129,6 +129,26 @@ impl Attachment {
         })
     }
 
+    fn read_into(&self, offset: u64, out: &mut [u8], sums: Option<&mut Vec<u32>>) -> Result<()> {
+        self.check(offset, out.len() as u64)?;
+        let read = self.figures.timed(|| self.lun.data.read_summed_at(offset, out, sums));
+        self.whole(read, offset, out.len())
+    }
+
+    fn try_read_into(
+        &self,
+        offset: u64,
+        out: &mut [u8],
+        sums: Option<&mut Vec<u32>>,
+    ) -> Option<Result<()>> {
+        if let Err(error) = self.check(offset, out.len() as u64) {
+            return Some(Err(error));
+        }
+        let data = &self.lun.data;
+        let read = self.figures.sampled(|| data.try_read_summed_at(offset, out, sums))?;
+        Some(self.whole(read, offset, out.len()))
+    }
+
     fn whole(&self, read: fs::Result<usize>, offset: u64, length: usize) -> Result<()> {
         match read {
             Ok(n) if n == length => {
@@ -190,17 +210,24 @@ impl BlockIo for Attachment {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        self.check(offset, out.len() as u64)?;
-        let read = self.figures.timed(|| self.lun.data.read_at(offset, out));
-        self.whole(read, offset, out.len())
+        self.read_into(offset, out, None)
     }
 
     fn try_read(&self, offset: u64, out: &mut [u8]) -> Option<Result<()>> {
-        if let Err(error) = self.check(offset, out.len() as u64) {
-            return Some(Err(error));
-        }
-        let read = self.figures.sampled(|| self.lun.data.try_read_at(offset, out))?;
-        Some(self.whole(read, offset, out.len()))
+        self.try_read_into(offset, out, None)
+    }
+
+    fn read_summed(&self, offset: u64, out: &mut [u8], sums: &mut Vec<u32>) -> Result<()> {
+        self.read_into(offset, out, Some(sums))
+    }
+
+    fn try_read_summed(
+        &self,
+        offset: u64,
+        out: &mut [u8],
+        sums: &mut Vec<u32>,
+    ) -> Option<Result<()>> {
+        self.try_read_into(offset, out, Some(sums))
     }
 
     fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<()> {

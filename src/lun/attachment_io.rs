@@ -130,6 +130,41 @@ impl Attachment {
         })
     }
 
+    fn read_into(
+        &self,
+        offset: u64,
+        out: &mut [u8],
+        mut sums: Option<&mut Vec<u32>>,
+    ) -> Result<()> {
+        self.check(offset, out.len() as u64)?;
+        let before = sums.as_ref().map_or(0, |sums| sums.len());
+        let mut read = |data: &fs::File| {
+            if let Some(sums) = sums.as_deref_mut() {
+                sums.truncate(before);
+            }
+            data.read_summed_at(offset, out, sums.as_deref_mut())
+        };
+        let read = self.figures.timed(|| self.lun.on_data(&mut read));
+        self.whole(read, offset, out.len())
+    }
+
+    fn try_read_into(
+        &self,
+        offset: u64,
+        out: &mut [u8],
+        sums: Option<&mut Vec<u32>>,
+    ) -> Option<Result<()>> {
+        if let Err(error) = self.check(offset, out.len() as u64) {
+            return Some(Err(error));
+        }
+        let files = self.lun.files();
+        let read = self.figures.sampled(|| files.data.try_read_summed_at(offset, out, sums))?;
+        if matches!(read, Err(fs::Error::Stale)) {
+            return None; // perhaps there is another file by now: `read` looks
+        }
+        Some(self.whole(read, offset, out.len()))
+    }
+
     fn whole(&self, read: fs::Result<usize>, offset: u64, length: usize) -> Result<()> {
         match read {
             Ok(n) if n == length => {
@@ -191,17 +226,24 @@ impl BlockIo for Attachment {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        self.check(offset, out.len() as u64)?;
-        let read = self.figures.timed(|| self.lun.on_data(|data| data.read_at(offset, out)));
-        self.whole(read, offset, out.len())
+        self.read_into(offset, out, None)
     }
 
     fn try_read(&self, offset: u64, out: &mut [u8]) -> Option<Result<()>> {
-        if let Err(error) = self.check(offset, out.len() as u64) {
-            return Some(Err(error));
-        }
-        let read = self.figures.sampled(|| self.lun.try_read_data(offset, out))?;
-        Some(self.whole(read, offset, out.len()))
+        self.try_read_into(offset, out, None)
+    }
+
+    fn read_summed(&self, offset: u64, out: &mut [u8], sums: &mut Vec<u32>) -> Result<()> {
+        self.read_into(offset, out, Some(sums))
+    }
+
+    fn try_read_summed(
+        &self,
+        offset: u64,
+        out: &mut [u8],
+        sums: &mut Vec<u32>,
+    ) -> Option<Result<()>> {
+        self.try_read_into(offset, out, Some(sums))
     }
 
     fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<()> {

@@ -16,7 +16,7 @@ use super::kept::Place;
 use super::names::{check_name, check_snapshot_name, time_name, TREE_NAME};
 use super::readers::{self, OpenSnapshot};
 use super::unit::{load_settings, Files, Lun};
-use crate::fs::{self, NodeId, SnapshotInfo, Timestamp, VolumeId};
+use crate::fs::{self, Consistency, NodeId, SnapshotInfo, Timestamp, VolumeId};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -82,20 +82,19 @@ impl Catalog {
         }
     }
 
-    /// Makes snapshots of one instant, durable on return, in the order of `wanted`. `consistent`:
-    /// the applications have said so.
+    /// Makes snapshots of one instant, durable on return, in the order of `wanted`.
     pub fn snapshot_create(
         &self,
         wanted: &[SnapshotWish],
         maker: Maker,
-        consistent: bool,
+        consistency: impl Into<Consistency>,
     ) -> Result<Vec<Snapshot>> {
         let _names = self.names.read();
         let _one = self.shared.versions.lock();
         let named = self.judge_snapshots(wanted, maker)?;
         let volumes: Vec<(VolumeId, &str)> =
             named.iter().map(|(subject, name)| (subject.volume(), name.as_str())).collect();
-        self.shared.fs.snapshot_create(&volumes, consistent)?;
+        self.shared.fs.snapshot_create(&volumes, consistency)?;
         let group: Vec<String> =
             named.iter().map(|(subject, name)| format!("{}@{name}", subject.name())).collect();
         for (subject, name) in &named {

@@ -66,5 +66,5 @@ pub use labels::newest_label;
 pub use pool::{FormatOptions, Fs, OpenOptions};
 pub use repair::{repair, Repaired};
 pub use scrub::{BadPlace, Outcome, Part, ScrubStatus, SCRUB_PLACES};
-pub use snapshot::{Bookmark, SnapshotInfo};
+pub use snapshot::{Bookmark, SnapshotInfo, VolumeInfo};
 pub use types::*;

@@ -1,4 +1,5 @@
-//! The list of initiators in the pool: one JSON file among lunfs' own, which the mount does not show.
+//! The list of initiators in the pool: one JSON file among lunfs' own, which the mount does not
+//! show.
 //!
 //! Invariant: the file is replaced by one atomic write; after a crash it is the old list or the
 //! new.

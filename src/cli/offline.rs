@@ -159,8 +159,8 @@ fn parse_object(text: &str) -> Result<DumpWhat> {
     let bad = || {
         let what = format!("'{text}' is not an object of a pool");
         let todo =
-            "give space, log, volumes, versions, dead, volume:V, inode:V:I, name:VOLUME/path, block:N, \
-                    node:N, inodes:N or device:D:N, or nothing for labels and roots";
+            "give space, log, volumes, versions, dead, volume:V, inode:V:I, name:VOLUME/path, \
+             block:N, node:N, inodes:N or device:D:N, or nothing for labels and roots";
         usage_error(&what, todo)
     };
     let number = |text: &str| text.parse::<u64>().map_err(|_| bad());

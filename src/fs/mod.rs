@@ -44,6 +44,7 @@ mod roots;
 mod scrub;
 mod segments;
 mod snapshot;
+mod snapshot_dir;
 mod space;
 mod store;
 mod tree;

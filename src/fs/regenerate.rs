@@ -31,8 +31,8 @@ use fs_layout::{
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Walks that fill a device where reads fail on the only copy: such failures may pass. What fails in
-/// the last one too is bad on every device.
+/// Walks that fill a device where reads fail on the only copy: such failures may pass. What fails
+/// in the last one too is bad on every device.
 const FILL_WALKS: u32 = 3;
 
 /// A walk that fills devices.

@@ -5,11 +5,12 @@
 //! 2. the free-space map is compared with a recount of what the root names, and written anew where
 //!    it is wrong, before anything is allocated by it;
 //! 3. the log is replayed; a group that was durable and cannot be read cuts it;
-//! 4. dead lists that cannot be read; counts of inodes, names without an inode, inodes without a name, blocks with two owners;
+//! 4. dead lists that cannot be read; counts of inodes, names without an inode, inodes without a
+//!    name, blocks with two owners;
 //! 5. the free-space map again, then every copy of everything is verified and healed.
 //!
-//! What is bad in a file's data or tree stays a medium error, and a snapshot stays as it is: nothing
-//! turns into zeros silently. As
+//! What is bad in a file's data or tree stays a medium error, and a snapshot stays as it is:
+//! nothing turns into zeros silently. As
 //! long as a node cannot be read, blocks that nothing names are kept: they may lie below it.
 //!
 //! A dry run does the same to overlays in memory.

@@ -173,8 +173,8 @@ impl Catalog {
         &self.shared.fs
     }
 
-    /// Places that cannot be read, as far as readers and scrubs have met them, and how often one was
-    /// met that the list has no room for.
+    /// Places that cannot be read, as far as readers and scrubs have met them, and how often one
+    /// was met that the list has no room for.
     pub fn bad_places(&self) -> (Vec<BadPlace>, u64) {
         self.shared.damage.list(&self.shared.fs, self.shared.options.clock.now())
     }

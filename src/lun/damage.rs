@@ -4,7 +4,8 @@
 //! Invariants: a place is listed once, and as new again only when another disk block behind it is
 //! bad; at most [`MAX_PLACES`] are listed, the others are counted. What is gone, or can be read
 //! again, leaves the list when it is looked at. The list stands in a file of the pool, written when
-//! it changes, so that it outlives a restart; where it cannot be written it is that of this process.
+//! it changes, so that it outlives a restart; where it cannot be written it is that of this
+//! process.
 
 use super::event_log;
 use super::own_files::{find_own, make_own};

@@ -1,5 +1,5 @@
-//! Files that lunfs keeps for itself in the pool: in a volume of their own, which the mount does not
-//! show. Its name begins with a dot, as no LUN's does.
+//! Files that lunfs keeps for itself in the pool: in a volume of their own, which the mount does
+//! not show. Its name begins with a dot, as no LUN's does.
 
 use crate::fs::{self, File, Fs, NewNode, NodeId, Owner};
 use std::sync::Arc;

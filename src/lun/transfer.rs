@@ -145,8 +145,8 @@ impl Unread {
     }
 }
 
-/// Writes a LUN's contents to an image. What clients write meanwhile may be in it or not. Bad blocks
-/// end it, unless `past_bad`: then zeros stand for them.
+/// Writes a LUN's contents to an image. What clients write meanwhile may be in it or not. Bad
+/// blocks end it, unless `past_bad`: then zeros stand for them.
 pub fn export(
     lun: &Arc<Lun>,
     target: Target,

@@ -216,7 +216,7 @@ fn data_block(devices: &Devices, name: &str) -> u64 {
 fn half_of_a_mirror_is_not_repaired() {
     let devices = mirrored();
     filled(&devices);
-    let half = dyns(&devices[..1].to_vec());
+    let half = dyns(&devices[..1]);
     let before = devices[0].digest();
     let refused = repair(&half, false).expect_err("refused").to_string();
     assert!(refused.contains("missing"), "{refused}");

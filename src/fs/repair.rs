@@ -160,6 +160,7 @@ fn mend_trees(core: &Core, actions: &mut Vec<String>) -> Result<()> {
     let mut count = Count::new(core, METADATA);
     count.run()?;
     let mut missing = BTreeSet::new();
+    let lists = count.lost_lists();
     let mut findings = std::mem::take(&mut count.findings);
     // One order for each pool, so that a dry run says what is done.
     findings.sort_by_key(|f| format!("{f:?}"));
@@ -168,7 +169,7 @@ fn mend_trees(core: &Core, actions: &mut Vec<String>) -> Result<()> {
         _ => None,
     };
     let sharing: BTreeSet<NodeId> = findings.iter().filter_map(shares).collect();
-    actions.extend(core.relist(&count.lost_lists())?);
+    actions.extend(core.relist(&lists)?);
     for finding in findings {
         let done = match finding {
             // A snapshot is never changed.

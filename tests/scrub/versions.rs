@@ -181,7 +181,7 @@ fn a_dead_list_that_rots_is_made_anew() {
         fs.close().expect("close");
     }
     let done = repair(&dyns(&devices), false).expect("repair");
-    assert!(done.actions.iter().any(|a| a.contains("made anew")), "{:?}", done.actions);
+    assert!(done.actions.iter().any(|a| a.contains("made anew")), "{done:?}");
     assert_eq!(done.after.errors, Vec::<String>::new(), "{:?}", done.actions);
     let fs = open(&devices);
     settle(&fs);

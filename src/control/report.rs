@@ -132,7 +132,8 @@ pub fn lun(lun: &Lun, doors: &Doors) -> Result<Value> {
         "open_files": lun.open_files(),
         "medium_errors": lun.medium_errors(),
     });
-    if let (Some(all), Value::Object(reach)) = (all.as_object_mut(), doors.reach(lun)) {
+    if let (Some(all), Value::Object(reach)) = (all.as_object_mut(), doors.reach(&attributes.name))
+    {
         all.extend(reach);
     }
     Ok(all)

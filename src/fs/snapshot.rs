@@ -14,7 +14,6 @@ use super::pool::Fs;
 use super::txn::Txn;
 use super::types::*;
 use fs_layout::{Inode as DiskInode, InodeKind, VersionPart, FEATURE_VERSIONS, VERSION_HELD};
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 /// Rights of what nobody sees as a file.

@@ -31,6 +31,7 @@ mod memory;
 mod names;
 mod readers;
 mod sanitize;
+mod served;
 mod snapshots;
 pub mod transfer;
 mod transfer_job;

@@ -121,10 +121,6 @@ fn holds_bytes(file: &File) -> Result<bool> {
 
 /// `lunfs lun export`.
 pub fn export(name: &str, file: &Path, force: bool, change: Change, common: &Common) -> Result<()> {
-    if name.contains('@') {
-        let what = format!("{name} names a snapshot, which this version cannot export");
-        return Err(Message::new(what).todo("export the LUN itself").into());
-    }
     let place = if is_dash(file) { Place::Standard } else { Place::of(file, force)? };
     if change.dry_run {
         return would_export(name, file, common);
@@ -149,7 +145,11 @@ pub fn export(name: &str, file: &Path, force: bool, change: Change, common: &Com
 }
 
 fn would_export(name: &str, file: &Path, common: &Common) -> Result<()> {
-    super::ask(common, Command::LunShow { lun: name.to_string() }, false)?;
+    let command = match name.contains('@') {
+        true => Command::SnapshotShow { snapshot: name.to_string() },
+        false => Command::LunShow { lun: name.to_string() },
+    };
+    super::ask(common, command, false)?;
     let text = format!("export {name} to {}", file.display());
     show(&crate::control::report::would(text), common, output::facts);
     Ok(())

@@ -13,6 +13,7 @@ use super::error::{Error, Result};
 use super::history::History;
 use super::lease::LeaseTiming;
 use super::names::{check_name, key_of};
+use super::policies::Policies;
 use super::readers::Readers;
 use super::sanitize::Sanitizers;
 use super::unit::{Found, Lun, Refused, Shared};
@@ -113,6 +114,7 @@ impl Catalog {
             tree: History::default(),
             versions: Mutex::default(),
             readers: Readers::default(),
+            policies: Policies::default(),
         });
         let mut index = Index::default();
         let volumes = shared.fs.volume_list()?.into_iter();

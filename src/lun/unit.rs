@@ -26,6 +26,7 @@ use super::identity;
 use super::kept::{self, StateFile};
 use super::lease::Holder;
 use super::lease_room::{LeaseRoom, Noted};
+use super::policies::Policies;
 use super::readers::{OpenSnapshot, Readers};
 use super::sanitize::{SanitizeState, Sanitizers, StateWord};
 use super::served::Served;
@@ -60,6 +61,7 @@ pub(super) struct Shared {
     /// One change of snapshots at a time.
     pub(super) versions: Mutex<()>,
     pub(super) readers: Readers,
+    pub(super) policies: Policies,
 }
 
 /// Writes of block clients that were refused since the pool was opened.

@@ -54,7 +54,7 @@ pub use names::{
     check_name, check_snapshot_name, parse_size, policy_name, policy_time, split_snapshot,
     TREE_NAME,
 };
-pub use readers::OpenSnapshot;
+pub use readers::{OpenSnapshot, SnapshotUse};
 pub use sanitize::SanitizeState;
 pub use snapshots::{Bookmark, Hold, Maker, Snapshot, SnapshotWish};
 pub use unit::Lun;

@@ -23,6 +23,7 @@ pub mod protocol;
 pub mod report;
 pub mod run_dir;
 mod scrub;
+mod silence;
 pub mod stop;
 mod transfer;
 pub mod wire;

@@ -75,6 +75,8 @@ pub struct InitiatorChange {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "name", content = "arguments", rename_all = "snake_case")]
 pub enum Command {
+    /// Answers at once: is the server alive?
+    Ping,
     /// The whole picture.
     Status,
     /// Drain, take the last consistency point, unmount, end.
@@ -197,6 +199,9 @@ pub enum Command {
     LunExport {
         /// Its name.
         lun: String,
+        /// Zeros for what cannot be read.
+        #[serde(default)]
+        past_bad: bool,
     },
     /// Defines an initiator.
     InitiatorAdd {
@@ -243,7 +248,8 @@ impl Command {
     pub fn changes(&self) -> bool {
         !matches!(
             self,
-            Command::Status
+            Command::Ping
+                | Command::Status
                 | Command::PoolShow
                 | Command::LunList
                 | Command::LunShow { .. }
@@ -254,6 +260,13 @@ impl Command {
                 | Command::SessionList
                 | Command::SessionShow { .. }
         )
+    }
+}
+
+impl Command {
+    /// Is it answered at once, but for what the server waits for itself?
+    pub fn is_quick(&self) -> bool {
+        !self.changes() && !matches!(self, Command::LunLog { .. } | Command::LunExport { .. })
     }
 }
 

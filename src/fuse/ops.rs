@@ -446,8 +446,8 @@ fn maker(request: &Request, mode: u32, umask: u32) -> Maker {
 }
 
 impl Door {
-    /// What READDIRPLUS tells of an entry. Of a snapshot its name alone (a node number of 0 says so:
-    /// fuse_direntplus_link of Linux): to describe each would open each.
+    /// What READDIRPLUS tells of an entry. Of a snapshot its name alone (a node number of 0 says
+    /// so: fuse_direntplus_link of Linux): to describe each would open each.
     fn describe_item(&self, dir: &Place, item: &Item) -> Result<Entry> {
         if matches!((dir, &item.place), (Place::Snapshots(_), Place::Frozen(_))) {
             let mut entry = self.tree.describe(dir)?;

@@ -29,6 +29,7 @@ mod lease;
 mod lease_room;
 mod memory;
 mod names;
+mod own_files;
 mod readers;
 mod sanitize;
 mod snapshots;
@@ -54,6 +55,7 @@ pub use names::{
     check_name, check_snapshot_name, parse_size, policy_name, policy_time, split_snapshot,
     TREE_NAME,
 };
+pub use own_files::{find_own, make_own};
 pub use readers::{OpenSnapshot, SnapshotUse};
 pub use sanitize::SanitizeState;
 pub use snapshots::{Bookmark, Hold, Maker, Snapshot, SnapshotWish};

@@ -1,6 +1,6 @@
-//! The process that freezes and thaws. It leads a session of its own, so that neither a terminal nor
-//! its shell ends it with the command, and reads the command's wishes from its standard input: the
-//! end of that is the command's end.
+//! The process that freezes and thaws. It leads a session of its own, so that neither a terminal
+//! nor its shell ends it with the command, and reads the command's wishes from its standard input:
+//! the end of that is the command's end.
 
 use super::drivers::{Driver, Failure};
 use super::hook::Hook;

@@ -210,9 +210,8 @@ mod tests {
     #[test]
     fn what_somebody_else_froze_is_left_alone() {
         let (_dir, mut guest, asked) = agent(|name, args| usual(name, args, "frozen"), 1);
-        assert!(
-            matches!(guest.freeze(10 * SECOND), Err(Failure::Refused(why)) if why.contains("frozen"))
-        );
+        let froze = guest.freeze(10 * SECOND);
+        assert!(matches!(froze, Err(Failure::Refused(why)) if why.contains("frozen")));
         assert!(!asked.join().unwrap().contains(&"guest-fsfreeze-freeze".to_owned()));
     }
 

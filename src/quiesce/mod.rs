@@ -7,8 +7,8 @@
 //! - `machine`: the order of steps and their timers, without any I/O.
 //! - `watch`: the command's side, which drives the machine.
 //! - `agent`: a process of its own that freezes and thaws. It thaws when the command that started
-//!   it is gone, and when the limit has passed: so nothing stays frozen when either is killed. Where
-//!   the agent is, the command thaws.
+//!   it is gone, and when the limit has passed: so nothing stays frozen when either is killed.
+//!   Where the agent is, the command thaws.
 //! - `drivers`, `program`, `guest`, `postgres`: how each hook freezes and thaws.
 //!
 //! Invariant: whoever was asked to freeze is thawed, whatever came of it, but for one who said that

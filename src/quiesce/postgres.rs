@@ -2,8 +2,8 @@
 //!
 //! Starting makes a checkpoint, so that the copy has little to replay, and keeps whole pages in the
 //! log from then on. A snapshot is one instant of the whole cluster, so the copy starts as it is;
-//! the server goes on working meanwhile. The session is the dead-man: a server whose session is gone
-//! ends the backup by itself.
+//! the server goes on working meanwhile. The session is the dead-man: a server whose session is
+//! gone ends the backup by itself.
 
 use super::drivers::Failure;
 use super::program;

@@ -60,7 +60,7 @@ pub use names::{
 };
 pub use policies::{PolicyRun, PolicyStatus};
 pub use policy::{Policy, PolicyChange};
-pub use readers::OpenSnapshot;
+pub use readers::{OpenSnapshot, SnapshotUse};
 pub use reserved::{find_own_file, own_file};
 pub use sanitize::SanitizeState;
 pub use snapshots::{Bookmark, Hold, Maker, Snapshot, SnapshotWish};

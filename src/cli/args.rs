@@ -130,8 +130,9 @@ pub enum Pool {
     Dump {
         /// Any device of the pool
         path: Option<PathBuf>,
-        /// space, log, volumes, dead, volume:V, inode:V:I, name:VOLUME/path, block:N, node:N,
-        /// inodes:N or device:D:N; labels, roots and segment map where left out
+        /// space, log, volumes, versions, dead, volume:V, inode:V:I, name:VOLUME/path,
+        /// name:VOLUME@SNAPSHOT/path, block:N, node:N, inodes:N or device:D:N; labels, roots and
+        /// segment map where left out
         #[arg(value_name = "OBJECT")]
         object: Option<String>,
     },
@@ -416,6 +417,9 @@ pub enum Lun {
         /// Overwrite a file that exists
         #[arg(long)]
         force: bool,
+        /// Zeros for blocks that cannot be read, which are listed; exit code 1 where there are any
+        #[arg(long)]
+        past_bad: bool,
         /// --dry-run
         #[command(flatten)]
         change: Change,

@@ -47,8 +47,8 @@ pub fn run(verb: &Lun, common: &Common) -> Result<()> {
         }
         Lun::Log { name: lun, follow } => return log(lun, *follow, common),
         Lun::Import(wanted) => return image::import(wanted, common),
-        Lun::Export { name: lun, file, force, change } => {
-            return image::export(lun, file, *force, *change, common);
+        Lun::Export { name: lun, file, force, past_bad, change } => {
+            return image::export(lun, file, *force, *past_bad, *change, common);
         }
     }
     Ok(())

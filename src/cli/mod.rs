@@ -171,6 +171,17 @@ fn plain_status(value: &Value) {
         of_pool("free_bytes"),
         of_pool("size_bytes"),
     ));
+    let scrub = field("scrub");
+    if let Some(text) = scrub_text(&scrub) {
+        output::line(&text);
+    }
+    for device in pool.get("devices").map_or(&[][..], rows) {
+        let healed = device.get("healed_copies").and_then(Value::as_u64).unwrap_or(0);
+        if healed > 0 {
+            let path = device.get("path").map_or_else(String::new, |v| output::value_text("", v));
+            output::line(&format!("{healed} bad copies on {path} were healed since the start"));
+        }
+    }
     output::line("");
     output::table(rows(&field("doors")), &["kind", "address", "state"], "no doors");
     output::line("");
@@ -192,6 +203,20 @@ fn plain_status(value: &Value) {
         let text = error.get("text").map_or_else(String::new, |v| output::value_text("", v));
         output::line(&format!("! {text}"));
     }
+}
+
+/// The scrub that runs, or the last one; `None`: there never was one.
+fn scrub_text(scrub: &Value) -> Option<String> {
+    let text = |key: &str| scrub.get(key).map(|value| output::value_text(key, value));
+    let count = |key: &str| scrub.get(key).and_then(Value::as_u64).unwrap_or(0);
+    let (examined, total) = (text("examined_bytes")?, text("total_bytes")?);
+    if scrub.get("state")? == "running" {
+        return Some(format!("scrub running: {examined} of {total} done"));
+    }
+    let ended = scrub.get("finished")?.as_str()?;
+    let how = if scrub.get("cancelled")? == true { "cancelled" } else { "done" };
+    let (healed, bad) = (count("healed"), count("bad"));
+    Some(format!("last scrub: {how} {ended}, {examined} examined, {healed} healed, {bad} bad"))
 }
 
 /// A message that the words of the command are not enough.

@@ -24,6 +24,7 @@ pub mod protocol;
 pub mod report;
 pub mod run_dir;
 mod scrub;
+mod silence;
 mod snapshot;
 pub mod stop;
 mod transfer;

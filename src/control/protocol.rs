@@ -76,6 +76,8 @@ pub struct InitiatorChange {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "name", content = "arguments", rename_all = "snake_case")]
 pub enum Command {
+    /// Answers at once: is the server alive?
+    Ping,
     /// The whole picture.
     Status,
     /// Drain, take the last consistency point, unmount, end.
@@ -198,6 +200,9 @@ pub enum Command {
     LunExport {
         /// Its name.
         lun: String,
+        /// Zeros for what cannot be read.
+        #[serde(default)]
+        past_bad: bool,
     },
     /// Makes snapshots of one instant.
     SnapshotCreate {
@@ -328,7 +333,8 @@ impl Command {
     pub fn changes(&self) -> bool {
         !matches!(
             self,
-            Command::Status
+            Command::Ping
+                | Command::Status
                 | Command::PoolShow
                 | Command::LunList
                 | Command::LunShow { .. }
@@ -343,6 +349,13 @@ impl Command {
                 | Command::SessionList
                 | Command::SessionShow { .. }
         )
+    }
+}
+
+impl Command {
+    /// Is it answered at once, but for what the server waits for itself?
+    pub fn is_quick(&self) -> bool {
+        !self.changes() && !matches!(self, Command::LunLog { .. } | Command::LunExport { .. })
     }
 }
 

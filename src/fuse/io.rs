@@ -47,6 +47,7 @@ impl Door {
             }
             Place::LunFile(lun, Part::Log, id) => (self.open_log(lun, id, flags)?, direct),
             Place::LunFile(_, Part::Kept, id) => (self.open_kept(id, flags)?, direct),
+            Place::Frozen(id) => (self.open_frozen(id, flags)?, ORDINARY),
             Place::LunDirectory(_) | Place::Snapshots(_) => return Err(Errno::EISDIR),
         };
         Ok((self.handles.insert(handle), how))
@@ -94,6 +95,14 @@ impl Door {
     fn open_kept(&self, id: NodeId, flags: OpenFlags) -> Result<Handle> {
         if writes(flags) || flags.0 & libc::O_TRUNC != 0 {
             return Err(Errno::EPERM);
+        }
+        Ok(ordinary(self.tree.fs().open_file(id).or_errno()?, true))
+    }
+
+    /// A file of a snapshot. What the kernel has cached of it is right for ever.
+    fn open_frozen(&self, id: NodeId, flags: OpenFlags) -> Result<Handle> {
+        if writes(flags) || flags.0 & libc::O_TRUNC != 0 {
+            return Err(Errno::EROFS);
         }
         Ok(ordinary(self.tree.fs().open_file(id).or_errno()?, true))
     }

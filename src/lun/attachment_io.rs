@@ -137,10 +137,9 @@ impl Attachment {
         mut sums: Option<&mut Vec<u32>>,
     ) -> Result<()> {
         self.check(offset, out.len() as u64)?;
-        let before = sums.as_ref().map_or(0, |sums| sums.len());
         let mut read = |data: &fs::File| {
             if let Some(sums) = sums.as_deref_mut() {
-                sums.truncate(before);
+                sums.clear(); // of a file that was replaced meanwhile
             }
             data.read_summed_at(offset, out, sums.as_deref_mut())
         };
@@ -157,11 +156,7 @@ impl Attachment {
         if let Err(error) = self.check(offset, out.len() as u64) {
             return Some(Err(error));
         }
-        let files = self.lun.files();
-        let read = self.figures.sampled(|| files.data.try_read_summed_at(offset, out, sums))?;
-        if matches!(read, Err(fs::Error::Stale)) {
-            return None; // perhaps there is another file by now: `read` looks
-        }
+        let read = self.figures.sampled(|| self.lun.try_read_data(offset, out, sums))?;
         Some(self.whole(read, offset, out.len()))
     }
 

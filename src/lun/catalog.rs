@@ -116,6 +116,7 @@ impl Catalog {
             readers: Readers::default(),
             policies: Policies::default(),
         });
+        shared.damage.load(&shared.fs);
         let mut index = Index::default();
         let volumes = shared.fs.volume_list()?.into_iter();
         for (name, volume) in volumes.filter(|(name, _)| !is_reserved(name)) {
@@ -132,7 +133,23 @@ impl Catalog {
                 }
             }
         }
-        Ok(Arc::new(Catalog { shared, names: RwLock::new(()), index: RwLock::new(index) }))
+        let index = RwLock::new(index);
+        let catalog = Arc::new(Catalog { shared, names: RwLock::new(()), index });
+        let hearing = Arc::downgrade(&catalog);
+        catalog.shared.fs.when_lost(Arc::new(move |place| {
+            if let Some(catalog) = hearing.upgrade() {
+                catalog.note_lost(place);
+            }
+        }));
+        Ok(catalog)
+    }
+
+    /// A scrub found a block of which no copy is good: as if a reader had met it.
+    fn note_lost(&self, place: &fs::BadPlace) {
+        let node = NodeId { volume: place.volume, ino: place.ino };
+        let (block, offset) = (place.block, place.offset_bytes);
+        let error = fs::Error::Corrupt { block, file_offset_bytes: Some(offset) };
+        self.note_error(node, Some(offset), &error);
     }
 
     /// Volumes that cannot be served as LUNs, and why (damaged ones): for `status`.
@@ -158,8 +175,8 @@ impl Catalog {
         &self.shared.fs
     }
 
-    /// Places that cannot be read, as far as readers have met them, and how often one was met that
-    /// the list has no room for.
+    /// Places that cannot be read, as far as readers and scrubs have met them, and how often one
+    /// was met that the list has no room for.
     pub fn bad_places(&self) -> (Vec<BadPlace>, u64) {
         self.shared.damage.list(&self.shared.fs, self.shared.options.clock.now())
     }
@@ -172,8 +189,7 @@ impl Catalog {
         match self.by_volume(node.volume) {
             Some(lun) => lun.unreadable(node, offset, *block),
             None => {
-                let now = self.shared.options.clock.now();
-                self.shared.damage.note(node, offset, *block, now);
+                self.shared.note_damage(node, offset, *block);
             }
         }
     }

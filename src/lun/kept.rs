@@ -2,9 +2,9 @@
 //! is not done, when it was made. It belongs to the disk, not to its contents. It stands as TOML in
 //! the file `state` of its directory, made when it is first needed and read-only in the mount.
 //!
-//! Invariants: `now` is what the file says; where it cannot be written, the caller is told. The file
-//! names the volume it belongs to: in a clone, or after a rollback, it is somebody else's until the
-//! copy was settled (`copies`).
+//! Invariants: `now` is what the file says; where it cannot be written, the caller is told. The
+//! file names the volume it belongs to: in a clone, or after a rollback, it is somebody else's
+//! until the copy was settled (`copies`).
 
 use super::event_log;
 use crate::fs::{self, Fs, NewNode, NodeId, Owner, Timestamp, VolumeId};

@@ -1,8 +1,8 @@
 //! Who has a snapshot open: a door that serves it, a file of it in the mount, an export.
 //!
-//! Invariants: a snapshot is opened and deleted under `open`, so what was found is there until it is
-//! let go. One that is deleted while it is open loses its name at once (it gets one that begins with
-//! a dot, so that a crash is no escape) and its blocks at the last close.
+//! Invariants: a snapshot is opened and deleted under `open`, so what was found is there until it
+//! is let go. One that is deleted while it is open loses its name at once (it gets one that begins
+//! with a dot, so that a crash is no escape) and its blocks at the last close.
 
 use super::error::{Error, Result};
 use super::history::Subject;

@@ -16,7 +16,7 @@ use super::kept::Place;
 use super::names::{check_name, check_snapshot_name, time_name, TREE_NAME};
 use super::readers::{self, OpenSnapshot};
 use super::unit::{load_settings, Files, Lun};
-use crate::fs::{self, Consistency, NodeId, SnapshotInfo, Timestamp, VolumeId};
+use crate::fs::{self, NodeId, SnapshotInfo, Timestamp, VolumeId};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -82,12 +82,13 @@ impl Catalog {
         }
     }
 
-    /// Makes snapshots of one instant, durable on return, in the order of `wanted`.
+    /// Makes snapshots of one instant, durable on return, in the order of `wanted`. Kept with them:
+    /// whether their applications were at rest.
     pub fn snapshot_create(
         &self,
         wanted: &[SnapshotWish],
         maker: Maker,
-        consistency: impl Into<Consistency>,
+        consistency: impl Into<fs::Consistency>,
     ) -> Result<Vec<Snapshot>> {
         let _names = self.names.read();
         let _one = self.shared.versions.lock();

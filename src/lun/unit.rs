@@ -64,6 +64,17 @@ pub(super) struct Shared {
     pub(super) policies: Policies,
 }
 
+impl Shared {
+    /// A reader or a scrub met a bad block. Whether it is news.
+    pub(super) fn note_damage(&self, node: NodeId, offset: Option<u64>, block: u64) -> bool {
+        let is_new = self.damage.note(node, offset, block, self.options.clock.now());
+        if is_new {
+            self.damage.keep(&self.fs);
+        }
+        is_new
+    }
+}
+
 /// Writes of block clients that were refused since the pool was opened.
 #[derive(Debug, Default)]
 pub(super) struct Refused {
@@ -241,7 +252,7 @@ impl Lun {
         let log = EventLog::new(Arc::clone(&shared.fs), root, log, clock);
         let settings = load_settings(&files.stored).unwrap_or_else(|why| {
             if let LoadError::Fs(fs::Error::Corrupt { block, .. }) = &why {
-                shared.damage.note(files.stored.id(), Some(0), *block, shared.options.clock.now());
+                shared.note_damage(files.stored.id(), Some(0), *block);
             }
             let why = why.to_string();
             log.event("error", json!({"file": "attributes", "why": why}));
@@ -348,8 +359,13 @@ impl Lun {
     }
 
     /// From memory alone; `None`: use [`Lun::on_data`].
-    pub(super) fn try_read_data(&self, offset: u64, out: &mut [u8]) -> Option<fs::Result<usize>> {
-        let read = self.files().data.try_read_at(offset, out)?;
+    pub(super) fn try_read_data(
+        &self,
+        offset: u64,
+        out: &mut [u8],
+        sums: Option<&mut Vec<u32>>,
+    ) -> Option<fs::Result<usize>> {
+        let read = self.files().data.try_read_summed_at(offset, out, sums)?;
         (!matches!(read, Err(fs::Error::Stale))).then_some(read)
     }
 
@@ -613,7 +629,7 @@ impl Lun {
     /// A block of one of its files cannot be read: counted, listed, and logged once.
     pub(super) fn unreadable(&self, node: NodeId, offset: Option<u64>, block: u64) {
         self.live.medium_errors.fetch_add(1, Ordering::Relaxed);
-        if !self.shared.damage.note(node, offset, block, self.shared.options.clock.now()) {
+        if !self.shared.note_damage(node, offset, block) {
             return;
         }
         let mut fields = json!({

@@ -138,6 +138,8 @@ impl Sense {
             BlockError::HeldByFile => Sense::new(0x2, 0x04, 0x07),
             BlockError::Reserved => Sense::ABORTED, // SCSI sessions judge that by themselves
             BlockError::Sanitizing => Sense::SANITIZING,
+            // LOGICAL UNIT NOT READY, MANUAL INTERVENTION REQUIRED
+            BlockError::DeviceMissing => Sense::new(0x2, 0x04, 0x03),
             BlockError::Medium { offset_bytes } => Sense::new(0x3, 0x11, 0x00)
                 .with_information(offset_bytes / u64::from(block_bytes.max(1))),
             BlockError::Miscompare { offset_bytes } => {

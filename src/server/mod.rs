@@ -128,7 +128,7 @@ fn run(
     };
     let closed = engine.pool.close();
     drop(engine);
-    stop.finish(closed.as_ref().copied().map_err(|e| e.message().to_string()));
+    stop.finish(closed.as_ref().copied().map_err(|e| e.message().in_one_line()));
     if let Some(commands) = commands {
         runtime.block_on(commands.finish(COMMANDS_WAIT));
     }

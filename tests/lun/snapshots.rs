@@ -83,9 +83,8 @@ fn names_by_the_time_get_a_number_where_they_are_taken() {
     assert!(made.iter().any(|name| name.ends_with("Z-2")), "{made:?}");
     let group = [wish("a", None), wish("b", None), wish("/", None)];
     let group = catalog.snapshot_create(&group, Maker::User, true).unwrap();
-    assert!(group
-        .iter()
-        .all(|one| one.info.name == group[0].info.name && one.info.consistency.is_application()));
+    assert!(group.iter().all(|one| one.info.name == group[0].info.name));
+    assert!(group.iter().all(|one| one.info.consistency.is_application()));
     assert!(group.iter().all(|one| one.info.epoch == group[0].info.epoch));
     assert_eq!(catalog.snapshot_count("a").unwrap(), 5);
     assert_eq!((catalog.snapshot_count("b").unwrap(), names(catalog, "/").len()), (1, 1));

@@ -61,6 +61,7 @@ scripts! {
     memory => "interop/memory.py",
     qemu => "interop/qemu.py",
     resize => "interop/resize.py",
+    snapshots => "interop/snapshots.py",
     surroundings => "interop/surroundings.py",
     thin => "interop/thin.py",
 }

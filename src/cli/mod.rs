@@ -8,6 +8,7 @@ mod offline;
 mod output;
 mod parse;
 mod pool;
+mod quiesce;
 mod serve;
 
 use crate::control::client::{self, Client, Selection};
@@ -20,6 +21,9 @@ use std::process::ExitCode;
 
 /// Runs the command that this process was started with.
 pub fn run() -> ExitCode {
+    if let Some(code) = quiesce::agent() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return usage(&e),

@@ -111,7 +111,7 @@ impl Catalog {
     }
 
     /// Says anew whether the applications were at rest: it is known for sure only afterwards.
-    pub fn snapshot_note(&self, of: &str, name: &str, how: &Consistency) -> Result<()> {
+    pub fn snapshot_note(&self, of: &str, name: &str, how: &fs::Consistency) -> Result<()> {
         let _names = self.names.read();
         let _one = self.shared.versions.lock();
         let subject = self.subject(of)?;

@@ -202,6 +202,15 @@ impl Catalog {
         self.subject(of)?.names(|names| names.values().filter(|one| !one.is_bookmark).count())
     }
 
+    /// The names of the snapshots of a LUN, or of `/`: from memory.
+    pub fn snapshot_names(&self, of: &str) -> Result<Vec<String>> {
+        let subject = self.subject(of)?;
+        subject.names(|names| {
+            let snapshots = names.values().filter(|one| !one.is_bookmark);
+            snapshots.map(|one| one.name.clone()).collect()
+        })
+    }
+
     /// The bookmarks of a LUN, or of `/`; oldest first.
     pub fn bookmarks(&self, of: &str) -> Result<Vec<Bookmark>> {
         let subject = self.subject(of)?;

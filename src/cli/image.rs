@@ -131,10 +131,6 @@ pub fn export(
     change: Change,
     common: &Common,
 ) -> Result<()> {
-    if name.contains('@') {
-        let what = format!("{name} names a snapshot, which this version cannot export");
-        return Err(Message::new(what).todo("export the LUN itself").into());
-    }
     let place = if is_dash(file) { Place::Standard } else { Place::of(file, force)? };
     if change.dry_run {
         return would_export(name, file, common);
@@ -178,7 +174,11 @@ fn past(name: &str, value: &Value) -> Result<()> {
 }
 
 fn would_export(name: &str, file: &Path, common: &Common) -> Result<()> {
-    super::ask(common, Command::LunShow { lun: name.to_string() }, false)?;
+    let command = match name.contains('@') {
+        true => Command::SnapshotShow { snapshot: name.to_string() },
+        false => Command::LunShow { lun: name.to_string() },
+    };
+    super::ask(common, command, false)?;
     let text = format!("export {name} to {}", file.display());
     show(&crate::control::report::would(text), common, output::facts);
     Ok(())

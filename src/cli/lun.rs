@@ -8,7 +8,8 @@ use crate::control::{Message, Result};
 use serde_json::{json, Value};
 
 /// What a list of LUNs shows.
-const COLUMNS: &[&str] = &["name", "size_bytes", "used_bytes", "lease", "sessions", "created"];
+const COLUMNS: &[&str] =
+    &["name", "size_bytes", "used_bytes", "snapshots", "lease", "sessions", "created"];
 
 /// Carries a verb out.
 pub fn run(verb: &Lun, common: &Common) -> Result<()> {

@@ -1,14 +1,18 @@
 //! `lunfs NOUN VERB`: words in, one request to a pool, its answer out.
 
 mod args;
+mod args_snapshot;
 mod image;
 mod initiator;
 mod lun;
 mod offline;
 mod output;
 mod parse;
+mod policy;
 mod pool;
+mod quiesce;
 mod serve;
+mod snapshot;
 
 use crate::control::client::{self, Client, Selection};
 use crate::control::protocol::Command;
@@ -20,6 +24,9 @@ use std::process::ExitCode;
 
 /// Runs the command that this process was started with.
 pub fn run() -> ExitCode {
+    if let Some(code) = quiesce::agent() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
@@ -61,6 +68,9 @@ fn obey(cli: &Cli) -> Result<ExitCode> {
     match &cli.noun {
         Noun::Pool(verb) => return pool::run(verb, common),
         Noun::Lun(verb) => lun::run(verb, common)?,
+        Noun::Snapshot(verb) => snapshot::run(verb, common)?,
+        Noun::Clone(verb) => snapshot::run_clone(verb, common)?,
+        Noun::Policy(verb) => policy::run(verb, common)?,
         Noun::Initiator(verb) => initiator::run(verb, common)?,
         Noun::Session(verb) => session(verb, common)?,
         Noun::Status => return status(common),
@@ -182,6 +192,11 @@ fn plain_status(value: &Value) {
     lun::list(&field("luns"));
     output::line("");
     output::table(rows(&field("sessions")), SESSION_COLUMNS, "no sessions");
+    let policies = field("policies");
+    if !rows(&policies).is_empty() {
+        output::line("");
+        policy::list(rows(&policies));
+    }
     let refused = field("refused");
     for (reason, count) in refused.as_object().into_iter().flatten() {
         if count.as_u64().is_some_and(|count| count > 0) {

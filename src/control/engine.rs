@@ -111,7 +111,7 @@ impl Session<'_> {
             Command::PoolRemove { path } => self.pool_remove(&path),
             Command::PoolScrub { background, cancel } => self.pool_scrub(background, cancel),
             Command::LunList => self.lun_list(),
-            Command::LunShow { lun } => self.show(&*self.lun(&lun)?),
+            Command::LunShow { lun } => self.lun_show(&lun),
             Command::LunCreate { lun, size_bytes, keys } => self.lun_create(&lun, size_bytes, keys),
             Command::LunResize { lun, size_bytes, force } => {
                 self.lun_resize(&lun, size_bytes, force)
@@ -135,6 +135,7 @@ impl Session<'_> {
             Command::SessionList => Ok(self.sessions()),
             Command::SessionShow { id } => self.session_show(&id),
             Command::SessionDrop { id } => self.session_drop(&id),
+            of_snapshots => self.snapshot_command(of_snapshots),
         }
     }
 
@@ -143,11 +144,19 @@ impl Session<'_> {
     }
 
     pub(super) fn show(&self, lun: &Lun) -> Result<Value> {
-        report::lun(lun, &self.engine.doors)
+        report::lun(&self.engine.pool.catalog, lun, &self.engine.doors)
+    }
+
+    /// With what its snapshots hold.
+    fn lun_show(&self, name: &str) -> Result<Value> {
+        let lun = self.lun(name)?;
+        let mut shown = self.show(&lun)?;
+        shown["snapshots_alone_bytes"] = self.snapshots_alone_bytes(&lun.name())?.into();
+        Ok(shown)
     }
 
     fn lun_list(&self) -> Result<Value> {
-        report::luns(&self.engine.pool.catalog.list(), &self.engine.doors)
+        report::luns(&self.engine.pool.catalog, &self.engine.doors)
     }
 
     fn lun_create(&self, name: &str, size_bytes: u64, settings: Vec<KeyValue>) -> Result<Value> {

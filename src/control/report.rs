@@ -6,7 +6,7 @@ use super::pool::OpenPool;
 use super::run_dir::id_text;
 use crate::device::BLOCK_BYTES;
 use crate::fs::{DeviceStatus, Timestamp};
-use crate::lun::{Access, BadPlace, Holder, Lun, SessionInfo};
+use crate::lun::{Access, BadPlace, Catalog, Holder, Lun, SessionInfo};
 use serde_json::{json, Map, Value};
 
 /// RFC 3339 in UTC, to the millisecond.
@@ -110,10 +110,10 @@ fn balance(pool: &OpenPool) -> Value {
 }
 
 /// All LUNs. One that is deleted while it is looked at is left out.
-pub fn luns(all: &[std::sync::Arc<Lun>], doors: &Doors) -> Result<Value> {
+pub fn luns(catalog: &Catalog, doors: &Doors) -> Result<Value> {
     let mut shown = Vec::new();
-    for one in all {
-        match lun(one, doors) {
+    for one in &catalog.list() {
+        match lun(catalog, one, doors) {
             Ok(value) => shown.push(value),
             Err(_) if is_gone(one) => {}
             Err(e) => return Err(e),
@@ -128,7 +128,7 @@ fn is_gone(lun: &Lun) -> bool {
 }
 
 /// One LUN.
-pub fn lun(lun: &Lun, doors: &Doors) -> Result<Value> {
+pub fn lun(catalog: &Catalog, lun: &Lun, doors: &Doors) -> Result<Value> {
     let attributes = lun.attributes()?;
     let settings = &attributes.settings;
     let (lease, holders) = lease(&lun.lease_holder());
@@ -158,8 +158,10 @@ pub fn lun(lun: &Lun, doors: &Doors) -> Result<Value> {
         "sessions": lun.sessions().iter().map(|session| session.id.0).collect::<Value>(),
         "open_files": lun.open_files(),
         "medium_errors": lun.medium_errors(),
+        "snapshots": catalog.snapshot_count(&attributes.name).unwrap_or(0),
     });
-    if let (Some(all), Value::Object(reach)) = (all.as_object_mut(), doors.reach(lun)) {
+    if let (Some(all), Value::Object(reach)) = (all.as_object_mut(), doors.reach(&attributes.name))
+    {
         all.extend(reach);
     }
     Ok(all)
@@ -238,8 +240,9 @@ pub fn status(pool_open: &OpenPool, doors: &Doors) -> Result<Value> {
         "pool": pool(pool_open),
         "scrub": super::scrub::summary(&pool_open.fs.scrub_status()),
         "doors": doors.to_json(),
-        "luns": self::luns(&luns, doors)?,
+        "luns": self::luns(catalog, doors)?,
         "sessions": catalog.sessions().iter().map(session).collect::<Value>(),
+        "policies": super::policy::rows(catalog),
         "initiators": pool_open.book.list().map_or(0, |all| all.len()),
         "refused": refusals(pool_open),
         "errors": errors(pool_open, &luns, doors),
@@ -275,6 +278,8 @@ fn errors(pool: &OpenPool, luns: &[std::sync::Arc<Lun>], doors: &Doors) -> Value
     found.extend(doors.failures().into_iter().map(|text| ("door", text)));
     let unusable = pool.catalog.unusable().into_iter();
     found.extend(unusable.map(|(name, why)| ("lun", format!("{name} cannot be served: {why}"))));
+    let policies = super::policy::failures(&pool.catalog).into_iter();
+    found.extend(policies.map(|text| ("policy", text)));
     let scrub = pool.fs.scrub_status();
     if scrub.bad > 0 {
         let ended = scrub.finished.map(|time| format!(" of {}", time_text(time)));

@@ -93,7 +93,7 @@ impl Session<'_> {
     }
 
     pub(super) fn export(&self, name: &str, past_bad: bool, file: File) -> Result<Value> {
-        let lun = self.lun(name)?;
+        let lun = self.engine.pool.catalog.disk(name)?;
         let target = match image_bytes(&file)? {
             Some(_) => Target::File(file),
             None => Target::Stream(Box::new(self.pipe(file)?)),

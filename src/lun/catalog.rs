@@ -13,6 +13,7 @@ use super::error::{Error, Result};
 use super::history::History;
 use super::lease::LeaseTiming;
 use super::names::{check_name, key_of};
+use super::policies::Policies;
 use super::readers::Readers;
 use super::sanitize::Sanitizers;
 use super::unit::{Found, Lun, Refused, Shared};
@@ -113,6 +114,7 @@ impl Catalog {
             tree: History::default(),
             versions: Mutex::default(),
             readers: Readers::default(),
+            policies: Policies::default(),
         });
         shared.damage.load(&shared.fs);
         let mut index = Index::default();
@@ -297,7 +299,9 @@ impl Catalog {
         let lun = self.get(name)?;
         self.check_history(&lun, options)?;
         let sessions = close_for_deletion(&lun, options)?;
-        for session in sessions {
+        let served = lun.served_snapshots();
+        let of_snapshots = served.iter().flat_map(|disk| disk.attachments());
+        for session in sessions.into_iter().chain(of_snapshots) {
             session.end("the LUN is deleted");
         }
         let name = lun.name();
@@ -378,12 +382,12 @@ impl Catalog {
     /// Keeps the rates of all sessions recent: to be called about once a second.
     pub fn look_at_figures(&self) {
         let now = self.shared.options.clock.now();
-        self.list().iter().flat_map(|lun| lun.attachments()).for_each(|it| it.look(now));
+        self.disks().iter().flat_map(|lun| lun.attachments()).for_each(|it| it.look(now));
     }
 
-    /// Sessions of all LUNs, sorted by id.
+    /// Sessions of all LUNs and snapshots, sorted by id.
     pub fn sessions(&self) -> Vec<SessionInfo> {
-        let mut sessions: Vec<_> = self.list().iter().flat_map(|lun| lun.sessions()).collect();
+        let mut sessions: Vec<_> = self.disks().iter().flat_map(|lun| lun.sessions()).collect();
         sessions.sort_by_key(|session| session.id);
         sessions
     }
@@ -406,7 +410,7 @@ impl Catalog {
         &self,
         judge: &dyn Fn(&SessionInfo, VolumeId) -> std::result::Result<Rights, String>,
     ) {
-        for lun in self.list() {
+        for lun in self.disks() {
             for attachment in lun.attachments() {
                 match judge(&attachment.info(), lun.id()) {
                     Ok(rights) => attachment.set_rights(rights),
@@ -418,14 +422,14 @@ impl Catalog {
 
     /// Ends the sessions that `which` names.
     pub fn end_sessions(&self, why: &str, which: &dyn Fn(&SessionInfo) -> bool) {
-        let all = self.list().into_iter().flat_map(|lun| lun.attachments());
+        let all = self.disks().into_iter().flat_map(|lun| lun.attachments());
         for attachment in all.filter(|attachment| which(&attachment.info())) {
             attachment.end(why);
         }
     }
 
     fn attachment(&self, id: SessionId) -> Result<Arc<Attachment>> {
-        let mut all = self.list().into_iter().flat_map(|lun| lun.attachments());
+        let mut all = self.disks().into_iter().flat_map(|lun| lun.attachments());
         all.find(|attachment| attachment.id() == id).ok_or(Error::NoSession(id.0))
     }
 

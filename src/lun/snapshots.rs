@@ -110,6 +110,18 @@ impl Catalog {
         named.iter().map(|(subject, name)| self.shown(subject, name)).collect()
     }
 
+    /// Says anew whether the applications were at rest: it is known for sure only afterwards.
+    pub fn snapshot_note(&self, of: &str, name: &str, how: &fs::Consistency) -> Result<()> {
+        let _names = self.names.read();
+        let _one = self.shared.versions.lock();
+        let subject = self.subject(of)?;
+        let name = subject.known_snapshot(name)?;
+        self.shared.fs.snapshot_note_consistency(subject.volume(), &name, how)?;
+        let fields = json!({"name": name, "consistent": how.is_application(), "hook": how.hook});
+        subject.log("quiesce", fields);
+        Ok(self.shared.fs.sync()?)
+    }
+
     /// As `snapshot_create`, but only checks: the names they would get.
     pub fn check_snapshot_create(&self, wanted: &[SnapshotWish]) -> Result<Vec<String>> {
         let named = self.judge_snapshots(wanted, Maker::User)?;
@@ -188,6 +200,15 @@ impl Catalog {
     /// How many snapshots there are.
     pub fn snapshot_count(&self, of: &str) -> Result<usize> {
         self.subject(of)?.names(|names| names.values().filter(|one| !one.is_bookmark).count())
+    }
+
+    /// The names of the snapshots of a LUN, or of `/`: from memory.
+    pub fn snapshot_names(&self, of: &str) -> Result<Vec<String>> {
+        let subject = self.subject(of)?;
+        subject.names(|names| {
+            let snapshots = names.values().filter(|one| !one.is_bookmark);
+            snapshots.map(|one| one.name.clone()).collect()
+        })
     }
 
     /// The bookmarks of a LUN, or of `/`; oldest first.
@@ -402,9 +423,11 @@ impl Catalog {
         let from = lun.volume();
         let other_blocks = lun.roll_back(&to, &kept)?;
         subject.add(&kept, false)?;
-        let index = &mut *self.index.write();
-        index.by_volume.remove(&from);
-        index.by_volume.insert(lun.volume(), Arc::clone(lun));
+        {
+            let mut index = self.index.write();
+            index.by_volume.remove(&from);
+            index.by_volume.insert(lun.volume(), Arc::clone(lun));
+        }
         if other_blocks {
             let why = "the block size changed with a rollback";
             lun.attachments().iter().for_each(|session| session.end(why));
@@ -432,9 +455,12 @@ impl Catalog {
             return Err(lun.busy("deletion", &why, remedy));
         }
         all.iter().try_for_each(|one| one.check_unheld("deletion", now))?;
-        match all.iter().find(|one| one.is_open) {
+        // Those too that have lost their names already.
+        let every = self.shared.fs.snapshot_list(lun.volume())?;
+        match every.iter().find(|one| self.shared.readers.is_open(one.id)) {
             Some(open) if !options.force => {
-                let why = format!("its snapshot {} is open", open.info.name);
+                let name = open.name.strip_prefix('.').unwrap_or(&open.name);
+                let why = format!("its snapshot {name} is open");
                 Err(lun.busy("deletion", &why, "close it, or add --force"))
             }
             _ => Ok(()),

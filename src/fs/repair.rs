@@ -150,9 +150,25 @@ fn replay(devices: &[Device], actions: &mut Vec<String>) -> Result<Core> {
             "{why}: the log is cut before it, {kept} groups are kept; what it and later ones said \
              is lost"
         ));
-        return recovery::recovered(loaded, Damage::Cut);
+        return left_out(loaded, actions);
     }
-    recovery::recovered(loaded, Damage::Refuse)
+    match recovery::recovered(loaded) {
+        Err(Error::Corrupt { .. } | Error::Io(_) | Error::Format(_)) => {
+            left_out(recovery::load(devices.to_vec(), &options(), false)?, actions)
+        }
+        replayed => replayed,
+    }
+}
+
+/// Replays what is about things that can be read.
+fn left_out(loaded: recovery::Loaded, actions: &mut Vec<String>) -> Result<Core> {
+    let (core, skipped) = recovery::recovered_from(loaded, Damage::Cut)?;
+    if skipped > 0 {
+        actions.push(format!(
+            "the log: {skipped} changes are of files whose inodes or nodes cannot be read: left out"
+        ));
+    }
+    Ok(core)
 }
 
 /// Sets right what a count of the trees finds.
@@ -220,8 +236,7 @@ fn mend_trees(core: &Core, actions: &mut Vec<String>) -> Result<()> {
 
 /// Verifies and heals every copy of everything.
 fn heal(devices: &[Device], actions: &mut Vec<String>) -> Result<()> {
-    let core =
-        recovery::recovered(recovery::load(devices.to_vec(), &options(), false)?, Damage::Refuse)?;
+    let core = recovery::recovered(recovery::load(devices.to_vec(), &options(), false)?)?;
     let mut walk = Walk::default();
     while !walk.is_done() {
         let found = core.walk(&mut walk, super::scrub::PIECE_BLOCKS)?;

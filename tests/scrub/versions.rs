@@ -218,6 +218,32 @@ fn a_scrub_reads_what_versions_share_once_and_hidden_ones_too() {
     assert_eq!(told.len(), 1, "{told:?}");
 }
 
+/// A snapshot goes while the walk is between the live version, which left what they share to it, and
+/// the snapshot itself.
+#[test]
+fn a_scrub_misses_nothing_where_a_snapshot_goes_meanwhile() {
+    let mut gone_before_its_turn = 0;
+    for steps in (0..900).step_by(60) {
+        let devices = plain(1);
+        let (v, _) = make_versions(&devices);
+        // Of the second content, which only `v` and `v@new` have.
+        let shared = blocks_of(&devices, "v/f").1[BLOCKS as usize - 1];
+        devices[0].flip_bit(shared, 3);
+        let fs = open(&devices);
+        assert!(fs.scrub_start().expect("start"));
+        (0..steps).for_each(|_| drop(fs.scrub_step(1).expect("step")));
+        let before = fs.scrub_status().bad;
+        fs.snapshot_delete(v, "new").expect("delete");
+        settle(&fs);
+        while fs.scrub_step(64).expect("step") {}
+        let status = fs.scrub_status();
+        assert!(status.bad >= 1, "after {steps} steps, {before} found: {status:?}");
+        assert!(status.places.iter().all(|p| p.block == shared), "{status:?}");
+        gone_before_its_turn += u32::from(before == 0);
+    }
+    assert!(gone_before_its_turn > 3);
+}
+
 #[test]
 fn a_dump_shows_versions_and_their_names() {
     let devices = plain(1);

@@ -144,7 +144,11 @@ fn dump(fs: &Arc<Fs>) -> Result<String> {
             let _ = writeln!(
                 out,
                 "{name}@{} epoch {} held {} until {:?} consistent {}",
-                s.name, s.epoch, s.held, s.hold_until, s.consistency.is_application()
+                s.name,
+                s.epoch,
+                s.held,
+                s.hold_until,
+                s.consistency.is_application()
             );
             dump_below(fs, NodeId::root(s.id), &format!("{name}@{}:", s.name), &mut out)?;
         }

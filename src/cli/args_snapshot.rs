@@ -2,6 +2,7 @@
 
 use super::args::Change;
 use super::parse;
+use crate::quiesce::Hook;
 use clap::{Args, Subcommand};
 
 /// `lunfs snapshot`.
@@ -13,6 +14,13 @@ pub enum Snapshot {
         /// A LUN, or / for the ordinary tree; without @SNAP the name is the UTC time
         #[arg(value_name = "NAME[@SNAP]", required = true)]
         names: Vec<String>,
+        /// Bring an application to rest for it: fsfreeze:PATH, qga:SOCKET, postgres:URL, exec:CMD
+        #[arg(long, value_name = "HOOK")]
+        quiesce: Option<Hook>,
+        /// How long the application may take to come to rest, in seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "quiesce")]
+        #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+        quiesce_timeout: u64,
         /// --dry-run
         #[command(flatten)]
         change: Change,
@@ -179,10 +187,19 @@ pub struct PolicySet {
 const SNAPSHOT_CREATE_EXAMPLES: &str = "\
 A name has at most 64 of A-Z a-z 0-9 . _ - : and no leading dot.
 
+With --quiesce nothing is made unless the application comes to rest. It is let go
+on after 12 s at the latest, also when this command is killed. The hooks:
+  fsfreeze:PATH   the filesystem mounted at PATH here
+  qga:SOCKET      all filesystems of a guest, by the QEMU guest agent
+  postgres:URL    a PostgreSQL cluster, by psql: a checkpoint and backup mode
+  exec:CMD        any program, as `CMD freeze` and `CMD thaw` (called whenever
+                  freeze was); exit status 0 is yes
+
 Examples:
   lunfs snapshot create vm1@before-upgrade
   lunfs snapshot create db-data@night db-log@night
   lunfs snapshot create vm1
+  lunfs snapshot create vm1@backup --quiesce qga:/run/vm1-agent.sock
   lunfs snapshot create /@monday";
 
 const ROLLBACK_EXAMPLES: &str = "\

@@ -11,7 +11,7 @@ use super::error::{Error, Result};
 use super::initiator::{Credential, Initiator, Limits, Right};
 use super::secret::BareSecret;
 use crate::fs::{self, Fs, VolumeId};
-use crate::lun::{find_own, make_own};
+use crate::lun::{find_own_file, own_file};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -58,7 +58,7 @@ struct Grant {
 /// Reads the list; a pool that has none has no initiators.
 pub fn load(fs: &Arc<Fs>) -> Result<BTreeMap<String, Initiator>> {
     let unreadable = |error: fs::Error| Error::Unreadable(error.to_string());
-    let Some(file) = find_own(fs, FILE).map_err(unreadable)? else {
+    let Some(file) = find_own_file(fs, FILE).map_err(unreadable)? else {
         return Ok(BTreeMap::new());
     };
     let size = file.size_bytes();
@@ -88,10 +88,7 @@ pub fn save(fs: &Arc<Fs>, all: &BTreeMap<String, Initiator>) -> Result<()> {
     let mut text = Zeroizing::new(Vec::new());
     serde_json::to_writer_pretty(&mut *text, &list)
         .map_err(|_| Error::Fs(fs::Error::Invalid("the list cannot be written as JSON")))?;
-    let file = match find_own(fs, FILE)? {
-        Some(file) => file,
-        None => make_own(fs, FILE)?,
-    };
+    let file = own_file(fs, FILE)?;
     let old = usize::try_from(file.size_bytes()).unwrap_or(usize::MAX);
     let length = text.len();
     if length > fs::ATOMIC_WRITE_BYTES {

@@ -178,8 +178,8 @@ impl Door {
             return;
         }
         if let Ok(Handle::Directory(open)) = self.handles.get(handle).as_deref() {
-            if open.id().volume == VolumeId::TREE {
-                self.note_access(open);
+            if open.file.id().volume == VolumeId::TREE {
+                self.note_access(&open.file);
             }
         }
     }

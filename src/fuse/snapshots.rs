@@ -14,6 +14,7 @@ use super::ids::Node;
 use super::listing::{number, Item};
 use super::tree::{Entry, Place, Tree, LUN_TTL};
 use crate::fs::{NodeId, RenameMode, VolumeId, ROOT_INO};
+use crate::lun::{Maker, SnapshotWish, TREE_NAME};
 use fuser::{Errno, FileType};
 
 /// Name of the virtual directory.
@@ -29,9 +30,17 @@ impl Tree {
         name == SNAPSHOTS && (dir.is_root() || matches!(dir, Place::LunDirectory(_)))
     }
 
+    /// What commands call that whose snapshots these are.
+    fn name_of(&self, volume: VolumeId) -> Result<String> {
+        match volume {
+            VolumeId::TREE => Ok(TREE_NAME.to_owned()),
+            volume => Ok(self.lun(volume)?.name()),
+        }
+    }
+
     /// The snapshot of this name.
     pub fn find_snapshot(&self, volume: VolumeId, name: &[u8]) -> Result<Place> {
-        let name = std::str::from_utf8(name).map_err(|_| Errno::ENOENT)?;
+        let name = shown(name)?;
         let found = self.fs().snapshot_lookup(volume, name).or_errno()?.ok_or(Errno::ENOENT)?;
         self.owners.insert(found.id, volume);
         Ok(Place::Frozen(NodeId::root(found.id)))
@@ -61,7 +70,14 @@ impl Tree {
 
     /// Some snapshots after `cookie`.
     pub fn snapshot_items(&self, volume: VolumeId, cookie: u64) -> Result<Vec<Item>> {
-        let page = self.fs().snapshot_page(volume, cookie, PAGE).or_errno()?;
+        let mut page = self.fs().snapshot_page(volume, cookie, PAGE).or_errno()?;
+        while let Some(last) = page.last().map(|last| last.cookie) {
+            page.retain(|entry| shown(&entry.name).is_ok());
+            if !page.is_empty() {
+                break;
+            }
+            page = self.fs().snapshot_page(volume, last, PAGE).or_errno()?;
+        }
         let item = |entry: crate::fs::DirEntry| {
             self.owners.insert(entry.id.volume, volume);
             let place = Place::Frozen(entry.id);
@@ -89,15 +105,16 @@ impl Tree {
 
     /// mkdir(2).
     pub fn make_snapshot(&self, volume: VolumeId, name: &[u8]) -> Result<Place> {
-        let name = checked(name)?;
-        self.fs().snapshot_create(&[(volume, name)], false).or_errno()?;
+        let name = std::str::from_utf8(name).map_err(|_| Errno::EINVAL)?;
+        let wish = SnapshotWish { of: self.name_of(volume)?, name: Some(name.to_owned()) };
+        self.catalog().snapshot_create(&[wish], Maker::User, false).or_errno()?;
         self.find_snapshot(volume, name.as_bytes())
     }
 
     /// rmdir(2).
     pub fn delete_snapshot(&self, volume: VolumeId, name: &[u8]) -> Result<()> {
-        let name = std::str::from_utf8(name).map_err(|_| Errno::ENOENT)?;
-        self.fs().snapshot_delete(volume, name).or_errno()
+        let of = self.name_of(volume)?;
+        self.catalog().snapshot_delete(&of, shown(name)?, false).or_errno().map(drop)
     }
 
     /// rename(2), within one `.snapshots`. Never replaces another one.
@@ -115,18 +132,14 @@ impl Tree {
         if mode == RenameMode::Exchange {
             return Err(Errno::EINVAL);
         }
-        let name = std::str::from_utf8(name).map_err(|_| Errno::ENOENT)?;
-        self.fs().snapshot_rename(volume, name, checked(to)?).or_errno()
+        let to = std::str::from_utf8(to).map_err(|_| Errno::EINVAL)?;
+        let of = self.name_of(volume)?;
+        self.catalog().snapshot_rename(&of, shown(name)?, to).or_errno()
     }
 }
 
-/// Longest name of a snapshot in bytes: it must fit iSCSI names (223 bytes) together with its
-/// LUN's.
-const MAX_NAME_BYTES: usize = 64;
-
-fn checked(name: &[u8]) -> Result<&str> {
-    let name = std::str::from_utf8(name).map_err(|_| Errno::EINVAL)?;
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b':');
-    let good = name.len() <= MAX_NAME_BYTES && !name.starts_with('.') && name.bytes().all(allowed);
-    good.then_some(name).ok_or(Errno::EINVAL)
+/// A name that can be shown: those that begin with a dot are the LUN layer's own.
+fn shown(name: &[u8]) -> Result<&str> {
+    let name = std::str::from_utf8(name).ok().filter(|name| !name.starts_with('.'));
+    name.ok_or(Errno::ENOENT)
 }

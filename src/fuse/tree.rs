@@ -172,7 +172,7 @@ impl Tree {
         Ok(Place::LunFile(lun, part, id))
     }
 
-    fn lun(&self, volume: VolumeId) -> Result<Arc<Lun>> {
+    pub(super) fn lun(&self, volume: VolumeId) -> Result<Arc<Lun>> {
         self.catalog.by_volume(volume).ok_or(Errno::ESTALE)
     }
 

@@ -8,7 +8,7 @@
 //! process.
 
 use super::event_log;
-use super::own_files::{find_own, make_own};
+use super::reserved::{find_own_file, own_file};
 use crate::device::BLOCK_BYTES;
 use crate::fs::{self, Attr, Fs, NodeId, Timestamp};
 use parking_lot::Mutex;
@@ -87,7 +87,7 @@ impl Damage {
 
     /// What the pool's file says: it is looked at again before it is told.
     pub fn load(&self, fs: &Arc<Fs>) {
-        let text = match find_own(fs, FILE) {
+        let text = match find_own_file(fs, FILE) {
             Ok(Some(file)) => {
                 let mut bytes =
                     vec![0; file.size_bytes().min(fs::ATOMIC_WRITE_BYTES as u64) as usize];
@@ -120,12 +120,7 @@ impl Damage {
         };
         let all: Vec<Entry> = self.places.lock().0.iter().map(entry).collect();
         let text = serde_json::to_vec(&all).unwrap_or_default();
-        let file = match find_own(fs, FILE) {
-            Ok(Some(file)) => Ok(file),
-            Ok(None) => make_own(fs, FILE),
-            Err(e) => Err(e),
-        };
-        let _ = file.and_then(|file| event_log::replace(&file, &text));
+        let _ = own_file(fs, FILE).and_then(|file| event_log::replace(&file, &text));
     }
 
     /// What is bad now, and how often more was met than the list holds.

@@ -29,10 +29,10 @@ mod lease;
 mod lease_room;
 mod memory;
 mod names;
-mod own_files;
 mod policies;
 mod policy;
 mod readers;
+mod reserved;
 mod sanitize;
 mod served;
 mod snapshots;
@@ -58,10 +58,10 @@ pub use names::{
     check_name, check_snapshot_name, parse_size, policy_name, policy_time, split_snapshot,
     TREE_NAME,
 };
-pub use own_files::{find_own, make_own};
 pub use policies::{PolicyRun, PolicyStatus};
 pub use policy::{Policy, PolicyChange};
-pub use readers::OpenSnapshot;
+pub use readers::{OpenSnapshot, SnapshotUse};
+pub use reserved::{find_own_file, own_file};
 pub use sanitize::SanitizeState;
 pub use snapshots::{Bookmark, Hold, Maker, Snapshot, SnapshotWish};
 pub use unit::Lun;

@@ -9,8 +9,8 @@ use super::error::{Error, Result};
 use super::event_log;
 use super::history::Subject;
 use super::names::{policy_name, policy_time, TREE_NAME};
-use super::own_files::{find_own, make_own};
 use super::policy::{Kept, Policy, PolicyChange};
+use super::reserved::{find_own_file, own_file};
 use super::snapshots::{Maker, SnapshotWish};
 use crate::fs::{self, Fs, Timestamp, VolumeId};
 use parking_lot::Mutex;
@@ -80,7 +80,7 @@ impl Policies {
 }
 
 fn load(fs: &Arc<Fs>) -> Result<BTreeMap<u32, Policy>> {
-    let Some(file) = find_own(fs, FILE)? else { return Ok(BTreeMap::new()) };
+    let Some(file) = find_own_file(fs, FILE)? else { return Ok(BTreeMap::new()) };
     let mut bytes = vec![0; file.size_bytes().min(fs::ATOMIC_WRITE_BYTES as u64) as usize];
     let count = file.read_at(0, &mut bytes)?;
     bytes.truncate(count);
@@ -105,11 +105,7 @@ fn save(fs: &Arc<Fs>, policies: &BTreeMap<u32, Policy>) -> Result<()> {
     if text.len() > fs::ATOMIC_WRITE_BYTES {
         return Err(fs::Error::Invalid("the policies would be longer than 2 MiB").into());
     }
-    let file = match find_own(fs, FILE)? {
-        Some(file) => file,
-        None => make_own(fs, FILE)?,
-    };
-    event_log::replace(&file, &text)?;
+    event_log::replace(&own_file(fs, FILE)?, &text)?;
     Ok(fs.sync()?)
 }
 

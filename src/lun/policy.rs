@@ -1,9 +1,9 @@
 //! What a policy says: when the next snapshot is due, and which old ones go. Arithmetic alone, over
 //! times that are handed in; all times are UTC, so no day is shorter than another.
 //!
-//! - Time is cut into slots of `every`, counted from 1970. A run is due when the last one lies in an
-//!   earlier slot: so runs keep to the clock (`every 1h` is at the full hour) whenever a server was
-//!   started, and what was missed is made up for by one run.
+//! - Time is cut into slots of `every`, counted from 1970. A run is due when the last one lies in
+//!   an earlier slot: so runs keep to the clock (`every 1h` is at the full hour) whenever a server
+//!   was started, and what was missed is made up for by one run.
 //! - Of the snapshots that policies made the newest `keep` stay, and for each rule the newest of as
 //!   many different hours, days, weeks or months as it says. One that is held stays and counts for
 //!   no rule's loss; replication holds what it needs.
@@ -138,7 +138,7 @@ impl Policy {
         let mut stay = |at: usize| stays.get_mut(at).into_iter().for_each(|it| *it = true);
         // Whatever is said, the newest is never taken away: it tells when the last run was.
         newest_first.iter().take(self.keep.max(1) as usize).for_each(|at| stay(*at));
-        let rules: [(u32, fn(i64) -> i64); 4] = [
+        let rules: [(u32, PeriodOf); 4] = [
             (self.keep_hourly, |s| s.div_euclid(HOUR_S)),
             (self.keep_daily, |s| s.div_euclid(DAY_S)),
             // The first of January 1970 was a Thursday.
@@ -165,6 +165,9 @@ impl Policy {
         (0..all.len()).filter(goes).collect()
     }
 }
+
+/// The number of the period that a second since 1970 is in.
+type PeriodOf = fn(i64) -> i64;
 
 /// Months since the year 0 of a second since 1970.
 fn month_of(second: i64) -> i64 {
@@ -201,7 +204,9 @@ mod tests {
             if !is_down && policy.is_due(last, None, now) {
                 all.push(Kept { time: now, held: false });
                 let goes = policy.prune(&all);
-                goes.iter().rev().for_each(|at| drop(all.remove(*at)));
+                goes.iter().rev().for_each(|at| {
+                    all.remove(*at);
+                });
             }
             now.0 += 60 * SECOND_NS;
         }

@@ -1,8 +1,8 @@
 //! A snapshot as a disk: a [`Lun`] over the snapshot's own three files, which is only read.
 //!
-//! It has an identity of its own, the rights are those of its LUN, and what happens to it is told in
-//! its LUN's log. All who use it share one, and it holds the snapshot open: a deletion waits for the
-//! last of them.
+//! It has an identity of its own, the rights are those of its LUN, and what happens to it is told
+//! in its LUN's log. All who use it share one, and it holds the snapshot open: a deletion waits for
+//! the last of them.
 
 use super::attributes::Settings;
 use super::catalog::Catalog;

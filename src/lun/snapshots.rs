@@ -110,6 +110,18 @@ impl Catalog {
         named.iter().map(|(subject, name)| self.shown(subject, name)).collect()
     }
 
+    /// Says anew whether the applications were at rest: it is known for sure only afterwards.
+    pub fn snapshot_note(&self, of: &str, name: &str, how: &fs::Consistency) -> Result<()> {
+        let _names = self.names.read();
+        let _one = self.shared.versions.lock();
+        let subject = self.subject(of)?;
+        let name = subject.known_snapshot(name)?;
+        self.shared.fs.snapshot_note_consistency(subject.volume(), &name, how)?;
+        let fields = json!({"name": name, "consistent": how.is_application(), "hook": how.hook});
+        subject.log("quiesce", fields);
+        Ok(self.shared.fs.sync()?)
+    }
+
     /// As `snapshot_create`, but only checks: the names they would get.
     pub fn check_snapshot_create(&self, wanted: &[SnapshotWish]) -> Result<Vec<String>> {
         let named = self.judge_snapshots(wanted, Maker::User)?;

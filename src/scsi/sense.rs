@@ -182,6 +182,8 @@ mod tests {
 
     #[test]
     fn progress_stands_in_both_formats() {
+        let missing = Sense::of_error(&BlockError::DeviceMissing, 512, true);
+        assert_eq!(missing, Sense::new(0x2, 0x04, 0x03));
         let sense = Sense::SANITIZING.with_progress(0x1234);
         assert_eq!(sense.encode(false)[15..18], [0x80, 0x12, 0x34]);
         assert_eq!(sense.encode(true)[7..], [8, 2, 6, 0, 0, 0x80, 0x12, 0x34, 0]);

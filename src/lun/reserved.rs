@@ -1,13 +1,14 @@
-//! Files that lunfs keeps for itself in the pool: in a volume of their own, which the mount does
-//! not show. Its name begins with a dot, as no LUN's does.
+//! Files of lunfs' own in the pool: in a volume that the mount does not show, as its name begins
+//! with a dot.
 
 use crate::fs::{self, File, Fs, NewNode, NodeId, Owner};
 use std::sync::Arc;
 
+/// The volume.
 const VOLUME: &str = ".lunfs";
 
-/// Opens one, if it is there.
-pub fn find_own(fs: &Arc<Fs>, name: &[u8]) -> fs::Result<Option<File>> {
+/// A file of lunfs' own, if it was ever made.
+pub fn find_own_file(fs: &Arc<Fs>, name: &[u8]) -> fs::Result<Option<File>> {
     let Some(volume) = fs.volume_lookup(VOLUME)? else {
         return Ok(None);
     };
@@ -18,8 +19,11 @@ pub fn find_own(fs: &Arc<Fs>, name: &[u8]) -> fs::Result<Option<File>> {
     }
 }
 
-/// Makes one, that nobody but its owner may read.
-pub fn make_own(fs: &Arc<Fs>, name: &[u8]) -> fs::Result<File> {
+/// As [`find_own_file`]; it is made where it is not there.
+pub fn own_file(fs: &Arc<Fs>, name: &[u8]) -> fs::Result<File> {
+    if let Some(file) = find_own_file(fs, name)? {
+        return Ok(file);
+    }
     let owner = |mode| Owner { mode, uid: 0, gid: 0 };
     let volume = match fs.volume_lookup(VOLUME)? {
         Some(volume) => volume,

@@ -194,6 +194,7 @@ impl Core {
             if id.volume == TABLE && c.meta.kind == InodeKind::Version {
                 if c.meta.version.flags & VERSION_DELETED != 0 {
                     cp.doomed.push(id.ino);
+                    work.deleted.insert(id.ino);
                 }
                 work.changed.insert(id.ino);
                 versions.insert(id, c.meta);

@@ -14,7 +14,6 @@ use super::pool::Fs;
 use super::txn::Txn;
 use super::types::*;
 use fs_layout::{Inode as DiskInode, InodeKind, VersionPart, FEATURE_VERSIONS, VERSION_HELD};
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 /// Rights of what nobody sees as a file.
@@ -416,7 +415,8 @@ impl Core {
     fn deletable(&self, found: &Found) -> Result<Arc<Inode>> {
         let version = self.inode(NodeId { volume: TABLE, ino: found.ino })?;
         let part = version.state.read().meta.version;
-        if part.flags & VERSION_HELD != 0 || part.hold_until > self.time() {
+        let until = Some(part.hold_until).filter(|until| *until != 0);
+        if part.flags & VERSION_HELD != 0 || until.is_some_and(|until| until > self.time()) {
             return Err(Error::Busy);
         }
         Ok(version)

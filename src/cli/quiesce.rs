@@ -4,7 +4,8 @@ use crate::quiesce::{serve_agent, Hook, Limits, AGENT_WORD};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Plays the agent if this process was started as one. No word of the command line: nobody types it.
+/// Plays the agent if this process was started as one. No word of the command line: nobody types
+/// it.
 pub fn agent() -> Option<ExitCode> {
     let mut words = std::env::args().skip(1);
     if words.next()? != AGENT_WORD {

@@ -251,6 +251,7 @@ impl Work<'_> {
         }
         self.end(part.dead_list)?;
         self.end(id)?;
+        self.core.scrub.joined(child, id, bound);
         Ok(Some(read))
     }
 

@@ -60,6 +60,12 @@ impl Outer {
         Outer { volumes: [range.0.volume].into(), reads: Some(range), ..Outer::default() }
     }
 
+    /// Does it leave alone what a reader of this node needs?
+    fn may_read(&self, id: NodeId) -> bool {
+        let ends = self.names_volumes && self.volumes.contains(&id.volume);
+        !ends && !self.nodes.contains(&id)
+    }
+
     /// A reader of these volumes.
     pub fn of_volumes(volumes: [VolumeId; 2]) -> Outer {
         Outer { volumes: volumes.into(), ..Outer::default() }
@@ -180,7 +186,10 @@ impl World {
             0 => Op::Punch { node, offset, len },
             _ => Op::Write { node, offset, data: Data { len: len as usize, seed: rng.bits() } },
         };
-        let there = self.inner.lock().model.get(node).is_some();
+        let there = {
+            let model = &self.inner.lock().model;
+            model.get(node).is_some() && !model.is_frozen(node.volume)
+        };
         match there && self.locks_are_free(fs, &op) {
             true => self.perform(op, true),
             false => Ok(()),
@@ -214,7 +223,7 @@ impl World {
             let inner = self.inner.lock();
             let open: Vec<NodeId> = inner.files.keys().copied().collect();
             let Some(&id) = open.get(rng.index(open.len().max(1))) else { return Ok(()) };
-            if inner.outer.nodes.contains(&id) {
+            if !inner.outer.may_read(id) {
                 return Ok(());
             }
             (id, inner.model.clone())
@@ -244,6 +253,8 @@ impl World {
     fn locks_are_free(&self, fs: &Arc<Fs>, op: &Op) -> bool {
         let open = |inner: &Inner| node_of(op).is_some_and(|id| inner.files.contains_key(&id));
         match names_volume(op) {
+            // Snapshots flush.
+            _ if matches!(op, Op::Version(_)) => fs.free_locks().log && fs.names_are_free(None),
             _ if op.is_of_volumes() => fs.names_are_free(None),
             Some(volume) => open(&self.inner.lock()) || fs.names_are_free(Some(volume)),
             None => true,

@@ -748,7 +748,9 @@ impl World {
         *self.pool.lock() = None;
         self.broken.store(false, SeqCst);
         for attempt in 0.. {
-            self.devices.iter().for_each(|device| drop(device.crash(rng.bits())));
+            self.devices.iter().for_each(|device| {
+                device.crash(rng.bits());
+            });
             self.inner.lock().crashes += 1;
             self.cut_at.store(0, SeqCst);
             super::check::check(&as_dyn(&self.devices))?;

@@ -1,6 +1,6 @@
 //! `lunfs snapshot create --quiesce`, and its agent: this program in another role, started by
-//! itself. The hook runs here, with the rights of who asks and near the application; the server only
-//! takes the snapshot.
+//! itself. The hook runs here, with the rights of who asks and near the application; the server
+//! only takes the snapshot.
 
 use super::args::Common;
 use super::{output, rows, selection, server_ask};

@@ -209,8 +209,8 @@ impl Clock for FixedClock {
 pub(super) enum Damage {
     /// Refuse the pool.
     Refuse,
-    /// The log ends before it, and of the rest is left out what is about things that cannot be read:
-    /// repair alone says so.
+    /// The log ends before it, and of the rest is left out what is about things that cannot be
+    /// read: repair alone says so.
     Cut,
 }
 

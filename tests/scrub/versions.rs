@@ -218,8 +218,8 @@ fn a_scrub_reads_what_versions_share_once_and_hidden_ones_too() {
     assert_eq!(told.len(), 1, "{told:?}");
 }
 
-/// A snapshot goes while the walk is between the live version, which left what they share to it, and
-/// the snapshot itself.
+/// A snapshot goes while the walk is between the live version, which left what they share to it,
+/// and the snapshot itself.
 #[test]
 fn a_scrub_misses_nothing_where_a_snapshot_goes_meanwhile() {
     let mut gone_before_its_turn = 0;

@@ -492,5 +492,5 @@ pub fn blocks_held(model: &Model) -> usize {
         Body::File(blocks) if seen.insert(Arc::as_ptr(node)) => blocks.len(),
         _ => 0,
     };
-    model.nodes.values().chain(model.orphans.values()).map(|node| held(node)).sum()
+    model.nodes.values().chain(model.orphans.values()).map(held).sum()
 }

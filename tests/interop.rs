@@ -63,6 +63,7 @@ scripts! {
     quiesce => "interop/quiesce.py",
     qemu => "interop/qemu.py",
     resize => "interop/resize.py",
+    snapshots => "interop/snapshots.py",
     surroundings => "interop/surroundings.py",
     thin => "interop/thin.py",
 }

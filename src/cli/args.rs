@@ -683,6 +683,7 @@ mod tests {
             "lunfs pool check p --dry-run",
             "lunfs pool create p --redundancy raid6",
             "lunfs snapshot create",
+            "lunfs snapshot show a",
             "lunfs snapshot hold a@x --until soon",
             "lunfs clone create a@x",
             "lunfs policy set a --every 15",

@@ -33,14 +33,14 @@ pub enum Snapshot {
     /// One snapshot, and how it is reached
     Show {
         /// The snapshot
-        #[arg(value_name = "NAME@SNAP")]
+        #[arg(value_name = "NAME@SNAP", value_parser = parse::snapshot)]
         name: String,
     },
     /// Change a snapshot's name; one that a policy made is then no policy's any more
     #[command(after_help = "Examples:\n  lunfs snapshot rename vm1@2026-11-20T21:00:00Z golden")]
     Rename {
         /// The snapshot
-        #[arg(value_name = "NAME@SNAP")]
+        #[arg(value_name = "NAME@SNAP", value_parser = parse::snapshot)]
         name: String,
         /// Its new name
         #[arg(value_name = "SNAP")]
@@ -52,7 +52,7 @@ pub enum Snapshot {
     /// Let a snapshot be what its LUN is now
     Refresh {
         /// The snapshot
-        #[arg(value_name = "NAME@SNAP")]
+        #[arg(value_name = "NAME@SNAP", value_parser = parse::snapshot)]
         name: String,
         /// --dry-run
         #[command(flatten)]
@@ -62,7 +62,7 @@ pub enum Snapshot {
     #[command(after_help = ROLLBACK_EXAMPLES)]
     Rollback {
         /// The snapshot
-        #[arg(value_name = "NAME@SNAP")]
+        #[arg(value_name = "NAME@SNAP", value_parser = parse::snapshot)]
         name: String,
         /// Although a client has the LUN open: it is told that contents and capacity changed
         #[arg(long)]
@@ -75,7 +75,7 @@ pub enum Snapshot {
     #[command(after_help = SNAPSHOT_DELETE_EXAMPLES)]
     Delete {
         /// The snapshot, or a bookmark
-        #[arg(value_name = "NAME@SNAP")]
+        #[arg(value_name = "NAME@SNAP", value_parser = parse::snapshot)]
         name: String,
         /// Leave a bookmark of its name: it holds no data, and `diff` can start from it
         #[arg(long)]
@@ -88,17 +88,17 @@ pub enum Snapshot {
     #[command(after_help = DIFF_EXAMPLES)]
     Diff {
         /// The older snapshot, or a bookmark
-        #[arg(value_name = "NAME@A")]
+        #[arg(value_name = "NAME@A", value_parser = parse::snapshot)]
         from: String,
         /// The newer snapshot [default: the LUN as it is now]
-        #[arg(value_name = "NAME@B")]
+        #[arg(value_name = "NAME@B", value_parser = parse::snapshot)]
         to: Option<String>,
     },
     /// Hold a snapshot: nobody deletes it until it is released
     #[command(after_help = HOLD_EXAMPLES)]
     Hold {
         /// The snapshot
-        #[arg(value_name = "NAME@SNAP")]
+        #[arg(value_name = "NAME@SNAP", value_parser = parse::snapshot)]
         name: String,
         /// Until then, and nobody can release it before: 2027-01-31T00:00:00Z, or 30d from now
         #[arg(long, value_name = "TIME", value_parser = parse::time)]
@@ -110,7 +110,7 @@ pub enum Snapshot {
     /// Hold a snapshot no longer
     Release {
         /// The snapshot
-        #[arg(value_name = "NAME@SNAP")]
+        #[arg(value_name = "NAME@SNAP", value_parser = parse::snapshot)]
         name: String,
         /// --dry-run
         #[command(flatten)]
@@ -125,7 +125,7 @@ pub enum CloneVerb {
     #[command(after_help = "Examples:\n  lunfs clone create golden@v3 vm17")]
     Create {
         /// The snapshot
-        #[arg(value_name = "NAME@SNAP")]
+        #[arg(value_name = "NAME@SNAP", value_parser = parse::snapshot)]
         name: String,
         /// The new LUN
         new: String,

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Plays the agent if this process was started as one. No word of the command line: nobody types it.
+/// Plays the agent if this process was started as one. No word of the command line: nobody types
+/// it.
 pub fn agent() -> Option<ExitCode> {
     let mut words = std::env::args().skip(1);
     if words.next()? != AGENT_WORD {

@@ -65,8 +65,8 @@ impl Session<'_> {
             return Ok(report::would(format!("make {}, of one instant", names.join(" and "))));
         }
         let outcome = if hook.is_empty() { HookOutcome::NotAsked } else { HookOutcome::WentOn };
+        // Durable by itself: one flush, not another one for the line in the log.
         let made = catalog.snapshot_create(&wanted, Maker::User, Consistency { outcome, hook })?;
-        self.durable()?;
         Ok(made.iter().map(|one| self.snapshot_row(one)).collect())
     }
 

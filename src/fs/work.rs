@@ -11,6 +11,7 @@
 use super::core::*;
 use super::cp::{Captured, Frozen};
 use super::error::{Error, Result};
+use super::planted::{planted, Mutation};
 use super::reclaim::{children, Owners, Scope};
 use super::space::Run;
 use super::store::Data;
@@ -123,6 +124,8 @@ pub(crate) struct Work<'a> {
     pub changed: BTreeSet<u64>,
     /// Snapshots that can be read when this is durable.
     pub placed: Vec<VolumeId>,
+    /// Versions whose deletion it takes up.
+    pub deleted: BTreeSet<u64>,
 }
 
 impl<'a> Work<'a> {
@@ -140,6 +143,7 @@ impl<'a> Work<'a> {
             shared: BTreeMap::new(),
             changed: BTreeSet::new(),
             placed: Vec::new(),
+            deleted: BTreeSet::new(),
         }
     }
 
@@ -223,7 +227,7 @@ impl<'a> Work<'a> {
 
     /// A block that a version has no more.
     fn drop_block(&mut self, volume: VolumeId, bound: u64, pointer: Pointer) -> Result<()> {
-        if pointer.birth > bound {
+        if pointer.birth > bound || planted(Mutation::SharedBlockFreed) {
             self.freed.push(pointer.block);
             return Ok(());
         }

@@ -1,5 +1,5 @@
-//! Quiesced snapshots with real processes: the order of freeze, snapshot and thaw, their limits, and
-//! that nothing stays frozen when one of the processes is killed at the worst moment.
+//! Quiesced snapshots with real processes: the order of freeze, snapshot and thaw, their limits,
+//! and that nothing stays frozen when one of the processes is killed at the worst moment.
 
 mod lab;
 

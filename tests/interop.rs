@@ -60,6 +60,7 @@ scripts! {
     libnbd => "interop/libnbd.py",
     memory => "interop/memory.py",
     past => "interop/past.py",
+    quiesce => "interop/quiesce.py",
     qemu => "interop/qemu.py",
     resize => "interop/resize.py",
     snapshots => "interop/snapshots.py",

@@ -488,7 +488,7 @@ impl Generator<'_> {
 /// much a run may write.
 pub fn blocks_held(model: &Model) -> usize {
     let mut seen = BTreeSet::new();
-    let mut held = |node: &Arc<super::model::Node>| match &node.body {
+    let held = |node: &Arc<super::model::Node>| match &node.body {
         Body::File(blocks) if seen.insert(Arc::as_ptr(node)) => blocks.len(),
         _ => 0,
     };

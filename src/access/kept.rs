@@ -1,5 +1,4 @@
-//! The list of initiators in the pool: one JSON file in a volume of its own, which the mount does
-//! not show. Its name begins with a dot, as no LUN's does.
+//! The list of initiators in the pool: one JSON file among those that lunfs keeps for itself.
 //!
 //! Invariant: the file is replaced by one atomic write; after a crash it is the old list or the
 //! new.
@@ -9,16 +8,16 @@
 
 use super::error::{Error, Result};
 use super::initiator::{Credential, Initiator, Limits, Right};
+use super::network::Network;
 use super::secret::BareSecret;
-use crate::fs::{self, File, Fs, NewNode, NodeId, Owner, VolumeId};
+use crate::fs::{self, Fs, VolumeId};
+use crate::lun::{load_private, save_private, MAX_PRIVATE_BYTES};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-/// The volume of what lunfs itself keeps.
-const VOLUME: &str = ".lunfs";
-const FILE: &[u8] = b"initiators";
+const FILE: &str = "initiators";
 /// Version of the list.
 const VERSION: u32 = 1;
 
@@ -36,6 +35,8 @@ struct Entry {
     chap: Option<Login>,
     mutual: Option<Login>,
     rights: Vec<Grant>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    addresses: Vec<String>,
     sessions: u32,
     commands: u32,
     memory_bytes: u64,
@@ -58,23 +59,13 @@ struct Grant {
 
 /// Reads the list; a pool that has none has no initiators.
 pub fn load(fs: &Arc<Fs>) -> Result<BTreeMap<String, Initiator>> {
-    let unreadable = |error: fs::Error| Error::Unreadable(error.to_string());
-    let Some(file) = find(fs).map_err(unreadable)? else {
-        return Ok(BTreeMap::new());
-    };
-    let size = file.size_bytes();
-    if size > fs::ATOMIC_WRITE_BYTES as u64 {
-        return Err(Error::Unreadable("it is too long".to_owned()));
-    }
-    let mut bytes = Zeroizing::new(vec![0; size as usize]);
-    let count = file.read_at(0, &mut bytes).map_err(unreadable)?;
-    let text = bytes.get(..count).unwrap_or_default();
+    let text = load_private(fs, FILE).map_err(|e| Error::Unreadable(e.to_string()))?;
     if text.is_empty() {
-        return Ok(BTreeMap::new()); // a crash came between making the file and writing it
+        return Ok(BTreeMap::new());
     }
     // The error of a parser shows a place, never the text.
     let not_understood = |line: usize| Error::Unreadable(format!("line {line} is not understood"));
-    let list: List = serde_json::from_slice(text).map_err(|e| not_understood(e.line()))?;
+    let list: List = serde_json::from_slice(&text).map_err(|e| not_understood(e.line()))?;
     if list.version != VERSION {
         return Err(Error::Unreadable("a later version of lunfs wrote it".to_owned()));
     }
@@ -89,40 +80,10 @@ pub fn save(fs: &Arc<Fs>, all: &BTreeMap<String, Initiator>) -> Result<()> {
     let mut text = Zeroizing::new(Vec::new());
     serde_json::to_writer_pretty(&mut *text, &list)
         .map_err(|_| Error::Fs(fs::Error::Invalid("the list cannot be written as JSON")))?;
-    let file = match find(fs)? {
-        Some(file) => file,
-        None => make(fs)?,
-    };
-    let old = usize::try_from(file.size_bytes()).unwrap_or(usize::MAX);
-    let length = text.len();
-    if length > fs::ATOMIC_WRITE_BYTES {
+    if text.len() > MAX_PRIVATE_BYTES {
         return Err(Error::TooMany("the list would be longer than 2 MiB".to_owned()));
     }
-    text.resize(length.max(old.min(fs::ATOMIC_WRITE_BYTES)), b'\n');
-    file.write_at(0, &text)?;
-    file.set_size(length as u64)?;
-    Ok(fs.sync()?)
-}
-
-fn find(fs: &Arc<Fs>) -> fs::Result<Option<File>> {
-    let Some(volume) = fs.volume_lookup(VOLUME)? else {
-        return Ok(None);
-    };
-    match fs.lookup(NodeId::root(volume), FILE) {
-        Ok(attr) => fs.open_file(attr.id).map(Some),
-        Err(fs::Error::NotFound) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn make(fs: &Arc<Fs>) -> fs::Result<File> {
-    let owner = |mode| Owner { mode, uid: 0, gid: 0 };
-    let volume = match fs.volume_lookup(VOLUME)? {
-        Some(volume) => volume,
-        None => fs.volume_create(VOLUME, owner(0o700))?,
-    };
-    let made = fs.create(NodeId::root(volume), FILE, NewNode::File, owner(0o600))?;
-    fs.open_file(made.id)
+    Ok(save_private(fs, FILE, text)?)
 }
 
 fn entry(one: &Initiator) -> Entry {
@@ -139,6 +100,7 @@ fn entry(one: &Initiator) -> Entry {
         chap: login(&one.chap),
         mutual: login(&one.mutual),
         rights: one.rights.iter().map(grant).collect(),
+        addresses: one.networks.iter().map(Network::to_string).collect(),
         sessions: one.limits.sessions,
         commands: one.limits.commands,
         memory_bytes: one.limits.memory_bytes,
@@ -158,6 +120,7 @@ fn read(entry: Entry) -> Result<Initiator> {
         chap: credential(entry.chap)?,
         mutual: credential(entry.mutual)?,
         rights: entry.rights.into_iter().map(right).collect(),
+        networks: entry.addresses.iter().map(|text| text.parse()).collect::<Result<_>>()?,
         limits: Limits {
             sessions: entry.sessions,
             commands: entry.commands,

@@ -4,6 +4,8 @@ mod args;
 mod image;
 mod initiator;
 mod lun;
+mod nbs;
+mod nbs_args;
 mod offline;
 mod output;
 mod parse;
@@ -62,6 +64,7 @@ fn obey(cli: &Cli) -> Result<ExitCode> {
         Noun::Pool(verb) => return pool::run(verb, common),
         Noun::Lun(verb) => lun::run(verb, common)?,
         Noun::Initiator(verb) => initiator::run(verb, common)?,
+        Noun::Nbs(verb) => nbs::run(verb, common)?,
         Noun::Session(verb) => session(verb, common)?,
         Noun::Status => return status(common),
         Noun::Serve(serve) => {

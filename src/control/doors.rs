@@ -24,6 +24,8 @@ pub enum DoorKind {
     Iscsi,
     /// NBD over TCP or a Unix socket.
     Nbd,
+    /// NBS over TCP.
+    Nbs,
 }
 
 /// A door that was asked for.
@@ -57,6 +59,7 @@ impl Door {
             (DoorKind::Mount, _) => format!("{}/{lun}/data", self.address.trim_end_matches('/')),
             (DoorKind::Iscsi, _) => format!("iscsi://{host}/{}/0", target_name(lun)),
             (DoorKind::Nbd, Some(path)) => format!("nbd+unix:///{lun}?socket={path}"),
+            (DoorKind::Nbs, _) => format!("nbs://{host}/{lun}"),
             (DoorKind::Nbd, None) => format!("nbd://{host}/{lun}"),
         }
     }
@@ -111,8 +114,10 @@ impl Doors {
         json!({
             "target": { "iqn": target_name(&name), "lun": 0 },
             "nbd_export": name,
+            "nbs_name": name,
             "iscsi_urls": self.lines(DoorKind::Iscsi, &name),
             "nbd_uris": self.lines(DoorKind::Nbd, &name),
+            "nbs_urls": self.lines(DoorKind::Nbs, &name),
             "paths": self.lines(DoorKind::Mount, &name),
         })
     }

@@ -5,6 +5,7 @@
 //! - [`Lun`]: one of them: settings, resize, log.
 //! - [`Attachment`]: a block client's session; the [`BlockIo`] that iSCSI and NBD drive.
 //! - [`DataFile`]: `data` opened through the mount.
+//! - [`Pause`]: all writes of a LUN wait. [`OnceBook`]: what must not be done twice.
 //! - [`transfer`]: import and export of raw images.
 
 mod attachment;
@@ -25,6 +26,10 @@ mod lease;
 mod lease_room;
 mod memory;
 mod names;
+mod once;
+mod opaque;
+mod pause;
+mod private;
 mod sanitize;
 pub mod transfer;
 mod transfer_job;
@@ -44,5 +49,9 @@ pub use kept::SanitizeOrder;
 pub use lease::{Holder, LeaseTiming};
 pub use memory::MemoryLun;
 pub use names::{check_name, parse_size};
+pub use once::{Asked, Once, OnceBook, OnceClient, Outcome, DEEDS_KEPT, MAX_DEED_BYTES};
+pub use opaque::{MAX_OPAQUE_BYTES, OPAQUE_NAME};
+pub use pause::{Pause, MAX_PAUSE};
+pub use private::{load_private, save_private, MAX_PRIVATE_BYTES};
 pub use sanitize::SanitizeState;
 pub use unit::Lun;

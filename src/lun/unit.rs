@@ -21,6 +21,7 @@ use super::identity;
 use super::kept::StateFile;
 use super::lease::Holder;
 use super::lease_room::{LeaseRoom, Noted};
+use super::pause::PauseRoom;
 use super::sanitize::{SanitizeState, Sanitizers, StateWord};
 use crate::device::BLOCK_BYTES;
 use crate::fs::{self, Attr, File, Fs, NewNode, NodeId, Owner, Timestamp, VolumeId};
@@ -116,6 +117,7 @@ pub struct Lun {
     pub(super) change: Mutex<()>,
     /// Writes hold it for reading; what must see none of them in flight takes it for writing.
     pub(super) gate: RwLock<()>,
+    pub(super) pause: PauseRoom,
     pub(super) lease: LeaseRoom,
     pub(super) users: Mutex<Users>,
     /// `users` of its attributes: who may attach it, as whoever judges that last told.
@@ -209,6 +211,7 @@ impl Lun {
             settings: RwLock::new(settings),
             change: Mutex::new(()),
             gate: RwLock::new(()),
+            pause: PauseRoom::default(),
             lease,
             users: Mutex::default(),
             user_texts: RwLock::default(),

@@ -4,8 +4,8 @@
 use lunfs::device::sim::SimDevice;
 use lunfs::device::{BlockDevice, BLOCK_BYTES};
 use lunfs::fs::{
-    CheckOptions, Clock, Diff, DiffBase, Error, File, FormatOptions, Fs, NewNode, NodeId,
-    OpenOptions, Owner, Redundancy, Timestamp, VolumeId,
+    CheckOptions, Clock, Consistency, Diff, DiffBase, Error, File, FormatOptions, Fs, HookOutcome,
+    NewNode, NodeId, OpenOptions, Owner, Redundancy, Timestamp, VolumeId,
 };
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -158,6 +158,28 @@ fn a_snapshot_is_durable_when_it_returns() {
 }
 
 #[test]
+fn how_a_snapshot_was_made_is_kept_with_it() {
+    let lab = Lab::new(1 << 15);
+    let (v, _file) = lab.volume("a");
+    let told = |outcome, hook: &str| Consistency { outcome, hook: hook.into() };
+    let rest = told(HookOutcome::AtRest, "fsfreeze");
+    lab.fs.snapshot_create(&[(v, "s")], rest.clone()).unwrap();
+    lab.snapshot(v, "plain");
+    let lab = lab.crash();
+    let kept =
+        |lab: &Lab, name: &str| lab.fs.snapshot_lookup(v, name).unwrap().unwrap().consistency;
+    assert_eq!((kept(&lab, "s"), kept(&lab, "plain")), (rest, Consistency::default()));
+    let long = told(HookOutcome::WentOn, &"\u{e4}".repeat(40));
+    lab.fs.snapshot_note_consistency(v, "s", &long).unwrap();
+    lab.fs.snapshot_hold(v, "s", true, None).unwrap();
+    lab.fs.sync().unwrap();
+    let lab = lab.crash();
+    let found = kept(&lab, "s");
+    assert!(!found.is_application() && found.outcome == HookOutcome::WentOn);
+    assert_eq!(found.hook, "\u{e4}".repeat(15));
+}
+
+#[test]
 fn several_volumes_are_one_instant() {
     let lab = Lab::new(1 << 15);
     let (a, file_a) = lab.volume("a");
@@ -168,7 +190,7 @@ fn several_volumes_are_one_instant() {
     let infos: Vec<_> =
         [a, b].iter().map(|v| lab.fs.snapshot_lookup(*v, "s").unwrap().unwrap()).collect();
     assert_eq!(infos[0].epoch, infos[1].epoch);
-    assert!(infos.iter().all(|i| i.consistent));
+    assert!(infos.iter().all(|i| i.consistency.is_application()));
     assert_eq!(made, vec![infos[0].id, infos[1].id]);
     assert!(matches!(lab.fs.snapshot_create(&[(a, "t"), (a, "u")], false), Err(Error::Invalid(_))));
     assert!(matches!(lab.fs.snapshot_create(&[(a, "t"), (b, "s")], false), Err(Error::Exists)));

@@ -1,7 +1,7 @@
 //! An inode: 512 bytes, eight to a block of the inode file; inode `n` is at byte `n * 512` of it.
 //! The pointer to that block holds the checksum; an inode has none of its own.
 
-use crate::bytes::{put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};
+use crate::bytes::{array_at, put_bytes, put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};
 use crate::{LayoutError, Pointer, Result, BLOCK_BYTES};
 
 /// Bytes of an inode.
@@ -79,11 +79,20 @@ pub struct VersionPart {
     pub flags: u64,
     /// Directory of its snapshots' names in the volume table (0: none).
     pub snapshots: u64,
-    /// The branch it belongs to: the live version it was taken from (0: it is live).
+    /// Of a snapshot and a bookmark the live version it was taken from. Of a live version the one as
+    /// which its volume began: itself for a clone, an older one after a rollback (0: itself, and it
+    /// began empty).
     pub branch: u64,
     /// Nobody deletes it before this time (0: no such time), nanoseconds since 1970.
     pub hold_until: i64,
+    /// Hook that was to bring the application to rest, UTF-8 and zeros (all zeros: none).
+    pub hook: [u8; HOOK_BYTES],
+    /// How that ended.
+    pub hook_outcome: u8,
 }
+
+/// Longest name of a hook in a version's record, in bytes.
+pub const HOOK_BYTES: usize = 31;
 
 /// Version flag: deleted, hidden until its blocks are freed.
 pub const VERSION_DELETED: u64 = 1;
@@ -141,7 +150,8 @@ pub struct Inode {
 
 const VERSION_AT: usize = 128;
 const VERSION_WORDS: usize = 10;
-const _: () = assert!(VERSION_AT + VERSION_WORDS * 8 <= INODE_BYTES);
+const HOOK_AT: usize = VERSION_AT + VERSION_WORDS * 8;
+const _: () = assert!(HOOK_AT + 1 + HOOK_BYTES <= INODE_BYTES);
 
 /// Tallest tree: 256^5 blocks are 4 PiB.
 const MAX_HEIGHT: u8 = 5;
@@ -216,6 +226,8 @@ impl Inode {
         for (i, w) in words.into_iter().enumerate() {
             put_u64(b, VERSION_AT + i * 8, w);
         }
+        b[HOOK_AT] = v.hook_outcome;
+        put_bytes(b, HOOK_AT + 1, &v.hook);
     }
 
     /// Reads 512 bytes.
@@ -259,6 +271,8 @@ impl Inode {
                 snapshots: v(7),
                 branch: v(8),
                 hold_until: v(9) as i64,
+                hook: array_at(b, HOOK_AT + 1),
+                hook_outcome: b[HOOK_AT],
             },
         })
     }

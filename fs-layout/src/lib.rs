@@ -23,7 +23,7 @@ pub use group::{
     FileRecord, GroupHead, Link, PayloadReader, PayloadWriter, GROUP_EXTENTS_MAX, GROUP_MAX_CONT,
 };
 pub use inode::{
-    Inode, InodeKind, VersionPart, INODES_PER_BLOCK, INODE_BYTES, VERSION_CONSISTENT,
+    Inode, InodeKind, VersionPart, HOOK_BYTES, INODES_PER_BLOCK, INODE_BYTES, VERSION_CONSISTENT,
     VERSION_DELETED, VERSION_HELD,
 };
 pub use label::{DeviceEntry, Label, ANCESTORS, LABEL_PLACES, MAX_DEVICES};

@@ -77,6 +77,8 @@ fn inode(rng: &mut Rng) -> Inode {
         next_ino: rng.number(),
         parent: rng.number(),
         epoch: rng.number(),
+        hook: std::array::from_fn(|_| rng.bits() as u8),
+        hook_outcome: rng.bits() as u8,
         ..VersionPart::default()
     };
     Inode {

@@ -74,7 +74,7 @@ impl Session<'_> {
     fn initiator(&self, one: &Initiator) -> Value {
         let catalog = &self.engine.pool.catalog;
         let right = |(volume, right): (&VolumeId, &crate::access::Right)| {
-            let lun = catalog.by_volume(*volume)?;
+            let lun = catalog.by_id(*volume)?;
             Some(json!({
                 "lun": lun.name(),
                 "access": if right.writable { "rw" } else { "ro" },
@@ -123,6 +123,6 @@ fn networks(texts: &[String]) -> Result<Option<Vec<Network>>> {
 }
 
 fn volumes<T>(catalog: &Catalog, named: Vec<(String, T)>) -> Result<Vec<(VolumeId, T)>> {
-    let found = |(name, it): (String, T)| Ok((catalog.get(&name)?.volume(), it));
+    let found = |(name, it): (String, T)| Ok((catalog.get(&name)?.id(), it));
     named.into_iter().map(found).collect()
 }

@@ -7,6 +7,7 @@
 //! state is that of a prefix of calls, each whole (writes up to [`ATOMIC_WRITE_BYTES`]).
 
 mod check;
+mod consistency;
 mod copies;
 mod core;
 mod cp;
@@ -53,6 +54,7 @@ mod work;
 mod xattr;
 
 pub use check::{check, CheckOptions, Report};
+pub use consistency::{Consistency, HookOutcome};
 pub use devices::DeviceStatus;
 pub use diff::{ChangedExtent, Diff, DiffBase};
 pub use dump::{dump, As as DumpAs, Object as DumpObject, What as DumpWhat};
@@ -63,5 +65,5 @@ pub use labels::newest_label;
 pub use pool::{FormatOptions, Fs, OpenOptions};
 pub use repair::{repair, Repaired};
 pub use scrub::{BadPlace, Outcome, Part, ScrubStatus, SCRUB_PLACES};
-pub use snapshot::{Bookmark, SnapshotInfo};
+pub use snapshot::{Bookmark, SnapshotInfo, VolumeInfo};
 pub use types::*;

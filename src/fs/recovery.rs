@@ -444,6 +444,13 @@ impl Core {
         self.consistency_point(false)
     }
 
+    /// As `consistency_point_forced`. False: who drives the pool alone is within something else.
+    pub fn consistency_point_done(&self) -> Result<bool> {
+        let before = self.cp_count.load(Ordering::Relaxed);
+        self.consistency_point_forced()?;
+        Ok(self.cp_count.load(Ordering::Relaxed) > before)
+    }
+
     /// Something for a consistency point to do.
     pub fn touch_names(&self) -> Result<()> {
         let names = self.inode(NAMES)?;

@@ -5,6 +5,7 @@
 //! over to the version that takes its place. Everything here holds the `names` lock of the volume
 //! table, as changes of volumes' names do.
 
+use super::consistency::Consistency;
 use super::core::*;
 use super::dir::{check_name, DirEdit, Found};
 use super::error::{Error, Result};
@@ -12,10 +13,7 @@ use super::inode::new_inode;
 use super::pool::Fs;
 use super::txn::Txn;
 use super::types::*;
-use fs_layout::{
-    Inode as DiskInode, InodeKind, VersionPart, FEATURE_VERSIONS, VERSION_CONSISTENT, VERSION_HELD,
-};
-use std::sync::atomic::Ordering;
+use fs_layout::{Inode as DiskInode, InodeKind, VersionPart, FEATURE_VERSIONS, VERSION_HELD};
 use std::sync::Arc;
 
 /// Rights of what nobody sees as a file.
@@ -28,6 +26,8 @@ pub struct SnapshotInfo {
     pub name: String,
     /// Its own id: a volume that is only read.
     pub id: VolumeId,
+    /// The live version it was made of: another one after a rollback.
+    pub of: VolumeId,
     /// The epoch that it ended.
     pub epoch: u64,
     /// When it was made.
@@ -36,8 +36,8 @@ pub struct SnapshotInfo {
     pub held: bool,
     /// Not deleted before this time.
     pub hold_until: Option<Timestamp>,
-    /// The application had said that its data was consistent.
-    pub consistent: bool,
+    /// Whether the application was at rest, and who saw to it.
+    pub consistency: Consistency,
 }
 
 fn info_of(name: String, id: VolumeId, record: &DiskInode) -> SnapshotInfo {
@@ -45,11 +45,12 @@ fn info_of(name: String, id: VolumeId, record: &DiskInode) -> SnapshotInfo {
     SnapshotInfo {
         name,
         id,
+        of: VolumeId(part.branch as u32),
         epoch: part.epoch,
         created: Timestamp(record.btime),
         held: part.flags & VERSION_HELD != 0,
         hold_until: (part.hold_until != 0).then_some(Timestamp(part.hold_until)),
-        consistent: part.flags & VERSION_CONSISTENT != 0,
+        consistency: Consistency::of(part),
     }
 }
 
@@ -59,9 +60,20 @@ impl Fs {
     pub fn snapshot_create(
         &self,
         wanted: &[(VolumeId, &str)],
-        consistent: bool,
+        consistency: impl Into<Consistency>,
     ) -> Result<Vec<VolumeId>> {
-        self.core().snapshot_create(wanted, consistent)
+        self.core().snapshot_create(wanted, &consistency.into())
+    }
+
+    /// Says anew whether the application was at rest: a hook may learn only afterwards that it was
+    /// not.
+    pub fn snapshot_note_consistency(
+        &self,
+        volume: VolumeId,
+        name: &str,
+        consistency: &Consistency,
+    ) -> Result<()> {
+        self.core().snapshot_note_consistency(volume, name, consistency)
     }
 
     /// A volume's snapshots, sorted by name.
@@ -113,6 +125,17 @@ impl Fs {
     }
 }
 
+/// Where a live version comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VolumeInfo {
+    /// The version as which the volume began: the same for ever, whatever it is rolled back to.
+    pub origin: VolumeId,
+    /// It began as a snapshot was: it is a clone, or was rolled back.
+    pub is_copy: bool,
+    /// When this version was made.
+    pub created: Timestamp,
+}
+
 /// An epoch kept by name: a base for [`Fs::diff`] that holds no blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bookmark {
@@ -140,6 +163,19 @@ impl Fs {
     /// `NotFound`.
     pub fn bookmark_delete(&self, volume: VolumeId, name: &str) -> Result<()> {
         self.core().bookmark_delete(volume, name)
+    }
+}
+
+impl Fs {
+    /// Where a live version comes from. `ReadOnly` for a snapshot.
+    pub fn volume_info(&self, volume: VolumeId) -> Result<VolumeInfo> {
+        let live = self.core().live_version(volume)?;
+        let record = live.state.read().meta;
+        let created = Timestamp(record.btime);
+        Ok(match record.version.branch {
+            0 => VolumeInfo { origin: volume, is_copy: false, created },
+            first => VolumeInfo { origin: VolumeId(first as u32), is_copy: true, created },
+        })
     }
 }
 
@@ -202,7 +238,6 @@ impl Core {
     /// version is in the log. Under `names`.
     fn enable_versions(&self) -> Result<()> {
         self.writable()?;
-        let before = self.cp_count.load(Ordering::Relaxed);
         {
             let mut cp = self.lock_unless_alone(&self.cp).ok_or(Error::Busy)?;
             if cp.root.incompatible & FEATURE_VERSIONS != 0 {
@@ -210,8 +245,7 @@ impl Core {
             }
             cp.root.incompatible |= FEATURE_VERSIONS;
         }
-        self.consistency_point_forced()?;
-        if self.cp_count.load(Ordering::Relaxed) == before {
+        if !self.consistency_point_done()? {
             // Who drives the pool alone is within something else: another time.
             if let Some(mut cp) = self.lock_unless_alone(&self.cp) {
                 cp.root.incompatible &= !FEATURE_VERSIONS;
@@ -281,34 +315,41 @@ impl Core {
         &'a self,
         txn: &mut Txn<'a>,
         live: &Arc<Inode>,
-        flags: u64,
+        consistency: &Consistency,
         made: &mut Vec<NodeId>,
     ) -> Result<u64> {
         let inode = self.unborn_version(live, made)?;
         let mut meta = new_inode(InodeKind::Version, OWNER, self.now(), self.time());
         let (first_child, branch) = (live.id.ino, live.id.ino);
-        meta.version = VersionPart { first_child, branch, flags, ..VersionPart::default() };
+        meta.version = VersionPart { first_child, branch, ..VersionPart::default() };
+        consistency.put(&mut meta.version);
         txn.make(&inode, meta);
         txn.edit(&inode, move |m| (m.version.epoch, m.generation) = (self.now(), self.now()));
         txn.keep_alive(live);
         Ok(inode.id.ino)
     }
 
-    /// Puts a new live version that begins as `origin` is into a transaction; its number.
+    /// Puts a new live version that begins as `origin` is into a transaction; its number. It takes
+    /// `replaced`'s place and snapshots, or is a volume of its own.
     fn make_clone<'a>(
         &'a self,
         txn: &mut Txn<'a>,
         origin: &Arc<Inode>,
-        snapshots: u64,
+        replaced: Option<&Inode>,
         made: &mut Vec<NodeId>,
     ) -> Result<u64> {
         let inode = self.unborn_version(origin, made)?;
         let from = origin.state.read().meta;
         let meta = new_inode(InodeKind::Version, OWNER, self.now(), self.time());
+        let (snapshots, branch) = replaced.map_or((0, inode.id.ino), |old| {
+            let part = old.state.read().meta.version;
+            (part.snapshots, if part.branch == 0 { old.id.ino } else { part.branch })
+        });
         let version = VersionPart {
             parent: origin.id.ino,
             next_ino: from.version.next_ino,
             snapshots,
+            branch,
             ..VersionPart::default()
         };
         txn.make(&inode, DiskInode { root: from.root, height: from.height, version, ..meta });
@@ -325,7 +366,7 @@ impl Core {
     fn snapshot_create(
         &self,
         wanted: &[(VolumeId, &str)],
-        consistent: bool,
+        consistency: &Consistency,
     ) -> Result<Vec<VolumeId>> {
         let names = self.inode(NAMES)?;
         let _names = names.volume.names.lock();
@@ -344,8 +385,7 @@ impl Core {
                 if edit.find(&txn, name.as_bytes())?.is_some() {
                     return Err(Error::Exists);
                 }
-                let flags = if consistent { VERSION_CONSISTENT } else { 0 };
-                let ino = self.make_snapshot(&mut txn, &live, flags, made)?;
+                let ino = self.make_snapshot(&mut txn, &live, consistency, made)?;
                 edit.insert(&mut txn, name.as_bytes(), ino, InodeKind::Version as u8)?;
                 ids.push(VolumeId(ino as u32));
             }
@@ -453,7 +493,7 @@ impl Core {
             let mut txn = Txn::new(self, false);
             let found = find_kind(&edit, &txn, name, InodeKind::Version)?;
             let old = self.deletable(&found)?;
-            let ino = self.make_snapshot(&mut txn, &live, 0, made)?;
+            let ino = self.make_snapshot(&mut txn, &live, &Consistency::default(), made)?;
             edit.replace(&mut txn, name.as_bytes(), ino, InodeKind::Version as u8)?;
             txn.end_volume(&old);
             txn.commit_and_freeze()?;
@@ -467,6 +507,15 @@ impl Core {
         done
     }
 
+    fn snapshot_note_consistency(
+        &self,
+        volume: VolumeId,
+        name: &str,
+        consistency: &Consistency,
+    ) -> Result<()> {
+        self.edit_snapshot(volume, name, |part| consistency.put(part))
+    }
+
     fn snapshot_hold(
         &self,
         volume: VolumeId,
@@ -474,18 +523,27 @@ impl Core {
         held: bool,
         until: Option<Timestamp>,
     ) -> Result<()> {
+        self.edit_snapshot(volume, name, |part| {
+            let other = part.flags & !VERSION_HELD;
+            part.flags = other | if held { VERSION_HELD } else { 0 };
+            part.hold_until = until.map_or(0, |t| t.0);
+        })
+    }
+
+    /// Edits what is kept of a snapshot beside its content.
+    fn edit_snapshot(
+        &self,
+        volume: VolumeId,
+        name: &str,
+        edit: impl Fn(&mut VersionPart),
+    ) -> Result<()> {
         let names = self.inode(NAMES)?;
         let _names = names.volume.names.lock();
-        let edit = self.edit_snapshots(&*self.live_version(volume)?)?;
+        let snapshots = self.edit_snapshots(&*self.live_version(volume)?)?;
         let mut txn = Txn::new(self, true);
-        let found = find_kind(&edit, &txn, name, InodeKind::Version)?;
+        let found = find_kind(&snapshots, &txn, name, InodeKind::Version)?;
         let version = self.inode(NodeId { volume: TABLE, ino: found.ino })?;
-        let until = until.map_or(0, |t| t.0);
-        txn.edit(&version, move |m| {
-            let other = m.version.flags & !VERSION_HELD;
-            m.version.flags = other | if held { VERSION_HELD } else { 0 };
-            m.version.hold_until = until;
-        });
+        txn.edit(&version, |m| edit(&mut m.version));
         txn.commit()
     }
 
@@ -504,7 +562,7 @@ impl Core {
             if edit.find(&txn, name.as_bytes())?.is_some() {
                 return Err(Error::Exists);
             }
-            let ino = self.make_clone(&mut txn, &origin, 0, made)?;
+            let ino = self.make_clone(&mut txn, &origin, None, made)?;
             edit.insert(&mut txn, name.as_bytes(), ino, InodeKind::Version as u8)?;
             txn.commit()?;
             Ok(VolumeId(ino as u32))
@@ -539,9 +597,9 @@ impl Core {
             }
             let to = VolumeId(to.ino as u32);
             self.volume(to)?; // It can be read: its tree is where its record says.
-            let kept = self.make_snapshot(&mut txn, &live, 0, made)?;
+            let kept = self.make_snapshot(&mut txn, &live, &Consistency::default(), made)?;
             dir.insert(&mut txn, keep.as_bytes(), kept, InodeKind::Version as u8)?;
-            let ino = self.make_clone(&mut txn, &self.inode_file(to)?, dir.dir.id.ino, made)?;
+            let ino = self.make_clone(&mut txn, &self.inode_file(to)?, Some(&live), made)?;
             edit.replace(&mut txn, name.as_bytes(), ino, InodeKind::Version as u8)?;
             txn.edit(&live, |m| m.version.snapshots = 0);
             txn.end_volume(&live);

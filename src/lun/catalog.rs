@@ -10,12 +10,14 @@ use super::change::{check_size, LOGOUT};
 use super::changes::{Change, Hub, Subscription};
 use super::damage::{BadPlace, Damage};
 use super::error::{Error, Result};
+use super::history::History;
 use super::lease::LeaseTiming;
 use super::names::{check_name, key_of};
+use super::readers::Readers;
 use super::sanitize::Sanitizers;
 use super::unit::{Found, Lun, Refused, Shared};
 use crate::fs::{self, Clock, Fs, NodeId, Owner, VolumeId};
-use parking_lot::{RwLock, RwLockReadGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -76,21 +78,21 @@ pub struct TreeNameGuard<'a> {
 
 /// All LUNs of a pool.
 pub struct Catalog {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     /// The name space: held for reading by whoever makes an entry of the mount's root.
-    names: RwLock<()>,
-    index: RwLock<Index>,
+    pub(super) names: RwLock<()>,
+    pub(super) index: RwLock<Index>,
 }
 
 #[derive(Default)]
-struct Index {
+pub(super) struct Index {
     by_name: BTreeMap<String, Arc<Lun>>,
-    by_volume: HashMap<VolumeId, Arc<Lun>>,
+    pub(super) by_volume: HashMap<VolumeId, Arc<Lun>>,
     unusable: Vec<(String, String)>,
 }
 
 impl Index {
-    fn insert(&mut self, lun: Arc<Lun>) {
+    pub(super) fn insert(&mut self, lun: Arc<Lun>) {
         self.by_volume.insert(lun.volume(), Arc::clone(&lun));
         self.by_name.insert(key_of(&lun.name()), lun);
     }
@@ -108,6 +110,9 @@ impl Catalog {
             refused: Refused::default(),
             damage: Damage::default(),
             sanitizers: Sanitizers::default(),
+            tree: History::default(),
+            versions: Mutex::default(),
+            readers: Readers::default(),
         });
         let mut index = Index::default();
         let volumes = shared.fs.volume_list()?.into_iter();
@@ -223,6 +228,11 @@ impl Catalog {
         self.index.read().by_volume.get(&volume).cloned()
     }
 
+    /// The LUN with this [`Lun::id`].
+    pub fn by_id(&self, id: VolumeId) -> Option<Arc<Lun>> {
+        self.index.read().by_name.values().find(|lun| lun.id() == id).cloned()
+    }
+
     /// `Busy` while a block client is logged in. Durable on return.
     pub fn rename(&self, from: &str, to: &str) -> Result<()> {
         let _names = self.names.write();
@@ -260,20 +270,23 @@ impl Catalog {
         Ok(lun)
     }
 
-    /// `Busy` while a door has it open unless forced. Durable on return; its space comes back in
-    /// the background.
+    /// `Busy` while a door has it open unless forced, and while it has snapshots unless recursive;
+    /// held ones are always in the way. Durable on return; its space comes back in the background.
     pub fn delete(&self, name: &str, options: DeleteOptions) -> Result<()> {
         let _names = self.names.write();
+        let _one = self.shared.versions.lock();
         if options.force && self.unusable().iter().any(|(unusable, _)| unusable == name) {
             return self.delete_unusable(name);
         }
         let lun = self.get(name)?;
+        self.check_history(&lun, options)?;
         let sessions = close_for_deletion(&lun, options)?;
         for session in sessions {
             session.end("the LUN is deleted");
         }
         let name = lun.name();
-        let deleted = self.shared.fs.volume_delete(&name);
+        let deleted = self.delete_history(&lun);
+        let deleted = deleted.and_then(|()| Ok(self.shared.fs.volume_delete(&name)?));
         deleted.inspect_err(|_| lun.users.lock().closed = false)?;
         {
             let mut index = self.index.write();
@@ -293,6 +306,7 @@ impl Catalog {
     /// As `delete`, but only checks.
     pub fn check_delete(&self, name: &str, options: DeleteOptions) -> Result<()> {
         let lun = self.get(name)?;
+        self.check_history(&lun, options)?;
         match options.force {
             true => Ok(()),
             false => lun.check_unused("deletion", DELETE_REMEDY),
@@ -311,7 +325,7 @@ impl Catalog {
     }
 
     /// Whether neither another LUN nor an entry of the mount's root has the name.
-    fn check_free(&self, name: &str, but: Option<VolumeId>) -> Result<()> {
+    pub(super) fn check_free(&self, name: &str, but: Option<VolumeId>) -> Result<()> {
         if let Some(lun) = self.index.read().by_name.get(&key_of(name)) {
             if Some(lun.volume()) != but {
                 return Err(taken(name, format!("the LUN '{}'", lun.name())));
@@ -378,7 +392,7 @@ impl Catalog {
     ) {
         for lun in self.list() {
             for attachment in lun.attachments() {
-                match judge(&attachment.info(), lun.volume()) {
+                match judge(&attachment.info(), lun.id()) {
                     Ok(rights) => attachment.set_rights(rights),
                     Err(why) => attachment.end(&why),
                 }

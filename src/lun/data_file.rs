@@ -106,24 +106,24 @@ impl DataFile {
 
     /// Attributes of the inode.
     pub fn attr(&self) -> Result<Attr> {
-        Ok(self.lun.data.attr()?)
+        Ok(self.lun.on_data(|data| data.attr())?)
     }
 
     /// Up to the end of the file; how many bytes that was.
     pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
-        self.lun.data.read_at(offset, out).map_err(|e| self.failed(e, offset))
+        self.lun.on_data(|data| data.read_at(offset, out)).map_err(|e| self.failed(e, offset))
     }
 
     /// From memory alone; `None`: use `read_at`.
     pub fn try_read_at(&self, offset: u64, out: &mut [u8]) -> Option<Result<usize>> {
-        let read = self.lun.data.try_read_at(offset, out)?;
+        let read = self.lun.try_read_data(offset, out, None)?;
         Some(read.map_err(|e| self.failed(e, offset)))
     }
 
     /// Writes; beyond the end it is a resize.
     pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
         let _gate = self.enter_write()?;
-        self.lun.data.write_at(offset, data).map_err(|e| self.failed(e, offset))?;
+        self.lun.files().data.write_at(offset, data).map_err(|e| self.failed(e, offset))?;
         self.lun.note_growth(offset.saturating_add(data.len() as u64));
         Ok(())
     }
@@ -134,7 +134,7 @@ impl DataFile {
             return None;
         }
         let _gate = self.lun.try_write_gate().filter(|_| self.holding.load(Ordering::Acquire))?;
-        let written = self.lun.data.try_write_at(offset, data)?;
+        let written = self.lun.files().data.try_write_at(offset, data)?;
         if written.is_ok() {
             self.lun.note_growth(offset.saturating_add(data.len() as u64));
         }
@@ -144,7 +144,7 @@ impl DataFile {
     /// At the end (O_APPEND); where it went.
     pub fn append(&self, data: &[u8]) -> Result<u64> {
         let _gate = self.enter_write()?;
-        let offset = self.lun.data.append(data).map_err(|e| self.failed(e, 0))?;
+        let offset = self.lun.files().data.append(data).map_err(|e| self.failed(e, 0))?;
         self.lun.note_growth(offset.saturating_add(data.len() as u64));
         Ok(offset)
     }
@@ -183,13 +183,14 @@ impl DataFile {
     /// fallocate PUNCH_HOLE|KEEP_SIZE.
     pub fn punch(&self, offset: u64, length: u64) -> Result<()> {
         let _gate = self.enter_write()?;
-        self.lun.data.punch(offset, length).map_err(|e| self.failed(e, offset))
+        self.lun.files().data.punch(offset, length).map_err(|e| self.failed(e, offset))
     }
 
     /// fallocate ZERO_RANGE (`keep_size`: with KEEP_SIZE).
     pub fn allocate_zeros(&self, offset: u64, length: u64, keep_size: bool) -> Result<()> {
         let _gate = self.enter_write()?;
-        let data = &self.lun.data;
+        let files = self.lun.files();
+        let data = &files.data;
         data.allocate_zeros(offset, length, keep_size).map_err(|e| self.failed(e, offset))?;
         if !keep_size {
             self.lun.note_growth(offset.saturating_add(length));
@@ -199,17 +200,17 @@ impl DataFile {
 
     /// SEEK_DATA; `None`: ENXIO.
     pub fn seek_data(&self, offset: u64) -> Result<Option<u64>> {
-        Ok(self.lun.data.seek_data(offset)?)
+        Ok(self.lun.on_data(|data| data.seek_data(offset))?)
     }
 
     /// SEEK_HOLE.
     pub fn seek_hole(&self, offset: u64) -> Result<u64> {
-        Ok(self.lun.data.seek_hole(offset)?)
+        Ok(self.lun.on_data(|data| data.seek_hole(offset))?)
     }
 
     /// fsync.
     pub fn sync(&self) -> Result<()> {
-        Ok(self.lun.data.sync()?)
+        Ok(self.lun.files().data.sync()?)
     }
 
     /// FLUSH, at each close(2): gives the file lease back. With the last writer's, block clients go

@@ -14,7 +14,7 @@ pub const MAX_OPAQUE_BYTES: usize = fs::MAX_XATTR_BYTES - OPAQUE_NAME.len() - 6;
 impl Lun {
     /// Empty where nothing was ever written.
     pub fn read_opaque(&self) -> Result<Vec<u8>> {
-        match self.shared.fs.xattr_get(self.data.id(), OPAQUE_NAME.as_bytes()) {
+        match self.shared.fs.xattr_get(self.data_node(), OPAQUE_NAME.as_bytes()) {
             Err(fs::Error::NoAttribute) => Ok(Vec::new()),
             found => Ok(found?),
         }
@@ -22,7 +22,7 @@ impl Lun {
 
     /// Replaces them; durable on return.
     pub fn write_opaque(&self, bytes: &[u8]) -> Result<()> {
-        let (id, name) = (self.data.id(), OPAQUE_NAME.as_bytes());
+        let (id, name) = (self.data_node(), OPAQUE_NAME.as_bytes());
         let done = match bytes {
             [] => self.shared.fs.xattr_remove(id, name),
             _ => self.shared.fs.xattr_set(id, name, bytes, XattrMode::Any),

@@ -233,14 +233,14 @@ impl Lun {
         if let Some(pattern) = order.final_pattern() {
             self.fill(pattern, &|filled| progress(wiped.saturating_add(filled)))?;
         }
-        Ok(self.data.sync()?)
+        Ok(self.files().data.sync()?)
     }
 
     /// Frees all blocks of `data`, and waits until they are free: named by no root, held by no
     /// reader.
     fn let_go(&self) -> Result<(), End> {
         let fs: &Fs = &self.shared.fs;
-        self.data.punch(0, self.data.size_bytes())?;
+        self.files().data.punch(0, self.files().data.size_bytes())?;
         fs.sync()?;
         loop {
             self.check_going_on()?;
@@ -263,7 +263,7 @@ impl Lun {
             let Some(data) = piece.get(..left as usize).filter(|data| !data.is_empty()) else {
                 return Ok(());
             };
-            self.data.write_at(at, data)?;
+            self.files().data.write_at(at, data)?;
             at += left;
             progress(at);
         }

@@ -289,7 +289,7 @@ fn export_stream(
 
 /// Reads all of a chunk; what a shrinking LUN has not any more is zeros.
 fn get(lun: &Lun, offset: u64, chunk: &mut [u8]) -> Result<()> {
-    let read = lun.data.read_at(offset, chunk).inspect_err(|error| {
+    let read = lun.on_data(|data| data.read_at(offset, chunk)).inspect_err(|error| {
         if let crate::fs::Error::Corrupt { block, file_offset_bytes } = error {
             lun.medium_error(*block, file_offset_bytes.unwrap_or(offset));
         }
@@ -301,10 +301,10 @@ fn get(lun: &Lun, offset: u64, chunk: &mut [u8]) -> Result<()> {
 
 /// The next run of data of a LUN.
 fn lun_extent(lun: &Lun, from: u64) -> Result<Option<(u64, u64)>> {
-    let Some(start) = lun.data.seek_data(from)? else {
+    let Some(start) = lun.on_data(|data| data.seek_data(from))? else {
         return Ok(None);
     };
-    Ok(Some((start, lun.data.seek_hole(start)?)))
+    Ok(Some((start, lun.on_data(|data| data.seek_hole(start))?)))
 }
 
 /// The next run of data of an image. Where the host cannot tell holes, all of it.

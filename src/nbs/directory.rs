@@ -70,10 +70,15 @@ pub struct Facts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SnapOrder {
     /// Makes one.
-    Create(String),
+    Create {
+        /// Its name.
+        name: String,
+        /// The client brought its application to rest before, by this hook.
+        at_rest: Option<String>,
+    },
     /// Deletes one.
     Delete(String),
-    /// Makes the object what the snapshot is.
+    /// Makes the object what the snapshot is. `Busy` while others than this client have it open.
     Restore(String),
     /// Makes it anew.
     Refresh(String),

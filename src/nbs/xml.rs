@@ -78,7 +78,7 @@ impl Element {
     }
 
     fn of(start: &BytesStart<'_>) -> Option<Element> {
-        let name = text(start.name().as_ref())?;
+        let name = word(start.name().as_ref())?;
         let mut element = Element { name, ..Element::default() };
         for attribute in start.html_attributes() {
             let attribute = attribute.ok()?;
@@ -86,14 +86,17 @@ impl Element {
                 return None;
             }
             let value = attribute.normalized_value(XmlVersion::Implicit1_0).ok()?.into_owned();
-            element.attributes.push((text(attribute.key.as_ref())?, value));
+            element.attributes.push((word(attribute.key.as_ref())?, value));
         }
         Some(element)
     }
 }
 
-fn text(bytes: &[u8]) -> Option<String> {
-    std::str::from_utf8(bytes).ok().map(str::to_owned)
+/// A name of an element or an attribute, as this protocol has them.
+fn word(bytes: &[u8]) -> Option<String> {
+    let good = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
+    let found = std::str::from_utf8(bytes).ok().filter(|_| bytes.iter().all(good));
+    found.filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
 /// Reads a body; `None` where it is no XML, or more than the protocol has.

@@ -99,7 +99,7 @@ impl TargetDirectory for Targets {
 
     fn list(&self, client: &Client) -> Vec<String> {
         let all = self.catalog.list();
-        let own = all.iter().filter(|lun| self.book.judge(&seen(client), lun.volume()).is_ok());
+        let own = all.iter().filter(|lun| self.book.judge(&seen(client), lun.id()).is_ok());
         own.map(|lun| target_name(&lun.name())).collect()
     }
 
@@ -112,7 +112,7 @@ impl TargetDirectory for Targets {
         })?;
         let seen = seen(client);
         let denied = |denial| self.denied(denial, client, &lun);
-        let right = self.book.judge(&seen, lun.volume()).map_err(denied)?;
+        let right = self.book.judge(&seen, lun.id()).map_err(denied)?;
         let request = AttachRequest {
             door: "iscsi",
             client: client.initiator.clone(),

@@ -25,7 +25,7 @@ impl Exports {
 
     /// What the client may do with a LUN; a refusal is noted.
     fn judge(&self, peer: &Peer, lun: &Lun) -> Result<Right, Refusal> {
-        let judged = self.book.judge(&seen(peer), lun.volume());
+        let judged = self.book.judge(&seen(peer), lun.id());
         judged.map_err(|denial| self.denied(denial, peer, lun))
     }
 
@@ -77,7 +77,7 @@ impl ExportDirectory for Exports {
     fn list(&self, peer: &Peer) -> Result<Vec<ExportEntry>, Refusal> {
         let entry = |lun: &Arc<Lun>| ExportEntry { name: lun.name(), description: describe(lun) };
         let all = self.catalog.list();
-        let own = all.iter().filter(|lun| self.book.judge(&seen(peer), lun.volume()).is_ok());
+        let own = all.iter().filter(|lun| self.book.judge(&seen(peer), lun.id()).is_ok());
         Ok(own.map(entry).collect())
     }
 

@@ -5,8 +5,10 @@
 
 use super::entrance::{local, note};
 use crate::access::{Book, Denial, Reason, Seen};
+use crate::fs::{Consistency, HookOutcome};
 use crate::lun::{
-    self, Access, AttachRequest, Attachment, BlockIo, Catalog, Lun, OnceBook, OnceClient, Pause,
+    self, Access, AttachRequest, Attachment, BlockIo, Catalog, Lun, Maker, OnceBook, OnceClient,
+    Pause, Snapshot, SnapshotWish,
 };
 use crate::nbs::{
     Candidate, Client, Facts, Kick, Object, ObjectDirectory, SnapFacts, SnapOrder, Status,
@@ -107,7 +109,7 @@ impl Objects {
     fn attach(&self, client: &Client, lun: &Arc<Lun>) -> Result<Arc<Attachment>, Status> {
         let seen = seen(client);
         let denied = |denial| self.denied(denial, client, lun);
-        let right = self.book.judge(&seen, lun.volume()).map_err(denied)?;
+        let right = self.book.judge(&seen, lun.id()).map_err(denied)?;
         let request = AttachRequest {
             door: "nbs",
             client: client.label(),
@@ -158,7 +160,7 @@ impl ObjectDirectory for Objects {
 
     fn list(&self, client: &Client) -> Vec<Facts> {
         let fact = |lun: &Arc<Lun>| {
-            let right = self.book.judge(&seen(client), lun.volume()).ok()?;
+            let right = self.book.judge(&seen(client), lun.id()).ok()?;
             Some(facts_of(lun, right.writable && !lun.geometry().read_only))
         };
         self.catalog.list().iter().filter_map(fact).collect()
@@ -177,9 +179,9 @@ impl ObjectDirectory for Objects {
             self.refuse(client, None, refusal, "there is no such object")
         })?;
         // Before anything of an older connection is ended: may this one come at all?
-        let judged = self.book.judge(&seen(client), lun.volume());
+        let judged = self.book.judge(&seen(client), lun.id());
         judged.map_err(|denial| self.denied(denial, client, &lun))?;
-        let key = OnceClient::new(lun.volume(), &client.label(), instance);
+        let key = OnceClient::new(lun.id(), &client.label(), instance);
         self.take_over(&key, generation)?;
         self.check_limit(client, &lun)?;
         let session = self.attach(client, &lun)?;
@@ -233,18 +235,57 @@ fn facts_of(lun: &Lun, writable: bool) -> Facts {
         blocks: geometry.size_bytes / u64::from(block_bytes),
         writable,
         shared: settings.access == Access::Shared,
-        snapable: SNAPSHOTS,
+        snapable: true,
         replicated: false,
         write_through: geometry.write_through,
     }
 }
 
-/// Whether snapshots can be made here.
-const SNAPSHOTS: bool = false;
-
 impl OpenObject {
     fn lun(&self) -> &Arc<Lun> {
         self.session.lun()
+    }
+
+    fn snap_now(&self, of: &str, order: &SnapOrder) -> lun::Result<SnapFacts> {
+        let catalog = &self.catalog;
+        match order {
+            SnapOrder::Create { name, at_rest } => {
+                let wish = SnapshotWish { of: of.to_owned(), name: Some(name.clone()) };
+                let consistency = match at_rest {
+                    Some(hook) => Consistency { outcome: HookOutcome::AtRest, hook: hook.clone() },
+                    None => Consistency::default(),
+                };
+                let made = catalog.snapshot_create(&[wish], Maker::User, consistency)?;
+                made.first().map(snap_facts).ok_or(lun::Error::Gone)
+            }
+            SnapOrder::Delete(name) => {
+                let snapshot = catalog.snapshot(of, name)?;
+                catalog.snapshot_delete(of, name, false)?;
+                Ok(snap_facts(&snapshot))
+            }
+            SnapOrder::Refresh(name) => Ok(snap_facts(&catalog.snapshot_refresh(of, name)?)),
+            SnapOrder::Restore(name) => {
+                let snapshot = catalog.snapshot(of, name)?;
+                self.check_alone()?;
+                catalog.snapshot_rollback(of, name, true)?;
+                Ok(snap_facts(&snapshot))
+            }
+        }
+    }
+
+    /// Nobody but this client has the LUN open: a rollback changes it under everybody's feet.
+    fn check_alone(&self) -> lun::Result<()> {
+        let own = self.session.info().client;
+        let foreign = |it: &lun::SessionInfo| it.door != "nbs" || it.client != own;
+        let others = self.lun().sessions().iter().filter(|it| foreign(it)).count();
+        if others == 0 && self.lun().open_files() == 0 {
+            return Ok(());
+        }
+        Err(lun::Error::Busy {
+            what: format!("the rollback of LUN '{}'", self.lun().name()),
+            why: "other clients have it open".to_owned(),
+            remedy: "close them".to_owned(),
+        })
     }
 
     /// What changes the LUN as a whole needs the right to write to it.
@@ -265,11 +306,19 @@ impl OpenObject {
     }
 }
 
+fn snap_facts(snapshot: &Snapshot) -> SnapFacts {
+    let info = &snapshot.info;
+    SnapFacts { name: info.name.clone(), time: lun::rfc3339(info.created) }
+}
+
 fn status_of(error: &lun::Error) -> Status {
     match error {
-        lun::Error::NotFound(_) | lun::Error::Gone => Status::NoSuchObject,
-        lun::Error::NameTaken { .. } => Status::Exists,
-        lun::Error::BadName { .. } | lun::Error::BadSetting { .. } => Status::Invalid,
+        lun::Error::NotFound(_) | lun::Error::NoSnapshot { .. } | lun::Error::Gone => {
+            Status::NoSuchObject
+        }
+        lun::Error::NameTaken { .. } | lun::Error::SnapshotExists { .. } => Status::Exists,
+        lun::Error::BadSnapshotName { .. } | lun::Error::Snapshot { .. } => Status::Invalid,
+        lun::Error::Held { .. } => Status::AccessDenied,
         lun::Error::Busy { .. } => Status::Busy,
         lun::Error::ReadOnly(_) => Status::ReadOnly,
         error if error.is_no_space() => Status::NoSpace,
@@ -320,17 +369,21 @@ impl Object for OpenObject {
     }
 
     fn fresh_snap_name(&self) -> String {
-        String::new()
+        let wish = SnapshotWish { of: self.lun().name(), name: None };
+        let names = self.catalog.check_snapshot_create(&[wish]).unwrap_or_default();
+        let name = names.first().and_then(|name| name.split_once('@'));
+        name.map(|(_, name)| name.to_owned()).unwrap_or_default()
     }
 
     fn snaps(&self) -> Result<Vec<SnapFacts>, Status> {
-        let _ = &self.catalog;
-        Err(Status::Unsupported)
+        let all = self.catalog.snapshots(&self.lun().name());
+        let all = all.map_err(|error| status_of(&error))?;
+        Ok(all.iter().map(snap_facts).collect())
     }
 
-    fn snap(&self, _order: &SnapOrder) -> Result<SnapFacts, Status> {
+    fn snap(&self, order: &SnapOrder) -> Result<SnapFacts, Status> {
         self.check_may_change("a snapshot")?;
-        Err(Status::Unsupported)
+        self.snap_now(&self.lun().name(), order).map_err(|error| status_of(&error))
     }
 
     fn read_opaque(&self) -> Result<Vec<u8>, Status> {

@@ -300,6 +300,126 @@ def checksums(lab):
     check("an orderly stop", lab.stop())
 
 
+def snap_names(lab):
+    server = f"127.0.0.1:{lab.nbs_port}"
+    return [s["snapshot"] for s in lab.ask("nbs", "snap", "list", "one", "--server", server)]
+
+
+def snapshots(lab):
+    """SNAP: create, list, delete, refresh, restore; a repetition is answered, not done again"""
+    lab.make_pool()
+    lab.do("lun", "create", "one", "--size", "64M")
+    serve(lab)
+
+    def snap(c, sub, name="", seq=1, **fields):
+        given = f' snapId="{name}"' if name else ""
+        more = "".join(f' {k}="{v}"' for k, v in fields.pop("more", {}).items())
+        return c.body(w.SNAP, f'<nbsSnapRqst nbsId="one"{given}{more}/>', sub=sub, seq=seq,
+                      **fields).element()
+
+    c = Client(lab.nbs_port)
+    c.open("one", client="a")
+    c.write(0, b"1" * 8192)
+    made = snap(c, w.CREATE, "first", 1)
+    equal("create", (made.tag, made.get("snapId")), ("nbsSnapRply", "first"))
+    equal("the snapshot is there", snap_names(lab), ["first"])
+    again = snap(c, w.CREATE, "first", 1)
+    equal("the same number again: the same answer", again.attrib, made.attrib)
+    equal("another number: it exists", status_of(lambda: snap(c, w.CREATE, "first", 2)), w.EXISTS)
+    unnamed = snap(c, w.CREATE, "", 3)
+    equal("without a name, twice", snap(c, w.CREATE, "", 3).attrib, unnamed.attrib)
+    equal("makes one", len(snap_names(lab)), 2)
+    listed = [(s.get("snapId"), s.get("time")) for s in snap(c, w.SNAPS, "", 4)]
+    equal("list", listed, [("first", made.get("time")), (unnamed.get("snapId"),
+                                                         unnamed.get("time"))])
+    # The connection is dropped before the answer is read.
+    c.send(w.SNAP, b'<nbsSnapRqst nbsId="one"/>', sub=w.CREATE, seq=5)
+    c.close()
+    c = Client(lab.nbs_port)
+    c.open("one", gen=2, client="a")
+    deadline, got = time.monotonic() + 10, w.BUSY
+    while got == w.BUSY and time.monotonic() < deadline:
+        got = status_of(lambda: snap(c, w.CREATE, "", 5))
+    equal("sent again after a dropped connection", (got, len(snap_names(lab))), (w.OK, 3))
+    # The server is killed between.
+    before = snap(c, w.CREATE, "", 6)
+    lab.kill()
+    serve(lab)
+    c = Client(lab.nbs_port)
+    c.open("one", gen=3, client="a")
+    equal("after a kill of the server: from memory", snap(c, w.CREATE, "", 6).attrib,
+          before.attrib)
+    equal("and nothing is made", len(snap_names(lab)), 4)
+    other = Client(lab.nbs_port)
+    other.open("one", client="b")
+    check("another client's number is its own", snap(other, w.CREATE, "", 6).get("snapId")
+          not in (None, before.get("snapId")))
+    other.message("logout", seq=7)
+    other.close()
+    c.write(0, b"2" * 8192)
+    refreshed = snap(c, w.REFRESH, "first", 7)
+    check("refresh", refreshed.get("snapId") == "first"
+          and refreshed.get("time") > made.get("time"))
+    c.write(0, b"3" * 8192)
+    restored = snap(c, w.RESTORE, "first", 8)
+    equal("restore", (restored.get("snapId"), c.read(0, 8192)), ("first", b"2" * 8192))
+    count = len(snap_names(lab))
+    snap(c, w.RESTORE, "first", 8)
+    equal("a repeated restore is not done again", len(snap_names(lab)), count)
+    c.write(8192, b"4" * 8192)
+    equal("the session goes on", c.read(8192, 8192), b"4" * 8192)
+    snap(c, w.DELETE, "first", 9)
+    equal("delete", ("first" in snap_names(lab), status_of(lambda: snap(c, w.DELETE, "first", 9)),
+                     status_of(lambda: snap(c, w.DELETE, "first", 10))),
+          (False, w.OK, w.NO_SUCH_OBJECT))
+    equal("a name that cannot be", status_of(lambda: snap(c, w.CREATE, "a/b", 11)), w.INVALID)
+    equal("an unknown sub-command", status_of(lambda: snap(c, 9, "x", 12)), w.INVALID)
+    equal("of another object", status_of(lambda: c.body(
+        w.SNAP, '<nbsSnapRqst nbsId="two" snapId="x"/>', sub=w.CREATE, seq=13)), w.INVALID)
+    snap(c, w.CREATE, "quiet", 14, more={"atRest": "fsfreeze"})
+    c.body(w.PAUSE, "<nbsPauseRqst/>", seq=15)
+    equal("a snapshot while paused", status_of(lambda: snap(c, w.CREATE, "paused", 16)), w.OK)
+    c.ask(w.RESUME, seq=17)
+    server = ("--server", f"127.0.0.1:{lab.nbs_port}")
+    equal("by the command line", lab.ask("nbs", "snap", "create", "one@cli", *server)["snapshot"],
+          "cli")
+    listed = [s["snapshot"] for s in lab.ask("nbs", "snap", "list", "one", *server)]
+    check("which lists it", listed[-1] == "cli", listed)
+    lab.do("nbs", "snap", "delete", "one@cli", *server)
+    lab.refused("one that is there", "exists", "nbs", "snap", "create", "one@quiet", *server)
+    check("an orderly stop", lab.stop())
+    lab.verify_pool()
+
+
+def interrupted(lab):
+    """Killed while snapshots are made: asked for again, each is there once"""
+    lab.make_pool()
+    lab.do("lun", "create", "one", "--size", "64M")
+    for turn in range(4):
+        serve(lab)
+        c = Client(lab.nbs_port)
+        c.open("one", gen=2 * turn + 1, client="a")
+        asked = range(100 * turn, 100 * turn + 12)
+        for seq in asked:
+            c.send(w.SNAP, f'<nbsSnapRqst nbsId="one" snapId="s{seq}"/>'.encode(), sub=w.CREATE,
+                   seq=seq)
+        time.sleep(0.02 * turn)
+        lab.kill()
+        serve(lab)
+        c = Client(lab.nbs_port)
+        c.open("one", gen=2 * turn + 2, client="a")
+        got = [status_of(lambda seq=seq: c.body(
+            w.SNAP, f'<nbsSnapRqst nbsId="one" snapId="s{seq}"/>', sub=w.CREATE, seq=seq))
+            for seq in asked]
+        equal("every one is answered with OK", got, [w.OK] * len(asked))
+        names = snap_names(lab)
+        equal("and is there once", sorted(n for n in names if int(n[1:]) in asked),
+              sorted(f"s{seq}" for seq in asked))
+        c.close()
+        check("an orderly stop", lab.stop())
+    lab.verify_pool()
+
+
 def hostile(lab):
     """Slow readers, half-open logins, floods, absurd lengths: only who sends them suffers"""
     lab.make_pool()
@@ -375,4 +495,5 @@ def hostile(lab):
 
 
 if __name__ == "__main__":
-    run([operations, generations, pauses, who_gets_in, checksums, hostile])
+    run([operations, generations, pauses, who_gets_in, checksums, snapshots, interrupted,
+         hostile])

@@ -227,3 +227,48 @@ fn a_device_that_fails_while_it_is_filled_is_missing_again() {
     drop(fs);
     expect_each_alone(&sims, 10, "after");
 }
+
+/// What memory has given up is not walked, but a crash leads back to it for as long as the durable
+/// root names it: it was bad on a device that was normal by then.
+#[test]
+fn a_device_is_normal_only_when_all_is_there_that_a_crash_leads_back_to() {
+    let sims = mirror();
+    let fs = open(&sims).expect("open");
+    assert!(steps(&fs, 1, 4).1.is_none());
+    fs.offline(1).expect("offline");
+    assert!(steps(&fs, 5, 8).1.is_none());
+    fs.online(&dynamic(&sims[1])).expect("online");
+    // Over all that was missed, in memory alone.
+    for s in 5..=8 {
+        overwrite(&fs, s).expect("overwrite");
+    }
+    while fs.regenerate_step(10).expect("step") {}
+    assert_eq!(states(&fs), ["normal", "normal"]);
+    for seed in 1..9 {
+        let after = crashed(&sims, seed);
+        expect_sound(&after, &format!("fate {seed}"));
+    }
+}
+
+/// The new device has a lower slot than the one that it replaces, which comes back meanwhile.
+#[test]
+fn what_is_replaced_leaves_though_it_was_filled_too() {
+    let mut sims = mirror();
+    sims.extend(devices(4).split_off(2));
+    let fs = open(&sims[..2]).expect("open");
+    fs.replace(0, &dynamic(&sims[2]), "c").expect("replace");
+    settle(&fs).expect("regenerate");
+    assert!(steps(&fs, 1, 4).1.is_none());
+    fs.offline(1).expect("offline");
+    assert!(steps(&fs, 5, 6).1.is_none());
+    assert_eq!(fs.replace(1, &dynamic(&sims[3]), "d").expect("replace"), 0);
+    fs.online(&dynamic(&sims[1])).expect("online");
+    settle(&fs).expect("regenerate");
+    assert!(steps(&fs, 7, STEPS).1.is_none());
+    let now: Vec<String> = fs.devices().iter().map(|d| format!("{} {}", d.path, d.state)).collect();
+    assert_eq!(now, ["d normal", "c normal"]);
+    drop(fs);
+    let sims = vec![sims[2].clone(), sims[3].clone()];
+    expect_sound(&sims, "replaced");
+    expect_each_alone(&sims, STEPS, "replaced");
+}

@@ -14,5 +14,6 @@ pub mod iscsi;
 pub mod lun;
 pub mod nbd;
 pub mod nbs;
+pub mod quiesce;
 pub mod scsi;
 pub mod server;

@@ -35,7 +35,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("nbs", &["access", "lun"]),
     ("fuse", &["lun", "fs", "device"]),
     ("control", &["access", "lun", "fs", "device"]),
-    ("cli", &["server", "control", "nbs", "access", "lun", "fs", "device"]),
+    ("quiesce", &["fs"]),
+    ("cli", &["server", "quiesce", "control", "nbs", "access", "lun", "fs", "device"]),
 ];
 
 /// What a layer may not use, because it is deterministic, or a protocol core that does no I/O.

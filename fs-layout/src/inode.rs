@@ -79,9 +79,9 @@ pub struct VersionPart {
     pub flags: u64,
     /// Directory of its snapshots' names in the volume table (0: none).
     pub snapshots: u64,
-    /// Of a snapshot and a bookmark the live version it was taken from. Of a live version the one as
-    /// which its volume began: itself for a clone, an older one after a rollback (0: itself, and it
-    /// began empty).
+    /// Of a snapshot and a bookmark the live version it was taken from. Of a live version the one
+    /// as which its volume began: itself for a clone, an older one after a rollback (0: itself, and
+    /// it began empty).
     pub branch: u64,
     /// Nobody deletes it before this time (0: no such time), nanoseconds since 1970.
     pub hold_until: i64,

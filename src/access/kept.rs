@@ -1,4 +1,5 @@
-//! The list of initiators in the pool: one JSON file among those that lunfs keeps for itself.
+//! The list of initiators in the pool: one JSON file among lunfs' own, which the mount does not
+//! show.
 //!
 //! Invariant: the file is replaced by one atomic write; after a crash it is the old list or the
 //! new.
@@ -11,13 +12,13 @@ use super::initiator::{Credential, Initiator, Limits, Right};
 use super::network::Network;
 use super::secret::BareSecret;
 use crate::fs::{self, Fs, VolumeId};
-use crate::lun::{load_private, save_private, MAX_PRIVATE_BYTES};
+use crate::lun::{find_own_file, own_file};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-const FILE: &str = "initiators";
+const FILE: &[u8] = b"initiators";
 /// Version of the list.
 const VERSION: u32 = 1;
 
@@ -59,13 +60,23 @@ struct Grant {
 
 /// Reads the list; a pool that has none has no initiators.
 pub fn load(fs: &Arc<Fs>) -> Result<BTreeMap<String, Initiator>> {
-    let text = load_private(fs, FILE).map_err(|e| Error::Unreadable(e.to_string()))?;
-    if text.is_empty() {
+    let unreadable = |error: fs::Error| Error::Unreadable(error.to_string());
+    let Some(file) = find_own_file(fs, FILE).map_err(unreadable)? else {
         return Ok(BTreeMap::new());
+    };
+    let size = file.size_bytes();
+    if size > fs::ATOMIC_WRITE_BYTES as u64 {
+        return Err(Error::Unreadable("it is too long".to_owned()));
+    }
+    let mut bytes = Zeroizing::new(vec![0; size as usize]);
+    let count = file.read_at(0, &mut bytes).map_err(unreadable)?;
+    let text = bytes.get(..count).unwrap_or_default();
+    if text.is_empty() {
+        return Ok(BTreeMap::new()); // a crash came between making the file and writing it
     }
     // The error of a parser shows a place, never the text.
     let not_understood = |line: usize| Error::Unreadable(format!("line {line} is not understood"));
-    let list: List = serde_json::from_slice(&text).map_err(|e| not_understood(e.line()))?;
+    let list: List = serde_json::from_slice(text).map_err(|e| not_understood(e.line()))?;
     if list.version != VERSION {
         return Err(Error::Unreadable("a later version of lunfs wrote it".to_owned()));
     }
@@ -80,10 +91,16 @@ pub fn save(fs: &Arc<Fs>, all: &BTreeMap<String, Initiator>) -> Result<()> {
     let mut text = Zeroizing::new(Vec::new());
     serde_json::to_writer_pretty(&mut *text, &list)
         .map_err(|_| Error::Fs(fs::Error::Invalid("the list cannot be written as JSON")))?;
-    if text.len() > MAX_PRIVATE_BYTES {
+    let file = own_file(fs, FILE)?;
+    let old = usize::try_from(file.size_bytes()).unwrap_or(usize::MAX);
+    let length = text.len();
+    if length > fs::ATOMIC_WRITE_BYTES {
         return Err(Error::TooMany("the list would be longer than 2 MiB".to_owned()));
     }
-    Ok(save_private(fs, FILE, text)?)
+    text.resize(length.max(old.min(fs::ATOMIC_WRITE_BYTES)), b'\n');
+    file.write_at(0, &text)?;
+    file.set_size(length as u64)?;
+    Ok(fs.sync()?)
 }
 
 fn entry(one: &Initiator) -> Entry {

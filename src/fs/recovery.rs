@@ -114,6 +114,7 @@ fn build(
         inodes,
         volumes,
         scrub,
+        lost: Default::default(),
         regeneration: Mutex::default(),
         retired: Mutex::default(),
         bell: Bell::default(),
@@ -240,6 +241,15 @@ pub(super) fn load(devices: Vec<Device>, o: &OpenOptions, repairs: bool) -> Resu
     let (unrecorded, uneven) = (found.unrecorded, found.uneven);
     let core = build(found.set, map, root, hash, slot, o, repairs)?;
     Ok(Loaded { core, readable, unrecorded, uneven })
+}
+
+/// Refuses where a device is missing and the others have not recorded that.
+pub(super) fn all_are_there(devices: &[Device]) -> Result<()> {
+    let found = assemble(devices)?;
+    match found.unrecorded.is_empty() {
+        true => Ok(()),
+        false => Err(missing(&found, "`lunfs serve --degraded` records that first")),
+    }
 }
 
 /// Opens and recovers a pool.

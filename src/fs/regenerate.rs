@@ -3,8 +3,8 @@
 //! A device that comes back is *merging*, one that comes in another's place is *regenerating*: from
 //! then on it is written and not read. A walk over all that the pool names (for one that comes back
 //! over what was linked after the epoch it is good up to) then compares it with the others, copy by
-//! copy, and rewrites what differs; only what is in use is copied. At the end it is normal, and a
-//! scrub begins.
+//! copy, and rewrites what differs; only what is in use is copied. It is repeated where the only
+//! copy of something could not be read. At the end the device is normal, and a scrub begins.
 //!
 //! Rules:
 //! - a device joins while no group and no consistency point is being written, and a consistency
@@ -31,12 +31,19 @@ use fs_layout::{
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+/// Walks that fill a device where reads fail on the only copy: such failures may pass. What fails
+/// in the last one too is bad on every device.
+const FILL_WALKS: u32 = 3;
+
 /// A walk that fills devices.
 pub(crate) struct Regeneration {
     /// The devices that it fills, and the labels' generation when it began.
     slots: Vec<u16>,
     generation: u64,
     walk: Walk,
+    /// Reads that failed in this walk, and how many walks there were before it.
+    unread: u64,
+    walks: u32,
     pub examined_blocks: u64,
     pub total_blocks: u64,
 }
@@ -289,12 +296,19 @@ impl Core {
         };
         let found = self.walk(&mut running.walk, budget_blocks)?;
         running.examined_blocks += found.examined_blocks;
+        running.unread += found.unread;
         for slot in &running.slots {
             let kept = |p: &&super::scrub::BadPlace| p.outcome == Outcome::Kept;
             if found.places.iter().filter(kept).any(|p| p.devices.contains(slot)) {
                 let why = format!("{} could not be filled", set.name(*slot));
                 self.store.failed(*slot, why)?;
             }
+        }
+        if running.walk.is_done() && running.unread > 0 && running.walks + 1 < FILL_WALKS {
+            // What could not be read was not copied, and may be readable now.
+            let walks = running.walks + 1;
+            *current = Some(Regeneration { walks, ..self.begin_walk(&set) });
+            return Ok(true);
         }
         if !running.walk.is_done() || !self.finish_walk(&running)? {
             *current = Some(running);
@@ -316,6 +330,8 @@ impl Core {
             slots,
             generation: set.label.generation,
             walk: Walk { since, every_version: true, ..Walk::default() },
+            unread: 0,
+            walks: 0,
             examined_blocks: 0,
             total_blocks: total.saturating_sub(free + waiting + reserve),
         }

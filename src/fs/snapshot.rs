@@ -265,7 +265,7 @@ impl Core {
     }
 
     /// The inode of a volume that is neither deleted nor a snapshot.
-    fn live_version(&self, id: VolumeId) -> Result<Arc<Inode>> {
+    pub(super) fn live_version(&self, id: VolumeId) -> Result<Arc<Inode>> {
         if id == TABLE || self.volume(id)?.is_frozen {
             return Err(Error::ReadOnly);
         }
@@ -273,7 +273,7 @@ impl Core {
     }
 
     /// The directory of a live version's snapshots.
-    fn snapshots_of(&self, live: &Inode) -> Result<Option<Arc<Inode>>> {
+    pub(super) fn snapshots_of(&self, live: &Inode) -> Result<Option<Arc<Inode>>> {
         match live.state.read().meta.version.snapshots {
             0 => Ok(None),
             ino => self.inode(NodeId { volume: TABLE, ino }).map(Some),

@@ -137,7 +137,12 @@ impl Attachment {
         mut sums: Option<&mut Vec<u32>>,
     ) -> Result<()> {
         self.check(offset, out.len() as u64)?;
-        let mut read = |data: &fs::File| data.read_summed_at(offset, out, sums.as_deref_mut());
+        let mut read = |data: &fs::File| {
+            if let Some(sums) = sums.as_deref_mut() {
+                sums.clear(); // of a file that was replaced meanwhile
+            }
+            data.read_summed_at(offset, out, sums.as_deref_mut())
+        };
         let read = self.figures.timed(|| self.lun.on_data(&mut read));
         self.whole(read, offset, out.len())
     }

@@ -44,6 +44,9 @@ pub enum BlockError {
     /// A reservation keeps out those who cannot be part of it.
     #[error("a SCSI reservation is held")]
     Reserved,
+    /// A device of the pool is away: what is asked for would not reach it.
+    #[error("a device of the pool is missing: bring it back or replace it first")]
+    DeviceMissing,
     /// The LUN is being sanitized, or that failed.
     #[error("the LUN is being sanitized")]
     Sanitizing,

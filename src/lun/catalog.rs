@@ -13,6 +13,7 @@ use super::error::{Error, Result};
 use super::history::History;
 use super::lease::LeaseTiming;
 use super::names::{check_name, key_of};
+use super::policies::Policies;
 use super::readers::Readers;
 use super::sanitize::Sanitizers;
 use super::unit::{Found, Lun, Refused, Shared};
@@ -113,7 +114,9 @@ impl Catalog {
             tree: History::default(),
             versions: Mutex::default(),
             readers: Readers::default(),
+            policies: Policies::default(),
         });
+        shared.damage.load(&shared.fs);
         let mut index = Index::default();
         let volumes = shared.fs.volume_list()?.into_iter();
         for (name, volume) in volumes.filter(|(name, _)| !is_reserved(name)) {
@@ -130,7 +133,23 @@ impl Catalog {
                 }
             }
         }
-        Ok(Arc::new(Catalog { shared, names: RwLock::new(()), index: RwLock::new(index) }))
+        let index = RwLock::new(index);
+        let catalog = Arc::new(Catalog { shared, names: RwLock::new(()), index });
+        let hearing = Arc::downgrade(&catalog);
+        catalog.shared.fs.when_lost(Arc::new(move |place| {
+            if let Some(catalog) = hearing.upgrade() {
+                catalog.note_lost(place);
+            }
+        }));
+        Ok(catalog)
+    }
+
+    /// A scrub found a block of which no copy is good: as if a reader had met it.
+    fn note_lost(&self, place: &fs::BadPlace) {
+        let node = NodeId { volume: place.volume, ino: place.ino };
+        let (block, offset) = (place.block, place.offset_bytes);
+        let error = fs::Error::Corrupt { block, file_offset_bytes: Some(offset) };
+        self.note_error(node, Some(offset), &error);
     }
 
     /// Volumes that cannot be served as LUNs, and why (damaged ones): for `status`.
@@ -156,8 +175,8 @@ impl Catalog {
         &self.shared.fs
     }
 
-    /// Places that cannot be read, as far as readers have met them, and how often one was met that
-    /// the list has no room for.
+    /// Places that cannot be read, as far as readers and scrubs have met them, and how often one
+    /// was met that the list has no room for.
     pub fn bad_places(&self) -> (Vec<BadPlace>, u64) {
         self.shared.damage.list(&self.shared.fs, self.shared.options.clock.now())
     }
@@ -170,8 +189,7 @@ impl Catalog {
         match self.by_volume(node.volume) {
             Some(lun) => lun.unreadable(node, offset, *block),
             None => {
-                let now = self.shared.options.clock.now();
-                self.shared.damage.note(node, offset, *block, now);
+                self.shared.note_damage(node, offset, *block);
             }
         }
     }
@@ -281,7 +299,9 @@ impl Catalog {
         let lun = self.get(name)?;
         self.check_history(&lun, options)?;
         let sessions = close_for_deletion(&lun, options)?;
-        for session in sessions {
+        let served = lun.served_snapshots();
+        let of_snapshots = served.iter().flat_map(|disk| disk.attachments());
+        for session in sessions.into_iter().chain(of_snapshots) {
             session.end("the LUN is deleted");
         }
         let name = lun.name();
@@ -362,12 +382,12 @@ impl Catalog {
     /// Keeps the rates of all sessions recent: to be called about once a second.
     pub fn look_at_figures(&self) {
         let now = self.shared.options.clock.now();
-        self.list().iter().flat_map(|lun| lun.attachments()).for_each(|it| it.look(now));
+        self.disks().iter().flat_map(|lun| lun.attachments()).for_each(|it| it.look(now));
     }
 
-    /// Sessions of all LUNs, sorted by id.
+    /// Sessions of all LUNs and snapshots, sorted by id.
     pub fn sessions(&self) -> Vec<SessionInfo> {
-        let mut sessions: Vec<_> = self.list().iter().flat_map(|lun| lun.sessions()).collect();
+        let mut sessions: Vec<_> = self.disks().iter().flat_map(|lun| lun.sessions()).collect();
         sessions.sort_by_key(|session| session.id);
         sessions
     }
@@ -390,7 +410,7 @@ impl Catalog {
         &self,
         judge: &dyn Fn(&SessionInfo, VolumeId) -> std::result::Result<Rights, String>,
     ) {
-        for lun in self.list() {
+        for lun in self.disks() {
             for attachment in lun.attachments() {
                 match judge(&attachment.info(), lun.id()) {
                     Ok(rights) => attachment.set_rights(rights),
@@ -402,14 +422,14 @@ impl Catalog {
 
     /// Ends the sessions that `which` names.
     pub fn end_sessions(&self, why: &str, which: &dyn Fn(&SessionInfo) -> bool) {
-        let all = self.list().into_iter().flat_map(|lun| lun.attachments());
+        let all = self.disks().into_iter().flat_map(|lun| lun.attachments());
         for attachment in all.filter(|attachment| which(&attachment.info())) {
             attachment.end(why);
         }
     }
 
     fn attachment(&self, id: SessionId) -> Result<Arc<Attachment>> {
-        let mut all = self.list().into_iter().flat_map(|lun| lun.attachments());
+        let mut all = self.disks().into_iter().flat_map(|lun| lun.attachments());
         all.find(|attachment| attachment.id() == id).ok_or(Error::NoSession(id.0))
     }
 

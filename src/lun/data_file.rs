@@ -37,6 +37,8 @@ impl OpenIntent {
     }
 }
 
+const MOUNT: &str = "files of the mount";
+
 /// An open `data`. Reads always work. Writes need the file lease, which open takes where it may,
 /// and which a write takes again after a flush: `Busy` where a block client has the LUN by then.
 /// [`DataFile::flush`] belongs to FLUSH, dropping to RELEASE.
@@ -44,6 +46,8 @@ pub struct DataFile {
     lun: Arc<Lun>,
     id: u64,
     holding: AtomicBool,
+    /// Whom the log names for it.
+    who: &'static str,
     /// Length at the last event of a resize: growing writes are logged as one when it is flushed.
     logged_size_bytes: AtomicU64,
 }
@@ -53,9 +57,9 @@ impl DataFile {
         if (intent.write || intent.truncate) && lun.live.read_only.load(Ordering::Acquire) {
             return Err(Error::ReadOnly(lun.name()));
         }
-        let file = DataFile::register(lun)?;
+        let file = DataFile::register(lun, MOUNT)?;
         let (verdict, noted) = lun.lease.file_open(file.id, intent.wish());
-        lun.log_lease(noted, "files of the mount");
+        lun.log_lease(noted, file.who);
         match verdict {
             FileVerdict::HeldByBlock => return Err(file.refuse("opening for writing")),
             FileVerdict::Granted { .. } => file.holding.store(true, Ordering::Release),
@@ -69,15 +73,15 @@ impl DataFile {
 
     /// For the administrator: takes the file lease from whoever has the LUN.
     pub(super) fn open_by_force(lun: &Arc<Lun>) -> Result<DataFile> {
-        let file = DataFile::register(lun)?;
+        let file = DataFile::register(lun, "an import")?;
         let noted = lun.lease.file_force(file.id);
         file.holding.store(true, Ordering::Release);
         drop(lun.gate.write());
-        lun.log_lease(noted, "the administrator");
+        lun.log_lease(noted, file.who);
         Ok(file)
     }
 
-    fn register(lun: &Arc<Lun>) -> Result<DataFile> {
+    fn register(lun: &Arc<Lun>, who: &'static str) -> Result<DataFile> {
         let id = lun.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let mut users = lun.users.lock();
         if users.closed {
@@ -95,6 +99,7 @@ impl DataFile {
             lun: Arc::clone(lun),
             id,
             holding: AtomicBool::new(false),
+            who,
             logged_size_bytes: AtomicU64::new(lun.size_bytes()),
         })
     }
@@ -230,7 +235,7 @@ impl DataFile {
             noted
         };
         self.log_growth();
-        self.lun.log_lease(noted, "files of the mount");
+        self.lun.log_lease(noted, self.who);
     }
 
     fn log_growth(&self) {
@@ -254,7 +259,7 @@ impl DataFile {
             }
             drop(gate);
             let (verdict, noted) = self.lun.lease.file_write(self.id);
-            self.lun.log_lease(noted, "files of the mount");
+            self.lun.log_lease(noted, self.who);
             match verdict {
                 FileVerdict::Granted { .. } => self.holding.store(true, Ordering::Release),
                 FileVerdict::HeldByBlock | FileVerdict::Limited => {

@@ -2,9 +2,9 @@
 //! is not done, when it was made. It belongs to the disk, not to its contents. It stands as TOML in
 //! the file `state` of its directory, made when it is first needed and read-only in the mount.
 //!
-//! Invariants: `now` is what the file says; where it cannot be written, the caller is told. The file
-//! names the volume it belongs to: in a clone, or after a rollback, it is somebody else's until the
-//! copy was settled (`copies`).
+//! Invariants: `now` is what the file says; where it cannot be written, the caller is told. The
+//! file names the volume it belongs to: in a clone, or after a rollback, it is somebody else's
+//! until the copy was settled (`copies`).
 
 use super::event_log;
 use crate::fs::{self, Fs, NewNode, NodeId, Owner, Timestamp, VolumeId};
@@ -55,6 +55,8 @@ pub(super) struct Kept {
 /// The file.
 pub(super) struct StateFile {
     fs: Arc<Fs>,
+    /// Of a snapshot that is served as a disk: what is kept ends with it.
+    in_memory: bool,
     now: Mutex<(Place, Kept)>,
 }
 
@@ -76,7 +78,13 @@ impl StateFile {
             Err(fs::Error::NotFound) => (Kept::default(), None),
             Err(error) => (Kept::default(), Some(error.to_string())),
         };
-        (StateFile { fs, now: Mutex::new((place, kept)) }, why)
+        (StateFile { fs, in_memory: false, now: Mutex::new((place, kept)) }, why)
+    }
+
+    /// Begins with nothing, and writes nothing.
+    pub(super) fn in_memory(fs: Arc<Fs>, dir: NodeId) -> StateFile {
+        let place = Place { dir, like: dir };
+        StateFile { fs, in_memory: true, now: Mutex::new((place, Kept::default())) }
     }
 
     pub(super) fn now(&self) -> Kept {
@@ -96,7 +104,9 @@ impl StateFile {
         if next == now.1 {
             return Ok(());
         }
-        write(&self.fs, now.0, &next)?;
+        if !self.in_memory {
+            write(&self.fs, now.0, &next)?;
+        }
         now.1 = next;
         Ok(())
     }

@@ -10,13 +10,13 @@
 //! proved name, [`MAX_CLIENTS`] in all; beyond that the one that was silent longest is forgotten.
 
 use super::error::Result;
-use super::private::{load_private, save_private, MAX_PRIVATE_BYTES};
+use super::event_log;
+use super::reserved::{find_own_file, own_file};
 use crate::fs::{self, Fs, VolumeId};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use zeroize::Zeroizing;
 
 /// Requests of one client that are remembered.
 pub const DEEDS_KEPT: usize = 64;
@@ -24,10 +24,10 @@ pub const DEEDS_KEPT: usize = 64;
 pub const MAX_DEED_BYTES: usize = 512;
 const CLIENTS_OF_A_NAME: usize = 32;
 const MAX_CLIENTS: usize = 1024;
-const FILE: &str = "done";
+const FILE: &[u8] = b"done";
 const VERSION: u32 = 1;
-/// The file stays below its bound by so much.
-const MAX_FILE_BYTES: usize = MAX_PRIVATE_BYTES / 4 * 3;
+/// Longest file: it is replaced by one atomic write.
+const MAX_FILE_BYTES: usize = fs::ATOMIC_WRITE_BYTES / 4 * 3;
 
 /// Whose memory it is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -127,7 +127,7 @@ impl OnceBook {
     /// Reads what a pool remembers. What cannot be understood is forgotten: the worst that follows
     /// is a repetition that is answered with "it exists".
     pub fn open(fs: &Arc<Fs>) -> OnceBook {
-        let text = load_private(fs, FILE).unwrap_or_default();
+        let text = load(fs).unwrap_or_default();
         let lines = serde_json::from_slice::<Text>(&text).ok();
         let lines = lines.filter(|text| text.version == VERSION).map(|text| text.clients);
         let mut inner = Inner::default();
@@ -229,7 +229,8 @@ impl OnceBook {
         let clients = lines.take_while(fits).collect();
         let text = serde_json::to_vec(&Text { version: VERSION, clients });
         let text = text.map_err(|_| fs::Error::Invalid("the list cannot be written as JSON"))?;
-        Ok(save_private(fs, FILE, Zeroizing::new(text))?)
+        event_log::replace(&own_file(fs, FILE)?, &text)?;
+        Ok(fs.sync()?)
     }
 }
 
@@ -261,6 +262,14 @@ impl std::fmt::Debug for OnceBook {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "OnceBook({} clients)", self.inner.lock().clients.len())
     }
+}
+
+fn load(fs: &Arc<Fs>) -> fs::Result<Vec<u8>> {
+    let Some(file) = find_own_file(fs, FILE)? else { return Ok(Vec::new()) };
+    let mut text = vec![0; file.size_bytes().min(fs::ATOMIC_WRITE_BYTES as u64) as usize];
+    let count = file.read_at(0, &mut text)?;
+    text.truncate(count);
+    Ok(text)
 }
 
 fn clip(text: &str) -> String {

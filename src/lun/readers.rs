@@ -1,21 +1,24 @@
 //! Who has a snapshot open: a door that serves it, a file of it in the mount, an export.
 //!
-//! Invariants: a snapshot is opened and deleted under `open`, so what was found is there until it is
-//! let go. One that is deleted while it is open loses its name at once (it gets one that begins with
-//! a dot, so that a crash is no escape) and its blocks at the last close.
+//! Invariants: a snapshot is opened and deleted under `open`, so what was found is there until it
+//! is let go. One that is deleted while it is open loses its name at once (it gets one that begins
+//! with a dot, so that a crash is no escape) and its blocks at the last close.
 
+use super::catalog::Catalog;
 use super::error::{Error, Result};
 use super::history::Subject;
+use super::unit::Shared;
 use crate::fs::{self, SnapshotInfo, VolumeId};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
 #[derive(Default)]
 struct Open {
     readers: usize,
-    /// The name that it has since it was deleted.
-    doomed: Option<String>,
+    /// Whose it was, and the name that it has since it was deleted.
+    doomed: Option<(Subject, String)>,
 }
 
 /// The snapshots that are open.
@@ -32,6 +35,30 @@ impl Readers {
 pub struct OpenSnapshot {
     subject: Subject,
     info: SnapshotInfo,
+    _used: SnapshotUse,
+}
+
+/// The same of a snapshot that is known by its number alone.
+pub struct SnapshotUse {
+    shared: Arc<Shared>,
+    id: VolumeId,
+}
+
+impl Catalog {
+    /// Opens a snapshot that was found before; `Gone` if it was deleted since.
+    pub fn use_snapshot(&self, id: VolumeId) -> Result<SnapshotUse> {
+        let is_there = || match self.shared.fs.is_snapshot(id) {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(fs::Error::Stale) => Err(Error::Gone),
+            Err(error) => Err(Error::Fs(error)),
+        };
+        // Once without the lock: a new one may have to be written first.
+        is_there()?;
+        let mut open = self.shared.readers.0.lock();
+        is_there()?;
+        open.entry(id).or_default().readers += 1;
+        Ok(SnapshotUse { shared: Arc::clone(&self.shared), id })
+    }
 }
 
 impl OpenSnapshot {
@@ -42,7 +69,8 @@ impl OpenSnapshot {
         let info = shared.fs.snapshot_lookup(subject.volume(), name)?;
         let info = info.ok_or_else(|| subject.missing(name))?;
         open.entry(info.id).or_default().readers += 1;
-        Ok(OpenSnapshot { subject: subject.clone(), info })
+        let used = SnapshotUse { shared: Arc::clone(shared), id: info.id };
+        Ok(OpenSnapshot { subject: subject.clone(), info, _used: used })
     }
 
     /// Its volume, read-only.
@@ -60,19 +88,24 @@ impl OpenSnapshot {
     }
 }
 
-impl Drop for OpenSnapshot {
+impl Drop for SnapshotUse {
     fn drop(&mut self) {
-        let shared = self.subject.shared();
-        let mut open = shared.readers.0.lock();
-        let Some(entry) = open.get_mut(&self.info.id) else { return };
+        let mut open = self.shared.readers.0.lock();
+        let Some(entry) = open.get_mut(&self.id) else { return };
         entry.readers = entry.readers.saturating_sub(1);
         if entry.readers > 0 {
             return;
         }
-        if let Some(name) = open.remove(&self.info.id).and_then(|entry| entry.doomed) {
+        if let Some((subject, name)) = open.remove(&self.id).and_then(|entry| entry.doomed) {
             // What cannot be deleted now goes when the names are next loaded.
-            let _ = shared.fs.snapshot_delete(self.subject.volume(), &name);
+            let _ = self.shared.fs.snapshot_delete(subject.volume(), &name);
         }
+    }
+}
+
+impl fmt::Debug for SnapshotUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SnapshotUse({})", self.id.0)
     }
 }
 
@@ -92,7 +125,7 @@ pub(super) fn retire(subject: &Subject, info: &SnapshotInfo) -> Result<bool> {
     };
     let hidden = format!(".deleted-{}", info.id.0);
     shared.fs.snapshot_rename(subject.volume(), &info.name, &hidden)?;
-    entry.doomed = Some(hidden);
+    entry.doomed = Some((subject.clone(), hidden));
     Ok(true)
 }
 

@@ -8,7 +8,8 @@
 //!
 //! Invariants: `state` says so durably before anything is destroyed, and until all is; a sanitize
 //! that a stop or a crash interrupts begins again when the pool is next served. While one runs, or
-//! has failed, nobody reads or writes `data`.
+//! has failed, nobody reads or writes `data`. It is refused, or fails, where a device is missing:
+//! what is on that one would stay.
 
 use super::block_io::BlockError;
 use super::kept::{SanitizeOrder, Unfinished};
@@ -120,6 +121,11 @@ impl Lun {
         if matches!(self.sanitize_state(), SanitizeState::Running(_)) {
             return Err(BlockError::Sanitizing);
         }
+        if !self.shared.fs.all_devices_are_there() {
+            let why = "a device of the pool is missing";
+            self.log.event("sanitize", json!({"state": "refused", "why": why}));
+            return Err(BlockError::DeviceMissing);
+        }
         let failed = |error| self.block_error(error, 0);
         self.check_room_for_pattern(&order)?;
         let before = self.live.sanitize.get();
@@ -224,6 +230,9 @@ impl Lun {
         let mut wiped = 0;
         for segment in 0.. {
             self.check_going_on()?;
+            if !self.shared.fs.all_devices_are_there() {
+                return Err(End::Failed("a device of the pool is missing".to_owned()));
+            }
             let Some(bytes) = self.shared.fs.wipe_free(segment, &patterns)? else { break };
             wiped += bytes;
             progress(wiped);

@@ -110,6 +110,18 @@ impl Catalog {
         named.iter().map(|(subject, name)| self.shown(subject, name)).collect()
     }
 
+    /// Says anew whether the applications were at rest: it is known for sure only afterwards.
+    pub fn snapshot_note(&self, of: &str, name: &str, how: &fs::Consistency) -> Result<()> {
+        let _names = self.names.read();
+        let _one = self.shared.versions.lock();
+        let subject = self.subject(of)?;
+        let name = subject.known_snapshot(name)?;
+        self.shared.fs.snapshot_note_consistency(subject.volume(), &name, how)?;
+        let fields = json!({"name": name, "consistent": how.is_application(), "hook": how.hook});
+        subject.log("quiesce", fields);
+        Ok(self.shared.fs.sync()?)
+    }
+
     /// As `snapshot_create`, but only checks: the names they would get.
     pub fn check_snapshot_create(&self, wanted: &[SnapshotWish]) -> Result<Vec<String>> {
         let named = self.judge_snapshots(wanted, Maker::User)?;
@@ -188,6 +200,15 @@ impl Catalog {
     /// How many snapshots there are.
     pub fn snapshot_count(&self, of: &str) -> Result<usize> {
         self.subject(of)?.names(|names| names.values().filter(|one| !one.is_bookmark).count())
+    }
+
+    /// The names of the snapshots of a LUN, or of `/`: from memory.
+    pub fn snapshot_names(&self, of: &str) -> Result<Vec<String>> {
+        let subject = self.subject(of)?;
+        subject.names(|names| {
+            let snapshots = names.values().filter(|one| !one.is_bookmark);
+            snapshots.map(|one| one.name.clone()).collect()
+        })
     }
 
     /// The bookmarks of a LUN, or of `/`; oldest first.

@@ -27,8 +27,10 @@ use super::kept::{self, StateFile};
 use super::lease::Holder;
 use super::lease_room::{LeaseRoom, Noted};
 use super::pause::PauseRoom;
-use super::readers::Readers;
+use super::policies::Policies;
+use super::readers::{OpenSnapshot, Readers};
 use super::sanitize::{SanitizeState, Sanitizers, StateWord};
+use super::served::Served;
 use crate::device::BLOCK_BYTES;
 use crate::fs::{self, Attr, File, Fs, NewNode, NodeId, Owner, Timestamp, VolumeId};
 use arc_swap::{ArcSwap, Guard};
@@ -60,6 +62,18 @@ pub(super) struct Shared {
     /// One change of snapshots at a time.
     pub(super) versions: Mutex<()>,
     pub(super) readers: Readers,
+    pub(super) policies: Policies,
+}
+
+impl Shared {
+    /// A reader or a scrub met a bad block. Whether it is news.
+    pub(super) fn note_damage(&self, node: NodeId, offset: Option<u64>, block: u64) -> bool {
+        let is_new = self.damage.note(node, offset, block, self.options.clock.now());
+        if is_new {
+            self.damage.keep(&self.fs);
+        }
+        is_new
+    }
 }
 
 /// Writes of block clients that were refused since the pool was opened.
@@ -131,14 +145,33 @@ pub(super) struct Files {
     pub(super) stored: File,
 }
 
+/// What a [`Lun`] is made of.
+pub(super) struct Made {
+    pub(super) name: String,
+    pub(super) id: VolumeId,
+    pub(super) identity: VolumeId,
+    pub(super) created: Timestamp,
+    pub(super) log: EventLog,
+    pub(super) state: StateFile,
+    pub(super) settings: Settings,
+    pub(super) files: Files,
+    pub(super) snapshot: Option<OpenSnapshot>,
+}
+
 /// A LUN.
 pub struct Lun {
     pub(super) shared: Arc<Shared>,
     id: VolumeId,
+    /// What serial number and NAA are derived from.
+    identity: VolumeId,
     created: Timestamp,
     name: RwLock<String>,
     files: ArcSwap<Files>,
+    /// It is a snapshot served as a disk, which this holds open.
+    snapshot: Option<OpenSnapshot>,
     pub(super) history: History,
+    /// Its snapshots that are served as disks.
+    pub(super) served: Served,
     pub(super) state: StateFile,
     pub(super) log: EventLog,
     settings: RwLock<Settings>,
@@ -221,14 +254,13 @@ impl Lun {
         let log = EventLog::new(Arc::clone(&shared.fs), root, log, clock);
         let settings = load_settings(&files.stored).unwrap_or_else(|why| {
             if let LoadError::Fs(fs::Error::Corrupt { block, .. }) = &why {
-                shared.damage.note(files.stored.id(), Some(0), *block, shared.options.clock.now());
+                shared.note_damage(files.stored.id(), Some(0), *block);
             }
             let why = why.to_string();
             log.event("error", json!({"file": "attributes", "why": why}));
             // Whether writing was allowed is not known any more.
             Settings { read_only: true, ..Settings::default() }
         });
-        let lease = LeaseRoom::new(shared.options.timing, settings.access == Access::Shared);
         let place = kept::Place { dir: root, like: log.node() };
         let (state, why) = StateFile::load(Arc::clone(&shared.fs), place);
         if let Some(why) = why {
@@ -238,26 +270,39 @@ impl Lun {
             Some(created) => created,
             None => shared.fs.getattr(root)?.btime,
         };
-        let lun = Lun {
+        let name = name.to_owned();
+        let identity = id;
+        let made =
+            Made { name, id, identity, created, log, state, settings, files, snapshot: None };
+        let lun = Lun::of(shared, made);
+        lun.follow_kept();
+        Ok(lun)
+    }
+
+    /// Nobody uses it yet.
+    pub(super) fn of(shared: &Arc<Shared>, made: Made) -> Lun {
+        let settings = made.settings;
+        Lun {
             shared: Arc::clone(shared),
-            id,
-            created,
-            name: RwLock::new(name.to_owned()),
-            live: Live::new(&settings, files.data.size_bytes()),
-            files: ArcSwap::from_pointee(files),
+            id: made.id,
+            identity: made.identity,
+            created: made.created,
+            name: RwLock::new(made.name),
+            live: Live::new(&settings, made.files.data.size_bytes()),
+            files: ArcSwap::from_pointee(made.files),
+            snapshot: made.snapshot,
             history: History::default(),
-            state,
-            log,
+            served: Served::default(),
+            state: made.state,
+            log: made.log,
+            lease: LeaseRoom::new(shared.options.timing, settings.access == Access::Shared),
             settings: RwLock::new(settings),
             change: Mutex::new(()),
             gate: RwLock::new(()),
             pause: PauseRoom::default(),
-            lease,
             users: Mutex::default(),
             user_texts: RwLock::default(),
-        };
-        lun.follow_kept();
-        Ok(lun)
+        }
     }
 
     /// Takes over what outlived the last server.
@@ -284,6 +329,11 @@ impl Lun {
     /// What its identity, rights and policy hang on: the volume it was made as. The same for ever.
     pub fn id(&self) -> VolumeId {
         self.id
+    }
+
+    /// Whether it is a snapshot that is served as a disk: only read, and no LUN of the catalog.
+    pub fn is_snapshot(&self) -> bool {
+        self.snapshot.is_some()
     }
 
     /// Its volume at this moment: another one after a rollback.
@@ -380,7 +430,7 @@ impl Lun {
     }
 
     pub(super) fn default_serial(&self) -> String {
-        identity::default_serial(&self.shared.fs.pool_id(), self.id)
+        identity::default_serial(&self.shared.fs.pool_id(), self.identity)
     }
 
     /// Size, block sizes and flags at this moment.
@@ -409,7 +459,7 @@ impl Lun {
             vendor: settings.vendor,
             product: settings.product,
             serial: self.serial(),
-            naa: identity::naa(&self.shared.fs.pool_id(), self.id),
+            naa: identity::naa(&self.shared.fs.pool_id(), self.identity),
         }
     }
 
@@ -582,7 +632,7 @@ impl Lun {
     /// A block of one of its files cannot be read: counted, listed, and logged once.
     pub(super) fn unreadable(&self, node: NodeId, offset: Option<u64>, block: u64) {
         self.live.medium_errors.fetch_add(1, Ordering::Relaxed);
-        if !self.shared.damage.note(node, offset, block, self.shared.options.clock.now()) {
+        if !self.shared.note_damage(node, offset, block) {
             return;
         }
         let mut fields = json!({

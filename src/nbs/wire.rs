@@ -189,7 +189,10 @@ impl Status {
             BlockError::OutOfRange => Status::OutOfRange,
             BlockError::ReadOnly => Status::ReadOnly,
             BlockError::NoSpace => Status::NoSpace,
-            BlockError::HeldByFile | BlockError::Reserved | BlockError::Sanitizing => Status::Busy,
+            BlockError::HeldByFile
+            | BlockError::Reserved
+            | BlockError::Sanitizing
+            | BlockError::DeviceMissing => Status::Busy,
             BlockError::Invalid(_) => Status::Invalid,
             BlockError::Gone => Status::NoSuchObject,
             BlockError::Medium { .. } | BlockError::Miscompare { .. } | BlockError::Io(_) => {

@@ -2,8 +2,8 @@
 
 use crate::lab::*;
 use lunfs::device::sim::SimDevice;
-use lunfs::device::BlockDevice;
-use lunfs::fs::{Fs, Redundancy, Result};
+use lunfs::device::{Block, BlockDevice};
+use lunfs::fs::{dump, DumpAs, DumpWhat, Fs, Redundancy, Result};
 use std::sync::Arc;
 
 fn dynamic(sim: &Arc<SimDevice>) -> Arc<dyn BlockDevice> {
@@ -271,4 +271,45 @@ fn what_is_replaced_leaves_though_it_was_filled_too() {
     let sims = vec![sims[2].clone(), sims[3].clone()];
     expect_sound(&sims, "replaced");
     expect_each_alone(&sims, STEPS, "replaced");
+}
+
+/// The number behind a word of a dump.
+fn number(sims: &Sims, what: DumpWhat, line: &str, word: &str) -> u64 {
+    let shown = dump(&handles(sims), &what).expect("dump").to_string();
+    let line = shown.lines().find(|l| l.trim().starts_with(line)).expect(line).to_string();
+    let found = line.split([',', ':']).find_map(|field| field.trim().strip_prefix(word));
+    found.and_then(|n| n.trim().parse().ok()).expect(word)
+}
+
+/// What could not be read was not copied: the device is not in order before it was tried again.
+#[test]
+fn a_read_that_fails_for_a_while_is_tried_again() {
+    let sims = mirror();
+    let fs = open(&sims).expect("open");
+    assert!(steps(&fs, 1, 4).1.is_none());
+    fs.offline(1).expect("offline");
+    assert!(steps(&fs, 5, 8).1.is_none());
+    fs.online(&dynamic(&sims[1])).expect("online");
+    fs.close().expect("close");
+    drop(fs);
+    let node = number(&sims, DumpWhat::Name("/f".into()), "node of height", "block ");
+    let copy = number(&sims, DumpWhat::Block(node, DumpAs::Guess), "copy: device 0", "block ");
+    let mut raw = [Block::zeroed()];
+    sims[0].read(copy, &mut raw).expect("read");
+    sims[0].make_unreadable(copy);
+    let fs = open(&sims).expect("open");
+    assert_eq!(states(&fs), ["normal", "merging"]);
+    let (mut so_far, mut again) = (0, false);
+    while fs.regenerate_step(8).expect("step") {
+        let now = fs.devices()[1].progress.map_or(0, |p| p.0);
+        if now < so_far && !again {
+            again = true;
+            sims[0].write(copy, &[&raw[0]]).expect("it passes");
+        }
+        so_far = now;
+    }
+    assert!(again && states(&fs) == ["normal", "normal"]);
+    drop(fs);
+    expect_sound(&sims, "tried again");
+    expect_each_alone(&sims, 8, "tried again");
 }

@@ -1,6 +1,6 @@
-//! Pools written by earlier versions must open for ever: each folder of `fs-layout/golden` holds one
-//! as a list of its blocks that are not zeros, cut off by a power failure, so that it has a log to
-//! replay, and what must be found in it. `v1` is the plain format, `v1-versions` has snapshots,
+//! Pools written by earlier versions must open for ever: each folder of `fs-layout/golden` holds
+//! one as a list of its blocks that are not zeros, cut off by a power failure, so that it has a log
+//! to replay, and what must be found in it. `v1` is the plain format, `v1-versions` has snapshots,
 //! clones, and a deleted version between others.
 //!
 //! `LUNFS_GOLDEN=v1-versions cargo test --test golden` writes the files of one anew: only before a
@@ -144,7 +144,11 @@ fn dump(fs: &Arc<Fs>) -> Result<String> {
             let _ = writeln!(
                 out,
                 "{name}@{} epoch {} held {} until {:?} consistent {}",
-                s.name, s.epoch, s.held, s.hold_until, s.consistency.is_application()
+                s.name,
+                s.epoch,
+                s.held,
+                s.hold_until,
+                s.consistency.is_application()
             );
             dump_below(fs, NodeId::root(s.id), &format!("{name}@{}:", s.name), &mut out)?;
         }

@@ -62,8 +62,10 @@ scripts! {
     memory => "interop/memory.py",
     nbs => "interop/nbs.py",
     nbs_client => "interop/nbs_client.py",
+    past => "interop/past.py",
     qemu => "interop/qemu.py",
     resize => "interop/resize.py",
+    snapshots => "interop/snapshots.py",
     surroundings => "interop/surroundings.py",
     thin => "interop/thin.py",
 }

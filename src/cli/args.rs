@@ -1,7 +1,7 @@
 //! The command line: one noun and one verb.
 
-use super::nbs_args::Nbs;
 pub use super::args_snapshot::{CloneVerb, Policy, Snapshot};
+use super::nbs_args::Nbs;
 use super::parse::{self, Size};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;

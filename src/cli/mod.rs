@@ -12,6 +12,7 @@ mod output;
 mod parse;
 mod policy;
 mod pool;
+mod quiesce;
 mod serve;
 mod snapshot;
 
@@ -25,6 +26,9 @@ use std::process::ExitCode;
 
 /// Runs the command that this process was started with.
 pub fn run() -> ExitCode {
+    if let Some(code) = quiesce::agent() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return usage(&e),

@@ -49,8 +49,8 @@ impl Session<'_> {
             let names = catalog.check_snapshot_create(&wanted)?;
             return Ok(report::would(format!("make {}, of one instant", names.join(" and "))));
         }
+        // Durable by itself: one flush, not another one for the line in the log.
         let made = catalog.snapshot_create(&wanted, Maker::User, false)?;
-        self.durable()?;
         Ok(made.iter().map(|one| self.snapshot_row(one)).collect())
     }
 

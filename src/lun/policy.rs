@@ -204,7 +204,9 @@ mod tests {
             if !is_down && policy.is_due(last, None, now) {
                 all.push(Kept { time: now, held: false });
                 let goes = policy.prune(&all);
-                goes.iter().rev().for_each(|at| drop(all.remove(*at)));
+                goes.iter().rev().for_each(|at| {
+                    all.remove(*at);
+                });
             }
             now.0 += 60 * SECOND_NS;
         }

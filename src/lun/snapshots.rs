@@ -423,9 +423,11 @@ impl Catalog {
         let from = lun.volume();
         let other_blocks = lun.roll_back(&to, &kept)?;
         subject.add(&kept, false)?;
-        let index = &mut *self.index.write();
-        index.by_volume.remove(&from);
-        index.by_volume.insert(lun.volume(), Arc::clone(lun));
+        {
+            let mut index = self.index.write();
+            index.by_volume.remove(&from);
+            index.by_volume.insert(lun.volume(), Arc::clone(lun));
+        }
         if other_blocks {
             let why = "the block size changed with a rollback";
             lun.attachments().iter().for_each(|session| session.end(why));
@@ -453,9 +455,12 @@ impl Catalog {
             return Err(lun.busy("deletion", &why, remedy));
         }
         all.iter().try_for_each(|one| one.check_unheld("deletion", now))?;
-        match all.iter().find(|one| one.is_open) {
+        // Those too that have lost their names already.
+        let every = self.shared.fs.snapshot_list(lun.volume())?;
+        match every.iter().find(|one| self.shared.readers.is_open(one.id)) {
             Some(open) if !options.force => {
-                let why = format!("its snapshot {} is open", open.info.name);
+                let name = open.name.strip_prefix('.').unwrap_or(&open.name);
+                let why = format!("its snapshot {name} is open");
                 Err(lun.busy("deletion", &why, "close it, or add --force"))
             }
             _ => Ok(()),

@@ -1,6 +1,9 @@
 //! What a LUN keeps beside its files: reservations that bind the other doors, and sanitize.
 
 use crate::pool::*;
+use lunfs::device::sim::SimDevice;
+use lunfs::device::BlockDevice;
+use lunfs::fs::{FormatOptions, Fs, OpenOptions, Redundancy, SystemClock, Timestamp};
 use lunfs::lun::{AttachRequest, BlockError, BlockIo, Error, Lun, SanitizeOrder, SanitizeState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -160,9 +160,10 @@ fn a_snapshot_that_is_open_goes_at_its_last_close() {
     let fresh = catalog.snapshot_refresh("a", "s").unwrap();
     assert_eq!(byte_at(&data_of(&pool, open.volume()), 0), 2);
     assert_eq!(byte_at(&data_of(&pool, fresh.info.id), 0), 3);
-    let busy = catalog.delete("a", DeleteOptions { recursive: true, force: false });
-    assert!(busy.is_ok(), "nobody has the new one open: {busy:?}");
+    let recursive = DeleteOptions { recursive: true, force: false };
+    assert!(matches!(catalog.delete("a", recursive), Err(Error::Busy { .. })), "the old is open");
     drop(open);
+    catalog.delete("a", recursive).unwrap();
 }
 
 #[test]
@@ -328,6 +329,39 @@ fn a_clone_is_another_disk() {
     let third = pool.catalog.get("c").unwrap();
     assert_eq!(third.attributes().unwrap().created, created);
     assert_eq!(first_byte(&*login(&third, "iqn.c")), 2);
+}
+
+#[test]
+fn a_snapshot_is_a_disk_that_is_only_read() {
+    let pool = Pool::new();
+    let lun = pool.lun("a", MIB);
+    let catalog = &pool.catalog;
+    write(&lun, 0, 1);
+    snap(catalog, "a", "S");
+    write(&lun, 0, 2);
+    let disk = catalog.disk("A@s").unwrap();
+    assert!(Arc::ptr_eq(&disk, &catalog.snapshot_disk("a", "S").unwrap()));
+    assert!(disk.is_snapshot() && disk.name() == "a@S" && disk.id() == lun.id());
+    assert_ne!(disk.identity().naa, lun.identity().naa);
+    assert_ne!(disk.identity().serial, lun.identity().serial);
+    let session = login(&disk, "iqn.a");
+    assert!(session.geometry().read_only && !session.info().writable);
+    assert_eq!(first_byte(&*session), 1);
+    let refused = session.write(0, &[3; 512], false);
+    assert!(matches!(refused, Err(BlockError::ReadOnly)), "{refused:?}");
+    assert_eq!(catalog.sessions()[0].lun, "a@S");
+    assert!(logged(&lun, "login", "\"snapshot\":\"S\""));
+    // It outlives its name, a rollback of its LUN, and the LUN's refusal to go.
+    drop(disk);
+    assert!(catalog.snapshot_delete("a", "s", false).unwrap());
+    snap(catalog, "a", "t");
+    catalog.snapshot_rollback("a", "t", false).unwrap();
+    assert_eq!(first_byte(&*session), 1);
+    let recursive = DeleteOptions { recursive: true, force: false };
+    assert!(matches!(catalog.delete("a", recursive), Err(Error::Busy { .. })));
+    catalog.delete("a", DeleteOptions { recursive: true, force: true }).unwrap();
+    assert!(session.is_gone() && catalog.sessions().is_empty());
+    assert!(matches!(catalog.disk("a@s"), Err(Error::NotFound(_))));
 }
 
 /// The filesystem's part is one step; what a crash leaves after it is put right when it is opened.

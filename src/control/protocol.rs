@@ -64,6 +64,9 @@ pub struct InitiatorChange {
     /// Bytes that its writes may make a LUN take; 0 ends a quota.
     #[serde(default)]
     pub quotas: Vec<(String, u64)>,
+    /// Where it may come from: addresses and networks, or `any` alone.
+    #[serde(default)]
+    pub addresses: Vec<String>,
     /// Sessions at a time.
     pub max_sessions: Option<u32>,
     /// Commands outstanding in each.

@@ -105,6 +105,13 @@ impl Doors {
         open.map(|door| door.line_for(lun)).collect()
     }
 
+    /// Where the pool is mounted.
+    pub fn mounts(&self) -> Vec<String> {
+        let doors = self.0.read();
+        let open = doors.iter().filter(|d| d.kind == DoorKind::Mount && d.failure.is_none());
+        open.map(|door| door.address.clone()).collect()
+    }
+
     /// How a LUN is reached.
     pub fn reach(&self, lun: &Lun) -> Value {
         let name = lun.name();

@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::process::Command;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -119,6 +120,42 @@ fn copies_keep_bytes_and_holes() {
     let copied = (to - 11) as usize;
     assert!(copied == 3 || copied == 10);
     assert_eq!(&back[..5], [5, 5, 0, 0, 0]);
+}
+
+/// A file of 1 GiB with a block in each MiB, copied by cp.
+#[test]
+fn cp_shares_blocks() {
+    let Some(pool) = Pool::new() else { return };
+    let (path, copy) = (pool.path("a"), pool.path("b"));
+    let source = create(&path);
+    source.set_len(1 << 30).unwrap();
+    for i in 0..1024 {
+        source.write_all_at(&[i as u8; 4096], i << 20).unwrap();
+    }
+    source.sync_all().unwrap();
+    pool.fs.consistency_point().unwrap();
+    let before = pool.fs.stats().blocks_written;
+    // Without looking for holes: it hands over the whole range.
+    let mut cp = Command::new("cp");
+    let copied = cp.args(["--sparse=never", "--reflink=auto"]).args([&path, &copy]).status();
+    assert!(copied.unwrap().success());
+    pool.fs.consistency_point().unwrap();
+    let cost = pool.fs.stats().blocks_written - before;
+    println!("{cost} blocks written");
+    assert!(cost < 60, "{cost} blocks were written");
+    let target = OpenOptions::new().read(true).write(true).open(&copy).unwrap();
+    let found = target.metadata().unwrap();
+    assert_eq!((found.len(), found.blocks()), (1 << 30, 1024 * 8));
+    target.write_all_at(b"other", 5 << 20).unwrap();
+    source.write_all_at(b"one", 6 << 20).unwrap();
+    let at = |file: &File, i: u64| {
+        let mut out = [0; 5];
+        file.read_exact_at(&mut out, i << 20).unwrap();
+        out
+    };
+    assert_eq!((at(&source, 5), at(&target, 5)), ([5; 5], *b"other"));
+    assert_eq!((at(&source, 6), at(&target, 6)), ([b'o', b'n', b'e', 6, 6], [6; 5]));
+    assert_eq!(at(&target, 1000), [1000u64 as u8; 5]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use lunfs::device::sim::SimDevice;
 use lunfs::device::{BlockDevice, BLOCK_BYTES};
 use lunfs::fs::{
     CheckOptions, Clock, File, FormatOptions, Fs, NewNode, NodeId, OpenOptions, Owner, Redundancy,
-    Timestamp, VolumeId,
+    Report, Timestamp, VolumeId,
 };
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::Arc;
@@ -86,6 +86,11 @@ impl Lab {
         check(&self.device);
     }
 
+    /// What a check finds, which must be nothing wrong.
+    pub fn report(&self) -> Report {
+        report(&self.device)
+    }
+
     pub fn used(&self) -> u64 {
         self.drain();
         self.fs.stats().used_bytes / BS
@@ -93,9 +98,14 @@ impl Lab {
 }
 
 pub fn check(device: &Arc<SimDevice>) {
+    report(device);
+}
+
+pub fn report(device: &Arc<SimDevice>) -> Report {
     let device: Arc<dyn BlockDevice> = device.clone();
     let report = lunfs::fs::check(&[device], CheckOptions { data: true }).unwrap();
     assert!(report.errors.is_empty(), "{:?}", report.errors);
+    report
 }
 
 pub fn fill(file: &File, first: u64, count: u64, byte: u8) {

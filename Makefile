@@ -12,7 +12,7 @@
 #   interop  the clients of others alone (ONLY=word picks)
 #   conformance  libiscsi's conformance suite over LUNs of several kinds (PROFILE=word picks)
 #   bench    a short table of speeds on this machine
-#   vm       the Linux kernel's own iSCSI and NBD clients, in a small virtual machine
+#   vm       the Linux kernel's own iSCSI and NBD clients, multipath and CHAP, in a small guest
 #   clean    remove what was built
 
 SHELL := /bin/bash
@@ -67,7 +67,7 @@ bench: setup build
 	@LUNFS=$(abspath $(LUNFS)) /usr/bin/python3 tests/bench/doors.py
 
 vm: setup build
-	@tests/vm/attach.sh $(abspath $(LUNFS))
+	@set -e; for script in attach paths chap; do tests/vm/$$script.sh $(abspath $(LUNFS)); done
 
 clean:
 	$(CARGO) clean

@@ -13,5 +13,6 @@ pub mod fuse;
 pub mod iscsi;
 pub mod lun;
 pub mod nbd;
+pub mod quiesce;
 pub mod scsi;
 pub mod server;

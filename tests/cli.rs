@@ -66,13 +66,17 @@ fn a_pool_is_made_with_care() {
     let lab = Lab::new();
     lab.refused("pool create p", "needs a size");
     lab.refused("pool create p --size 1M", "at least 64 MiB");
+    lab.refused("pool create p --size 1M", "1.0 MiB is too small");
     lab.refused("pool create p p --size 64M", "twice");
+    lab.refused("pool create p sub/../p --size 64M", "twice");
+    lab.refused("pool create /dev/no-such-disk --size 64M", "no device /dev/no-such-disk");
     lab.refused("pool create none/p --size 64M", "no such file");
     lab.refused("pool create p --size 64M --redundancy mirror", "at least two devices");
     fs::write(lab.path("there"), b"precious").unwrap();
     lab.refused("pool create there --size 64M", "exists already");
     let plan = lab.json("pool create p q --size 64M --dry-run");
     assert_eq!(plan["dry_run"], true);
+    assert!(plan["would"].as_str().unwrap().contains("MiB"), "{plan}");
     assert!(!lab.path("p").exists() && !lab.path("q").exists());
     assert_eq!(fs::read(lab.path("there")).unwrap(), b"precious");
 }
@@ -452,14 +456,62 @@ fn a_scrub_heals_a_mirror_and_names_what_is_lost() {
     assert_eq!(failed.code, 1);
     let value: Value = serde_json::from_str(&failed.out).unwrap();
     assert_eq!((&value["places"][0]["lun"], &value["bad"]), (&"vm1".into(), &1.into()));
-    let failed = lab.run("pool check a --repair --json");
+    let failed = lab.run("pool check a --repair");
     assert_eq!(failed.code, 1, "{}", failed.out);
-    for object in ["", "space", "log", "volumes", "dead", "volume:16", "block:1024", "device:0:16"]
-    {
+    assert!(failed.out.contains("nothing that can be repaired"), "{}", failed.out);
+    assert!(failed.out.contains("vm1/data: 4096 bytes at 8192: block"), "{}", failed.out);
+    assert_eq!(lab.json("pool show a")["scrub"]["bad"], 1);
+    dumps(&lab);
+    bad_places_outlive_a_restart(lab, &image);
+}
+
+/// Found by a scrub before: `status` and the log say so, an export can go on past it.
+fn bad_places_outlive_a_restart(mut lab: Lab, image: &[u8]) {
+    lab.serve_line("serve a --nbd 127.0.0.1:0");
+    let status = lab.json("status --pool a");
+    assert!(status["errors"].to_string().contains("vm1/data: 4096 bytes at 8192"), "{status}");
+    assert!(lab.good("status --pool a").contains("last scrub: done"));
+    assert!(lab.good("lun log vm1 --pool a").contains("\"offset_bytes\":8192"));
+    lab.refused("lun export vm1 out --pool a", "4096 bytes at 8192");
+    let past = lab.run("lun export vm1 out --past-bad --pool a");
+    assert!(past.code == 1 && past.err.contains("4096 at 8192"), "{}", past.err);
+    let mut wanted = image.to_vec();
+    wanted[8192..12_288].fill(0);
+    assert!(fs::read(lab.path("out")).unwrap() == wanted);
+    lab.terminate();
+}
+
+fn dumps(lab: &Lab) {
+    for object in [
+        "",
+        "versions",
+        "space",
+        "log",
+        "volumes",
+        "dead",
+        "volume:16",
+        "block:1024",
+        "device:0:16",
+    ] {
         assert!(lab.good(&format!("pool dump a {object}")).contains(": "), "{object}");
     }
     let file = lab.json("pool dump a name:vm1/data");
     assert_eq!(file["fields"]["size"], 100 * 4096);
+    assert!(file["fields"]["btime"].as_str().unwrap().ends_with('Z'), "{file}");
+    let label = lab.json("pool dump a")["parts"][0]["parts"][0].clone();
+    assert_eq!(
+        (&label["fields"]["redundancy"], &label["name"]),
+        (&"mirror".into(), &"label copy 0".into())
+    );
+    assert!(label["fields"]["ancestors"].is_array(), "{label}");
+    for (object, why) in [
+        ("block:99999999", "the pool has"),
+        ("block:16", "no block of the pool's data"),
+        ("volume:99", "there is no volume 99"),
+        ("node:1024", "is no node"),
+    ] {
+        lab.refused(&format!("pool dump a {object}"), why);
+    }
 }
 
 #[test]
@@ -476,6 +528,7 @@ fn a_served_pool_is_scrubbed_beside_its_doors() {
     assert!(begun["started"].is_string());
     let done = lab.json("pool scrub");
     assert_eq!((&done["state"], &done["bad"]), (&"idle".into(), &0.into()));
+    assert_eq!(lab.json("pool show")["devices"][0]["healed_copies"], 0);
     assert!(done["examined_bytes"].as_u64().unwrap() > 4096);
     assert!(lab.json("status")["scrub"]["finished"].is_string());
     lab.good("stop");

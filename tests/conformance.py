@@ -38,7 +38,7 @@ POOL_BYTES = "640M"
 # more than MAXIMUM WRITE SAME LENGTH, which two tests want to exceed
 LUN_BYTES = "136M"
 
-Profile = collections.namedtuple("Profile", "name keys portals tests known")
+Profile = collections.namedtuple("Profile", "name keys portals tests known chap", defaults=[""])
 # Verdicts that are not this program's fault, and why.
 LBPPBE = "asks for a block amid a physical one, and wants it to begin a descriptor"
 UNIT_ATTENTION = "its own PERSISTENT RESERVE IN meets the unit attention that the reset owes it"
@@ -51,7 +51,13 @@ PROFILES = [
             "^(NoMedia|StartStop|Prevent|TestUnit|Inquiry|Mandatory|ModeSense)", {}),
     Profile("write-protected", ["physical-exponent=0", "read-only=true"], 1,
             "^(ReadOnly|TestUnit|Inquiry|Mandatory|ModeSense|Read|Verify|Prefetch)", {}),
+    # names that read as numbers in other places of CHAP are taken as they are in CHAP_N
+    *(Profile(f"CHAP as {user}", ["physical-exponent=0"], 2,
+              "^(iSCSI|TestUnit|Mandatory|MultipathIO|Reserve6|Prout)", RESET, user)
+      for user in ("alice", "0xabcd", "0bYWJj")),
 ]
+# The names under which the suite logs in.
+INITIATORS = [f"iqn.2007-10.com.github:sahlberg:libiscsi:iscsi-test{n}" for n in ("", "-2")]
 
 
 class Board:
@@ -121,6 +127,7 @@ def run_profile(lab, profile, only=""):
     lab.make_pool()
     for worker in range(WORKERS):
         lab.do("lun", "create", f"suite{worker}", "--size", LUN_BYTES, *profile.keys)
+    proof = f"{profile.chap}%{define(lab, profile.chap)}@" if profile.chap else ""
     ports = [free_port() for _ in range(profile.portals)]
     lab.iscsi_port = ports[0]
     more = [arg for port in ports[1:] for arg in ("--iscsi", f"127.0.0.1:{port}")]
@@ -129,7 +136,7 @@ def run_profile(lab, profile, only=""):
     board = Board(tests)
     threads = []
     for worker in range(WORKERS):
-        urls = [f"iscsi://127.0.0.1:{port}/{IQN}suite{worker}/0" for port in ports]
+        urls = [f"iscsi://{proof}127.0.0.1:{port}/{IQN}suite{worker}/0" for port in ports]
         threads.append(threading.Thread(target=board.work, args=(urls,), daemon=True))
         threads[-1].start()
     for thread in threads:
@@ -137,6 +144,19 @@ def run_profile(lab, profile, only=""):
     need("the server is still there, and stops in order", lab.stop())
     lab.verify_pool()
     return board.verdicts
+
+
+def define(lab, user):
+    """Lets the suite in with CHAP only; gives the secret."""
+    secret = os.urandom(8).hex()
+    path = os.path.join(lab.dir, "secret")
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
+        f.write(secret)
+    allowed = [arg for worker in range(WORKERS) for arg in ("--allow", f"suite{worker}")]
+    for initiator in INITIATORS:
+        lab.do("initiator", "add", initiator, "--chap-user", user, "--chap-secret-file", path,
+               *allowed)
+    return secret
 
 
 def surprises(profile, verdicts):

@@ -1,15 +1,16 @@
-//! Pools written by earlier versions must open for ever: `fs-layout/golden/v1` holds one as a list
-//! of its blocks that are not zeros, cut off by a power failure, so that it has a log to replay,
-//! and what must be found in it.
+//! Pools written by earlier versions must open for ever: each folder of `fs-layout/golden` holds
+//! one as a list of its blocks that are not zeros, cut off by a power failure, so that it has a log
+//! to replay, and what must be found in it. `v1` is the plain format, `v1-versions` has snapshots,
+//! clones, and a deleted version between others.
 //!
-//! `LUNFS_GOLDEN=write cargo test --test golden` writes both files anew: only before a format is
-//! released.
+//! `LUNFS_GOLDEN=v1-versions cargo test --test golden` writes the files of one anew: only before a
+//! format is released.
 
 use lunfs::device::sim::SimDevice;
 use lunfs::device::{Block, BlockDevice, BLOCK_BYTES};
 use lunfs::fs::{
-    Clock, FormatOptions, Fs, NewNode, NodeId, NodeKind, OpenOptions, Owner, Result, Timestamp,
-    VolumeId, XattrMode,
+    check, CheckOptions, Clock, FormatOptions, Fs, NewNode, NodeId, NodeKind, OpenOptions, Owner,
+    Result, Timestamp, VolumeId, XattrMode,
 };
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -27,8 +28,8 @@ impl Clock for Fixed {
     }
 }
 
-fn golden(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fs-layout/golden/v1").join(name)
+fn golden(image: &str, name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fs-layout/golden").join(image).join(name)
 }
 
 fn open(device: &Arc<SimDevice>) -> Result<Arc<Fs>> {
@@ -45,17 +46,59 @@ fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(|i| if i % 512 < 24 { (i / 512) as u8 ^ seed } else { 0 }).collect()
 }
 
-/// A pool with something of everything; its last changes are in the log only.
-fn make() -> Result<Arc<SimDevice>> {
+fn empty(pool_id: &[u8; 16]) -> Result<(Arc<SimDevice>, Arc<Fs>)> {
     let device = Arc::new(SimDevice::new(BLOCKS, 1));
     let options = FormatOptions {
-        pool_id: *b"golden image v1.",
+        pool_id: *pool_id,
         created: Fixed.now(),
         paths: vec!["golden.pool".into()],
         redundancy: Default::default(),
     };
     Fs::format(&[device.clone() as Arc<dyn BlockDevice>], &options)?;
     let fs = open(&device)?;
+    Ok((device, fs))
+}
+
+/// Snapshots with shared blocks, a clone, a held one, a bookmark, one that was deleted and stays
+/// hidden for its two branches, one that is gone; at the end a snapshot that only the log has.
+fn make_versions() -> Result<Arc<SimDevice>> {
+    let (device, fs) = empty(b"golden versions.")?;
+    let owner = Owner { mode: 0o600, uid: 1000, gid: 100 };
+    let lun = fs.volume_create("vm1", owner)?;
+    let data = fs.create(NodeId::root(lun), b"data", NewNode::File, owner)?.id;
+    let data = fs.open_file(data)?;
+    for (n, name) in ["monday", "tuesday", "wednesday", "thursday"].iter().enumerate() {
+        for block in n..300 - 40 * n {
+            data.write_at(block as u64 * 4096, &[n as u8 + 1; 24])?;
+        }
+        fs.create(NodeId::root(lun), name.as_bytes(), NewNode::File, owner)?;
+        fs.snapshot_create(&[(lun, name), (VolumeId::TREE, name)], n == 1)?;
+        fs.consistency_point()?;
+    }
+    let of = |name| fs.snapshot_lookup(lun, name).map(|s| s.map(|s| s.id).unwrap_or(lun));
+    let clone = fs.volume_clone(of("tuesday")?, "vm2")?;
+    let cloned = fs.lookup(NodeId::root(clone), b"data")?.id;
+    fs.open_file(cloned)?.write_at(0, &pattern(9000, 9))?;
+    fs.bookmark_create(lun, "tuesday", "mark")?;
+    fs.snapshot_hold(lun, "monday", true, Some(Timestamp(Fixed.now().0 + 1)))?;
+    fs.snapshot_delete(lun, "tuesday")?;
+    fs.snapshot_delete(lun, "wednesday")?;
+    while fs.maintain()? {}
+    fs.consistency_point()?;
+    // From here on in the log.
+    data.punch(0, 10 * 4096)?;
+    fs.snapshot_create(&[(lun, "friday")], false)?;
+    data.write_at(4096, &pattern(4096, 4))?;
+    fs.sync()?;
+    device.cut_power();
+    drop((data, fs));
+    device.crash(1);
+    Ok(device)
+}
+
+/// A pool with something of everything; its last changes are in the log only.
+fn make() -> Result<Arc<SimDevice>> {
+    let (device, fs) = empty(b"golden image v1.")?;
     let owner = |mode| Owner { mode, uid: 1000, gid: 100 };
     let root = NodeId::root(VolumeId::TREE);
     let dir = fs.create(root, b"directory", NewNode::Directory, owner(0o2755))?.id;
@@ -94,6 +137,24 @@ fn dump(fs: &Arc<Fs>) -> Result<String> {
     dump_below(fs, NodeId::root(VolumeId::TREE), "", &mut out)?;
     for (name, volume) in fs.volume_list()? {
         dump_below(fs, NodeId::root(volume), &format!("{name}:"), &mut out)?;
+    }
+    let volumes = fs.volume_list()?.into_iter().chain([("/".to_string(), VolumeId::TREE)]);
+    for (name, volume) in volumes {
+        for s in fs.snapshot_list(volume)? {
+            let _ = writeln!(
+                out,
+                "{name}@{} epoch {} held {} until {:?} consistent {}",
+                s.name,
+                s.epoch,
+                s.held,
+                s.hold_until,
+                s.consistency.is_application()
+            );
+            dump_below(fs, NodeId::root(s.id), &format!("{name}@{}:", s.name), &mut out)?;
+        }
+        for b in fs.bookmark_list(volume)? {
+            let _ = writeln!(out, "{name}#{} epoch {} of {}", b.name, b.epoch, b.of.0);
+        }
     }
     Ok(out)
 }
@@ -182,21 +243,32 @@ fn read_list(text: &str) -> Option<Arc<SimDevice>> {
     Some(Arc::new(device))
 }
 
-#[test]
-fn pools_of_version_1_open() {
-    if std::env::var("LUNFS_GOLDEN").is_ok_and(|what| what == "write") {
+fn opens(image: &str, make: impl Fn() -> Result<Arc<SimDevice>>) {
+    if std::env::var("LUNFS_GOLDEN").is_ok_and(|what| what == image) {
         let device = make().unwrap();
-        std::fs::create_dir_all(golden("")).unwrap();
-        std::fs::write(golden("image.txt"), list_blocks(&device).unwrap()).unwrap();
+        std::fs::create_dir_all(golden(image, "")).unwrap();
+        std::fs::write(golden(image, "image.txt"), list_blocks(&device).unwrap()).unwrap();
         let fs = open(&device).unwrap();
-        std::fs::write(golden("contents.txt"), dump(&fs).unwrap()).unwrap();
+        std::fs::write(golden(image, "contents.txt"), dump(&fs).unwrap()).unwrap();
     }
-    let image = std::fs::read_to_string(golden("image.txt")).unwrap();
-    let device = read_list(&image).unwrap();
-    let wanted = std::fs::read_to_string(golden("contents.txt")).unwrap();
+    let blocks = std::fs::read_to_string(golden(image, "image.txt")).unwrap();
+    let device = read_list(&blocks).unwrap();
+    let wanted = std::fs::read_to_string(golden(image, "contents.txt")).unwrap();
     for _ in 0..2 {
+        let found = check(&[device.clone() as Arc<dyn BlockDevice>], CheckOptions { data: true });
+        assert_eq!(found.unwrap().errors, Vec::<String>::new());
         let fs = open(&device).unwrap();
         assert_eq!(dump(&fs).unwrap(), wanted);
         fs.close().unwrap();
     }
+}
+
+#[test]
+fn pools_of_version_1_open() {
+    opens("v1", make);
+}
+
+#[test]
+fn pools_with_versions_open() {
+    opens("v1-versions", make_versions);
 }

@@ -59,8 +59,10 @@ scripts! {
     libiscsi => "interop/libiscsi.py",
     libnbd => "interop/libnbd.py",
     memory => "interop/memory.py",
+    past => "interop/past.py",
     qemu => "interop/qemu.py",
     resize => "interop/resize.py",
+    snapshots => "interop/snapshots.py",
     surroundings => "interop/surroundings.py",
     thin => "interop/thin.py",
 }

@@ -19,6 +19,8 @@ libiscsi-bin         iscsi-inq
 qemu-utils           qemu-img
 fio                  fio
 attr                 setfattr
+rsync                rsync
+restic               restic
 util-linux           flock
 procps               ps
 "

@@ -33,7 +33,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("nbd", &["access", "lun"]),
     ("fuse", &["lun", "fs", "device"]),
     ("control", &["access", "lun", "fs", "device"]),
-    ("cli", &["server", "control", "access", "lun", "fs", "device"]),
+    ("quiesce", &["fs"]),
+    ("cli", &["server", "quiesce", "control", "access", "lun", "fs", "device"]),
 ];
 
 /// What a layer may not use, because it is deterministic, or a protocol core that does no I/O.

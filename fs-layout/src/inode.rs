@@ -82,11 +82,13 @@ pub struct VersionPart {
     pub flags: u64,
     /// Directory of its snapshots' names in the volume table (0: none).
     pub snapshots: u64,
-    /// The branch it belongs to: the live version it was taken from (0: it is live).
+    /// Of a snapshot and a bookmark the live version it was taken from. Of a live version the one
+    /// as which its volume began: itself for a clone, an older one after a rollback (0: itself, and
+    /// it began empty).
     pub branch: u64,
     /// Nobody deletes it before this time (0: no such time), nanoseconds since 1970.
     pub hold_until: i64,
-    /// Name of the hook that was to bring the application to rest, UTF-8 and zeros (all zeros: none).
+    /// Hook that was to bring the application to rest, UTF-8 and zeros (all zeros: none).
     pub hook: [u8; HOOK_BYTES],
     /// How that ended.
     pub hook_outcome: u8,

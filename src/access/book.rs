@@ -158,7 +158,7 @@ impl Book {
         seen: &Seen<'_>,
         session: &Attachment,
     ) -> std::result::Result<Right, Denial> {
-        let right = self.judge(seen, session.lun().volume())?;
+        let right = self.judge(seen, session.lun().id())?;
         session.set_rights(rights_of(right));
         Ok(right)
     }
@@ -216,7 +216,7 @@ impl Book {
             return Ok(());
         }
         for one in list.values_mut() {
-            one.rights.retain(|volume, _| self.catalog.by_volume(*volume).is_some());
+            one.rights.retain(|volume, _| self.catalog.by_id(*volume).is_some());
         }
         kept::save(self.catalog.fs(), &list)?;
         *self.list.write() = Ok(Arc::new(list));
@@ -246,7 +246,7 @@ impl Book {
         let list = self.current().unwrap_or_default();
         for lun in self.catalog.list() {
             let of_lun = |one: &Initiator| {
-                one.rights.get(&lun.volume()).map(|right| user_text(&one.name, *right))
+                one.rights.get(&lun.id()).map(|right| user_text(&one.name, *right))
             };
             lun.set_users(list.values().filter_map(of_lun).collect());
         }

@@ -1,5 +1,5 @@
-//! The list of initiators in the pool: one JSON file in a volume of its own, which the mount does
-//! not show. Its name begins with a dot, as no LUN's does.
+//! The list of initiators in the pool: one JSON file among lunfs' own, which the mount does not
+//! show.
 //!
 //! Invariant: the file is replaced by one atomic write; after a crash it is the old list or the
 //! new.
@@ -10,14 +10,13 @@
 use super::error::{Error, Result};
 use super::initiator::{Credential, Initiator, Limits, Right};
 use super::secret::BareSecret;
-use crate::fs::{self, File, Fs, NewNode, NodeId, Owner, VolumeId};
+use crate::fs::{self, Fs, VolumeId};
+use crate::lun::{find_own_file, own_file};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-/// The volume of what lunfs itself keeps.
-const VOLUME: &str = ".lunfs";
 const FILE: &[u8] = b"initiators";
 /// Version of the list.
 const VERSION: u32 = 1;
@@ -59,7 +58,7 @@ struct Grant {
 /// Reads the list; a pool that has none has no initiators.
 pub fn load(fs: &Arc<Fs>) -> Result<BTreeMap<String, Initiator>> {
     let unreadable = |error: fs::Error| Error::Unreadable(error.to_string());
-    let Some(file) = find(fs).map_err(unreadable)? else {
+    let Some(file) = find_own_file(fs, FILE).map_err(unreadable)? else {
         return Ok(BTreeMap::new());
     };
     let size = file.size_bytes();
@@ -89,10 +88,7 @@ pub fn save(fs: &Arc<Fs>, all: &BTreeMap<String, Initiator>) -> Result<()> {
     let mut text = Zeroizing::new(Vec::new());
     serde_json::to_writer_pretty(&mut *text, &list)
         .map_err(|_| Error::Fs(fs::Error::Invalid("the list cannot be written as JSON")))?;
-    let file = match find(fs)? {
-        Some(file) => file,
-        None => make(fs)?,
-    };
+    let file = own_file(fs, FILE)?;
     let old = usize::try_from(file.size_bytes()).unwrap_or(usize::MAX);
     let length = text.len();
     if length > fs::ATOMIC_WRITE_BYTES {
@@ -102,27 +98,6 @@ pub fn save(fs: &Arc<Fs>, all: &BTreeMap<String, Initiator>) -> Result<()> {
     file.write_at(0, &text)?;
     file.set_size(length as u64)?;
     Ok(fs.sync()?)
-}
-
-fn find(fs: &Arc<Fs>) -> fs::Result<Option<File>> {
-    let Some(volume) = fs.volume_lookup(VOLUME)? else {
-        return Ok(None);
-    };
-    match fs.lookup(NodeId::root(volume), FILE) {
-        Ok(attr) => fs.open_file(attr.id).map(Some),
-        Err(fs::Error::NotFound) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn make(fs: &Arc<Fs>) -> fs::Result<File> {
-    let owner = |mode| Owner { mode, uid: 0, gid: 0 };
-    let volume = match fs.volume_lookup(VOLUME)? {
-        Some(volume) => volume,
-        None => fs.volume_create(VOLUME, owner(0o700))?,
-    };
-    let made = fs.create(NodeId::root(volume), FILE, NewNode::File, owner(0o600))?;
-    fs.open_file(made.id)
 }
 
 fn entry(one: &Initiator) -> Entry {

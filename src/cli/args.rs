@@ -1,5 +1,6 @@
 //! The command line: one noun and one verb.
 
+pub use super::args_snapshot::{CloneVerb, Policy, Snapshot};
 use super::parse::{self, Size};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -65,6 +66,15 @@ pub enum Noun {
     /// Make, change, fill and read LUNs
     #[command(subcommand)]
     Lun(Lun),
+    /// Make, look at, compare and delete snapshots of LUNs and of the ordinary tree
+    #[command(subcommand)]
+    Snapshot(Snapshot),
+    /// Make LUNs of snapshots
+    #[command(subcommand)]
+    Clone(CloneVerb),
+    /// Let snapshots be made and taken away by the clock
+    #[command(subcommand)]
+    Policy(Policy),
     /// Say who may use which LUN over iSCSI, and how it proves who it is
     #[command(subcommand)]
     Initiator(Initiator),
@@ -120,8 +130,9 @@ pub enum Pool {
     Dump {
         /// Any device of the pool
         path: Option<PathBuf>,
-        /// space, log, volumes, dead, volume:V, inode:V:I, name:VOLUME/path, block:N, node:N,
-        /// inodes:N or device:D:N; labels, roots and segment map where left out
+        /// space, log, volumes, versions, dead, volume:V, inode:V:I, name:VOLUME/path,
+        /// name:VOLUME@SNAPSHOT/path, block:N, node:N, inodes:N or device:D:N; labels, roots and
+        /// segment map where left out
         #[arg(value_name = "OBJECT")]
         object: Option<String>,
     },
@@ -396,16 +407,19 @@ pub enum Lun {
     /// Make a LUN from a raw image, or replace its contents
     #[command(after_help = IMPORT_EXAMPLES)]
     Import(Box<Import>),
-    /// Write a LUN's contents to a raw image; holes stay holes
+    /// Write the contents of a LUN or a snapshot to a raw image; holes stay holes
     #[command(after_help = EXPORT_EXAMPLES)]
     Export {
-        /// The LUN
+        /// The LUN, or NAME@SNAP
         name: String,
         /// The image; - is standard output
         file: PathBuf,
         /// Overwrite a file that exists
         #[arg(long)]
         force: bool,
+        /// Zeros for blocks that cannot be read, which are listed; exit code 1 where there are any
+        #[arg(long)]
+        past_bad: bool,
         /// --dry-run
         #[command(flatten)]
         change: Change,
@@ -450,6 +464,7 @@ Examples:
 const EXPORT_EXAMPLES: &str = "\
 Examples:
   lunfs lun export vm1 vm1.raw
+  lunfs lun export vm1@before-upgrade old.raw
   lunfs lun export vm1 - | zstd > vm1.raw.zst";
 
 /// `lunfs initiator`.
@@ -620,6 +635,26 @@ mod tests {
             "lunfs initiator remove iqn.2026-11.org:a --dry-run",
             "lunfs initiator list --json",
             "lunfs initiator show iqn.2026-11.org:a",
+            "lunfs lun export a@b:c f",
+            "lunfs snapshot create a@x b /@y --dry-run --json",
+            "lunfs snapshot list",
+            "lunfs snapshot list a --json",
+            "lunfs snapshot show a@x",
+            "lunfs snapshot rename a@x y",
+            "lunfs snapshot refresh a@x --dry-run",
+            "lunfs snapshot rollback a@x --force",
+            "lunfs snapshot delete a@x --keep-bookmark",
+            "lunfs snapshot diff a@x",
+            "lunfs snapshot diff a@x a@y --json",
+            "lunfs snapshot hold a@x --until 2027-01-31T00:00:00Z",
+            "lunfs snapshot hold a@x --until 30d",
+            "lunfs snapshot release a@x",
+            "lunfs clone create a@x b --dry-run",
+            "lunfs policy set a --every 15m --keep 8 --keep-hourly 24 --keep-daily 14 \
+             --keep-weekly 4 --keep-monthly 12",
+            "lunfs policy show",
+            "lunfs policy show a --json",
+            "lunfs policy clear / --dry-run",
             "lunfs session list",
             "lunfs session show 1",
             "lunfs session drop 1 --dry-run",
@@ -647,6 +682,11 @@ mod tests {
             "lunfs initiator add iqn.2026-11.org:a --quota a",
             "lunfs pool check p --dry-run",
             "lunfs pool create p --redundancy raid6",
+            "lunfs snapshot create",
+            "lunfs snapshot hold a@x --until soon",
+            "lunfs clone create a@x",
+            "lunfs policy set a --every 15",
+            "lunfs policy set a --every 0s",
         ] {
             assert_eq!(parsed(line).unwrap_err().exit_code(), 2, "{line}");
         }

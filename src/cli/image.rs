@@ -5,7 +5,7 @@
 //! what stood there before stays.
 
 use super::args::{Change, Common, Import};
-use super::{lun, output, selection, show, usage_error};
+use super::{lun, output, rows, selection, show, usage_error};
 use crate::control::protocol::{Command, Reply};
 use crate::control::{Error, Message, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -35,8 +35,11 @@ impl Bar {
 
     pub(super) fn hear(&self, reply: &Reply) {
         if let Reply::Progress { done_bytes, size_bytes } = reply {
-            self.0.set_length(*size_bytes);
-            self.0.set_position(*done_bytes);
+            // What has just begun does not know yet.
+            if *size_bytes > 0 {
+                self.0.set_length(*size_bytes);
+                self.0.set_position(*done_bytes);
+            }
         }
     }
 }
@@ -127,17 +130,20 @@ fn holds_bytes(file: &File) -> Result<bool> {
 }
 
 /// `lunfs lun export`.
-pub fn export(name: &str, file: &Path, force: bool, change: Change, common: &Common) -> Result<()> {
-    if name.contains('@') {
-        let what = format!("{name} names a snapshot, which this version cannot export");
-        return Err(Message::new(what).todo("export the LUN itself").into());
-    }
+pub fn export(
+    name: &str,
+    file: &Path,
+    force: bool,
+    past_bad: bool,
+    change: Change,
+    common: &Common,
+) -> Result<()> {
     let place = if is_dash(file) { Place::Standard } else { Place::of(file, force)? };
     if change.dry_run {
         return would_export(name, file, common);
     }
     let image = place.open()?;
-    let command = Command::LunExport { lun: name.to_string() };
+    let command = Command::LunExport { lun: name.to_string(), past_bad };
     let value = call(common, command, false, format!("exporting {name}"), Some(image.as_fd()));
     let value = match value.and_then(|value| place.finish(&image).map(|()| value)) {
         Ok(value) => value,
@@ -152,11 +158,34 @@ pub fn export(name: &str, file: &Path, force: bool, change: Change, common: &Com
             moved(value);
         });
     }
-    Ok(())
+    past(name, &value)
+}
+
+/// Ranges of bad blocks that are named; JSON has all that are kept.
+const SHOWN_RANGES: usize = 10;
+
+/// An export that went on past bad blocks is done, and not whole.
+fn past(name: &str, value: &Value) -> Result<()> {
+    let number = |value: &Value, key: &str| value.get(key).and_then(Value::as_u64).unwrap_or(0);
+    let bad_bytes = number(value, "bad_bytes");
+    if bad_bytes == 0 {
+        return Ok(());
+    }
+    let ranges = value.get("bad").map_or(&[][..], rows);
+    let text =
+        |r: &Value| format!("{} at {}", number(r, "length_bytes"), number(r, "offset_bytes"));
+    let shown: Vec<String> = ranges.iter().take(SHOWN_RANGES).map(text).collect();
+    let more = if ranges.len() > shown.len() { ", and more" } else { "" };
+    let what = format!("{bad_bytes} bytes of {name} cannot be read: zeros stand for them");
+    Err(Message::new(what).why(format!("bytes {}{more}", shown.join(", "))).into())
 }
 
 fn would_export(name: &str, file: &Path, common: &Common) -> Result<()> {
-    super::ask(common, Command::LunShow { lun: name.to_string() }, false)?;
+    let command = match name.contains('@') {
+        true => Command::SnapshotShow { snapshot: name.to_string() },
+        false => Command::LunShow { lun: name.to_string() },
+    };
+    super::ask(common, command, false)?;
     let text = format!("export {name} to {}", file.display());
     show(&crate::control::report::would(text), common, output::facts);
     Ok(())

@@ -8,7 +8,8 @@ use crate::control::{Message, Result};
 use serde_json::{json, Value};
 
 /// What a list of LUNs shows.
-const COLUMNS: &[&str] = &["name", "size_bytes", "used_bytes", "lease", "sessions", "created"];
+const COLUMNS: &[&str] =
+    &["name", "size_bytes", "used_bytes", "snapshots", "lease", "sessions", "created"];
 
 /// Carries a verb out.
 pub fn run(verb: &Lun, common: &Common) -> Result<()> {
@@ -46,8 +47,8 @@ pub fn run(verb: &Lun, common: &Common) -> Result<()> {
         }
         Lun::Log { name: lun, follow } => return log(lun, *follow, common),
         Lun::Import(wanted) => return image::import(wanted, common),
-        Lun::Export { name: lun, file, force, change } => {
-            return image::export(lun, file, *force, *change, common);
+        Lun::Export { name: lun, file, force, past_bad, change } => {
+            return image::export(lun, file, *force, *past_bad, *change, common);
         }
     }
     Ok(())

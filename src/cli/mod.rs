@@ -1,14 +1,18 @@
 //! `lunfs NOUN VERB`: words in, one request to a pool, its answer out.
 
 mod args;
+mod args_snapshot;
 mod image;
 mod initiator;
 mod lun;
 mod offline;
 mod output;
 mod parse;
+mod policy;
 mod pool;
+mod quiesce;
 mod serve;
+mod snapshot;
 
 use crate::control::client::{self, Client, Selection};
 use crate::control::protocol::Command;
@@ -20,6 +24,9 @@ use std::process::ExitCode;
 
 /// Runs the command that this process was started with.
 pub fn run() -> ExitCode {
+    if let Some(code) = quiesce::agent() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
@@ -61,6 +68,9 @@ fn obey(cli: &Cli) -> Result<ExitCode> {
     match &cli.noun {
         Noun::Pool(verb) => return pool::run(verb, common),
         Noun::Lun(verb) => lun::run(verb, common)?,
+        Noun::Snapshot(verb) => snapshot::run(verb, common)?,
+        Noun::Clone(verb) => snapshot::run_clone(verb, common)?,
+        Noun::Policy(verb) => policy::run(verb, common)?,
         Noun::Initiator(verb) => initiator::run(verb, common)?,
         Noun::Session(verb) => session(verb, common)?,
         Noun::Status => return status(common),
@@ -165,12 +175,28 @@ fn plain_status(value: &Value) {
         of_pool("free_bytes"),
         of_pool("size_bytes"),
     ));
+    let scrub = field("scrub");
+    if let Some(text) = scrub_text(&scrub) {
+        output::line(&text);
+    }
+    for device in pool.get("devices").map_or(&[][..], rows) {
+        let healed = device.get("healed_copies").and_then(Value::as_u64).unwrap_or(0);
+        if healed > 0 {
+            let path = device.get("path").map_or_else(String::new, |v| output::value_text("", v));
+            output::line(&format!("{healed} bad copies on {path} were healed since the start"));
+        }
+    }
     output::line("");
     output::table(rows(&field("doors")), &["kind", "address", "state"], "no doors");
     output::line("");
     lun::list(&field("luns"));
     output::line("");
     output::table(rows(&field("sessions")), SESSION_COLUMNS, "no sessions");
+    let policies = field("policies");
+    if !rows(&policies).is_empty() {
+        output::line("");
+        policy::list(rows(&policies));
+    }
     let refused = field("refused");
     for (reason, count) in refused.as_object().into_iter().flatten() {
         if count.as_u64().is_some_and(|count| count > 0) {
@@ -181,6 +207,20 @@ fn plain_status(value: &Value) {
         let text = error.get("text").map_or_else(String::new, |v| output::value_text("", v));
         output::line(&format!("! {text}"));
     }
+}
+
+/// The scrub that runs, or the last one; `None`: there never was one.
+fn scrub_text(scrub: &Value) -> Option<String> {
+    let text = |key: &str| scrub.get(key).map(|value| output::value_text(key, value));
+    let count = |key: &str| scrub.get(key).and_then(Value::as_u64).unwrap_or(0);
+    let (examined, total) = (text("examined_bytes")?, text("total_bytes")?);
+    if scrub.get("state")? == "running" {
+        return Some(format!("scrub running: {examined} of {total} done"));
+    }
+    let ended = scrub.get("finished")?.as_str()?;
+    let how = if scrub.get("cancelled")? == true { "cancelled" } else { "done" };
+    let (healed, bad) = (count("healed"), count("bad"));
+    Some(format!("last scrub: {how} {ended}, {examined} examined, {healed} healed, {bad} bad"))
 }
 
 /// A message that the words of the command are not enough.

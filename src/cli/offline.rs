@@ -4,10 +4,10 @@ use super::args::Common;
 use super::{output, show, usage_error};
 use crate::control::find::find_devices;
 use crate::control::pool::{as_block_devices, lock_devices};
-use crate::control::{Error, Result};
+use crate::control::{Error, Message, Result};
 use crate::device::file::OpenMode;
 use crate::device::{BlockDevice, BLOCK_BYTES};
-use crate::fs::{self, CheckOptions, DumpAs, DumpObject, DumpWhat, Report};
+use crate::fs::{self, CheckOptions, DumpAs, DumpObject, DumpValue, DumpWhat, Report};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{json, Value};
 use std::path::Path;
@@ -44,7 +44,8 @@ pub fn check(path: &Path, common: &Common) -> Result<ExitCode> {
     let report = fs::check(&devices, CheckOptions { data: true });
     spinner.finish_and_clear();
     let what = || format!("the pool at {} cannot be checked", path.display());
-    let mut report = report.map_err(|e| Error::fs(what(), &e))?;
+    let todo = format!("`lunfs pool check --repair --dry-run {}` says more", path.display());
+    let mut report = report.map_err(|e| Message::new(what()).why(e).todo(todo))?;
     tell_missing(&mut report, &missing);
     show(&to_json(&report), common, |_| plain(&report));
     Ok(if report.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -76,8 +77,12 @@ pub fn repair(path: &Path, dry_run: bool, common: &Common) -> Result<ExitCode> {
         for action in &done.actions {
             output::line(&format!("{verb}{action}"));
         }
-        if done.actions.is_empty() {
-            output::line("nothing to repair");
+        match (done.actions.is_empty(), done.after.errors.is_empty()) {
+            (true, true) => output::line("nothing to repair"),
+            (true, false) => output::line(
+                "nothing that can be repaired: write these places anew, or delete what they are of",
+            ),
+            _ => {}
         }
         plain(&done.after);
     });
@@ -124,20 +129,29 @@ fn plain(report: &Report) {
 pub fn dump(path: &Path, object: Option<&str>, common: &Common) -> Result<()> {
     let what = object.map_or(Ok(DumpWhat::Overview), parse_object)?;
     let shown = fs::dump(&open(path, true)?.0, &what)
-        .map_err(|e| Error::fs(format!("{} cannot be shown", path.display()), &e))?;
+        .map_err(|e| Message::new(format!("{} cannot be shown", path.display())).why(e))?;
     show(&object_json(&shown), common, |_| output::line(shown.to_string().trim_end()));
     Ok(())
 }
 
-/// `{name, fields: {…}, parts: […]}`; numbers as numbers.
+/// `{name, fields: {…}, parts: […]}`: numbers as numbers, times RFC 3339, lists as arrays.
 fn object_json(object: &DumpObject) -> Value {
-    let value = |text: &String| text.parse::<u64>().map_or_else(|_| json!(text), |n| json!(n));
-    let fields = object.fields.iter().map(|(name, text)| (name.clone(), value(text)));
+    let fields = object.fields.iter().map(|(name, value)| (name.clone(), field_json(value)));
     json!({
-        "name": object.name,
+        "name": Some(&object.name).filter(|name| !name.is_empty()),
         "fields": fields.collect::<serde_json::Map<String, Value>>(),
         "parts": object.parts.iter().map(object_json).collect::<Value>(),
     })
+}
+
+fn field_json(value: &DumpValue) -> Value {
+    match value {
+        DumpValue::Null => Value::Null,
+        DumpValue::Bool(b) => json!(b),
+        DumpValue::Number(n) => json!(n),
+        DumpValue::Text(text) => json!(text),
+        DumpValue::List(all) => all.iter().map(field_json).collect(),
+    }
 }
 
 /// See [`super::args`]: `block:N`, `inode:V:I`, `name:/path` and so on.
@@ -145,8 +159,8 @@ fn parse_object(text: &str) -> Result<DumpWhat> {
     let bad = || {
         let what = format!("'{text}' is not an object of a pool");
         let todo =
-            "give space, log, volumes, dead, volume:V, inode:V:I, name:VOLUME/path, block:N, \
-                    node:N, inodes:N or device:D:N, or nothing for labels and roots";
+            "give space, log, volumes, versions, dead, volume:V, inode:V:I, name:VOLUME/path, \
+             block:N, node:N, inodes:N or device:D:N, or nothing for labels and roots";
         usage_error(&what, todo)
     };
     let number = |text: &str| text.parse::<u64>().map_err(|_| bad());
@@ -157,6 +171,7 @@ fn parse_object(text: &str) -> Result<DumpWhat> {
         "space" if rest.is_empty() => DumpWhat::Space,
         "log" if rest.is_empty() => DumpWhat::Log,
         "volumes" if rest.is_empty() => DumpWhat::Volumes,
+        "versions" if rest.is_empty() => DumpWhat::Versions,
         "dead" if rest.is_empty() => DumpWhat::Dead,
         "volume" => DumpWhat::Volume(small(rest)?),
         "inode" => DumpWhat::Inode(small(pair()?.0)?, number(pair()?.1)?),

@@ -2,6 +2,7 @@
 //!
 //! Writing to a terminal or pipe that has gone is no error of the command: nothing here panics.
 
+pub use crate::control::report::{bytes_text, count_text};
 use crate::server::Ready;
 use serde_json::Value;
 use std::io::{self, Write};
@@ -38,21 +39,6 @@ pub fn ready(ready: &Ready, as_json: bool) {
         }
     }
     line("ready");
-}
-
-const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-
-/// `20.0 GiB`.
-pub fn bytes_text(bytes: u64) -> String {
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let (mut value, mut unit) = (bytes as f64 / 1024.0, 0);
-    while value >= 1023.95 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS.get(unit).unwrap_or(&""))
 }
 
 /// A value as people read it; `key` says what it is.

@@ -62,6 +62,36 @@ pub fn quota(text: &str) -> Result<(String, u64), String> {
     size(&limit).map(|limit| (name, limit.0))
 }
 
+const NOT_A_DURATION: &str = "not a duration: give a number followed by s, m, h, d or w";
+
+/// `30s`, `15m`, `4h`, `1d`, `1w`: seconds.
+pub fn duration(text: &str) -> Result<u64, String> {
+    let unit_at = text.len().saturating_sub(1);
+    let (number, unit) = text.split_at_checked(unit_at).ok_or(NOT_A_DURATION)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        "w" => 7 * 86_400,
+        _ => return Err(NOT_A_DURATION.into()),
+    };
+    let number: u64 = number.parse().map_err(|_| NOT_A_DURATION)?;
+    number.checked_mul(seconds).filter(|total| *total > 0).ok_or(NOT_A_DURATION.into())
+}
+
+/// A time to come: RFC 3339, or a duration from now. As RFC 3339.
+pub fn time(text: &str) -> Result<String, String> {
+    if text.parse::<jiff::Timestamp>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    let not_a_time = "not a time: give for example 2027-01-31T00:00:00Z, or 30d from now";
+    let seconds = duration(text).ok().and_then(|seconds| i64::try_from(seconds).ok());
+    let seconds = jiff::SignedDuration::from_secs(seconds.ok_or(not_a_time)?);
+    let time = jiff::Timestamp::now().checked_add(seconds).map_err(|_| not_a_time)?;
+    Ok(format!("{time:.0}"))
+}
+
 /// `HOST:PORT`, `HOST`, `:PORT`, `PORT` or nothing: what is missing is loopback and the default
 /// port.
 pub fn tcp(text: &str, default_port: u16) -> Result<SocketAddr, String> {
@@ -138,6 +168,19 @@ mod tests {
         for text in ["127.0.0.1:99999", "[::1", "127.0.0.1:x", "/srv/pool.lunfs"] {
             assert!(tcp(text, ISCSI_PORT).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn durations_and_times() {
+        for (text, seconds) in [("30s", 30), ("15m", 900), ("4h", 14_400), ("2w", 1_209_600)] {
+            assert_eq!(duration(text), Ok(seconds));
+        }
+        for text in ["", "s", "15", "1.5h", "-1m", "0s", "1é", "99999999999999999999w"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+        assert_eq!(time("2027-01-31T00:00:00Z").unwrap(), "2027-01-31T00:00:00Z");
+        assert!(time("30d").unwrap().ends_with('Z'));
+        assert!(time("tomorrow").is_err() && time("9999999w").is_err());
     }
 
     #[test]

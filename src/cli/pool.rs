@@ -2,6 +2,7 @@
 
 use super::args::{AtPath, Change, Common, Pool, Redundancy};
 use super::image::Bar;
+use super::output::count_text;
 use super::parse::Size;
 use super::{output, rows, show, usage_error};
 use crate::control::client::{Client, Selection};
@@ -12,6 +13,7 @@ use crate::control::run_dir::{id_text, RunDirs};
 use crate::control::Result;
 use crate::fs::{self, Fs};
 use serde_json::{json, Value};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -99,7 +101,8 @@ fn create(
     let sizes = pool::check_new_pool(&new)?;
     let size_bytes = Fs::capacity_bytes(redundancy, &sizes);
     if change.dry_run {
-        let text = format!("make a pool of {size_bytes} bytes in {}", pool::names(paths));
+        let size = output::bytes_text(size_bytes);
+        let text = format!("make a pool of {size} in {}", pool::names(paths));
         show(&would(text), common, output::facts);
         return Ok(());
     }
@@ -170,10 +173,12 @@ fn scrub(
                 bytes("total_bytes")
             ),
             false => format!(
-                "{} examined, {} copies healed, {} blocks could not be healed",
+                "{}{} examined, {} healed{}, {} could not be healed",
+                if value.get("cancelled") == Some(&Value::Bool(true)) { "cancelled: " } else { "" },
                 bytes("examined_bytes"),
-                field("healed"),
-                field("bad")
+                count_text(field("healed"), "copy", "copies"),
+                healed_on(&value),
+                count_text(field("bad"), "block", "blocks")
             ),
         });
     });
@@ -190,6 +195,25 @@ fn scrub(
         output::error_line(&format!("and {more} more: --json lists them"));
     }
     Ok(ExitCode::FAILURE)
+}
+
+/// On which devices copies were healed, as far as the places that are kept tell.
+fn healed_on(value: &Value) -> String {
+    let mut on: BTreeMap<&str, u64> = BTreeMap::new();
+    for place in value.get("places").map_or(&[][..], rows) {
+        let devices = place.get("devices").map_or(&[][..], rows);
+        let healed = place.get("outcome").is_some_and(|outcome| outcome == "healed");
+        for path in devices.iter().filter(|_| healed).filter_map(Value::as_str) {
+            *on.entry(path).or_default() += 1;
+        }
+    }
+    match on.is_empty() {
+        true => String::new(),
+        false => {
+            let each: Vec<String> = on.iter().map(|(path, n)| format!("{n} on {path}")).collect();
+            format!(" ({})", each.join(", "))
+        }
+    }
 }
 
 /// As whoever carries the command out finds it.
@@ -228,7 +252,15 @@ fn balance(
     drop(bar);
     show(&value?, common, |value| {
         let size = value.get("size_bytes").map(|size| output::value_text("size_bytes", size));
-        output::line(&format!("the pool has {}", size.unwrap_or_default()));
+        let gained = value.get("gained_bytes").and_then(Value::as_u64);
+        let is_mirror = value.get("redundancy").is_some_and(|redundancy| redundancy == "mirror");
+        output::line(&match gained == Some(0) && is_mirror {
+            false => format!("the pool has {}", size.unwrap_or_default()),
+            true => format!(
+                "the pool has {} as before: a mirror gains what two of its devices gain",
+                size.unwrap_or_default()
+            ),
+        });
     });
     Ok(())
 }

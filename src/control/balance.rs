@@ -4,7 +4,7 @@
 use super::engine::Session;
 use super::error::{Error, Message, Result};
 use super::pool::{self, device_error};
-use super::report;
+use super::report::{self, bytes_text};
 use super::transfer::Progress;
 use crate::device::file::FileDevice;
 use crate::device::BlockDevice;
@@ -74,11 +74,15 @@ impl Session<'_> {
             let now = device.size_on_host().map_err(|e| Error::io(what(), &e))?;
             let size_bytes = size_bytes.unwrap_or(now);
             let plan = self.plan(DeviceChange::Grow { slot, size_bytes }, &what)?;
-            return Ok(would(format!("grow {path} to {size_bytes} bytes"), &plan));
+            return Ok(would(format!("grow {path} to {}", bytes_text(size_bytes)), &plan));
         }
+        let fs = &self.engine.pool.fs;
+        let before = fs.stats().size_bytes;
         device.grow(size_bytes).map_err(|e| Error::io(what(), &e))?;
-        self.engine.pool.fs.take_over_sizes().map_err(|e| Error::fs(what(), &e))?;
-        self.until_balanced()
+        fs.take_over_sizes().map_err(|e| Error::fs(what(), &e))?;
+        let mut shown = self.until_balanced()?;
+        shown["gained_bytes"] = fs.stats().size_bytes.saturating_sub(before).into();
+        Ok(shown)
     }
 
     /// The device of the pool at a path.
@@ -159,9 +163,9 @@ fn refused(what: String, error: &AddError) -> Error {
         AddError::Control(e) => Error::Refused(e.message()),
         AddError::Fs(fs::Error::NoRoomElsewhere { needed_bytes, free_bytes }) => message
             .why(format!(
-                "{} segments (of 2 MiB) need another place, and there is one for {} only",
-                needed_bytes >> 21,
-                free_bytes >> 21
+                "{} need another place, and there is one for {} only",
+                bytes_text(*needed_bytes),
+                bytes_text(*free_bytes)
             ))
             .todo("delete something, or add another device first")
             .into(),
@@ -169,17 +173,17 @@ fn refused(what: String, error: &AddError) -> Error {
             .why("a device of the pool is missing or being filled")
             .todo("bring it back or replace it first; `lunfs pool show` says which")
             .into(),
-        AddError::Fs(e) => Error::fs(message.what, e),
+        AddError::Fs(e) => pool::device_refused(message.what, e),
     }
 }
 
 fn would(text: String, plan: &DevicePlan) -> Value {
     let segments = plan.moved_bytes >> 21;
-    let text = format!(
-        "{text}: the pool will have {} bytes; {segments} segments of 2 MiB get another place, of \
-         which what is in use is copied",
-        plan.size_bytes
-    );
+    let moved = match plan.moved_bytes {
+        0 => "nothing is moved".to_owned(),
+        bytes => format!("up to {} are moved", bytes_text(bytes)),
+    };
+    let text = format!("{text}: the pool will have {}; {moved}", bytes_text(plan.size_bytes));
     let mut value = report::would(text);
     value["size_bytes"] = plan.size_bytes.into();
     value["moved_segments"] = segments.into();

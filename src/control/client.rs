@@ -7,6 +7,7 @@ use super::label::read_label;
 use super::pool::{LockedPool, OpenPool};
 use super::protocol::{Command, Reply, Request, PROTOCOL_VERSION};
 use super::run_dir::{id_text, RunDirs};
+use super::silence;
 use super::wire;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::process::{pidfd_open, PidfdFlags};
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{signal, SignalKind};
 
@@ -26,6 +28,9 @@ use tokio::signal::unix::{signal, SignalKind};
 const MOMENT_CACHE_BYTES: u64 = 128 << 20;
 /// How long a server that said it is done may take to end.
 const EXIT_WAIT: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
+/// How long a server that is alive may take to answer what only looks.
+const QUICK_WAIT: Duration = Duration::from_secs(60);
 
 /// Whoever carries a command out.
 pub enum Client {
@@ -187,7 +192,11 @@ fn ask(
 ) -> Result<Value> {
     wire::send_request(stream, request, file)?;
     let mut from = BufReader::new(stream);
+    let deadline = request.command.is_quick().then(|| Instant::now() + QUICK_WAIT);
     loop {
+        if from.buffer().is_empty() {
+            silence::await_answer(stream, silence::SILENCE, deadline)?;
+        }
         match wire::read_line(&mut from, wire::MAX_REPLY_BYTES)? {
             None => return Err(Error::Connection("the server went away".into())),
             Some(Reply::Result(value)) => return Ok(value),

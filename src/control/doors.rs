@@ -1,7 +1,7 @@
 //! The doors as status and LUN reports see them: which were asked for, where they are, whether they
 //! are open, and what a client pastes to reach a LUN.
 
-use crate::lun::Lun;
+use crate::lun::split_snapshot;
 use parking_lot::RwLock;
 use serde::Serialize;
 use serde_json::{json, Value};
@@ -12,6 +12,11 @@ pub const TARGET_PREFIX: &str = "iqn.2026-11.local.lunfs:";
 /// The iSCSI target of a LUN.
 pub fn target_name(lun: &str) -> String {
     format!("{TARGET_PREFIX}{}", lun.to_ascii_lowercase())
+}
+
+/// The iSCSI target of a snapshot.
+pub fn snapshot_target_name(lun: &str, snapshot: &str) -> String {
+    format!("{TARGET_PREFIX}{lun}:{snapshot}").to_ascii_lowercase()
 }
 
 /// A sort of door.
@@ -50,14 +55,19 @@ impl Door {
         })
     }
 
-    /// What a client pastes to reach a LUN through this door.
-    fn line_for(&self, lun: &str) -> String {
+    /// What a client pastes to reach a LUN, or `NAME@SNAP`, through this door.
+    fn line_for(&self, disk: &str) -> String {
         let host = self.advertise.as_deref().unwrap_or(&self.address);
+        let (lun, snapshot) = split_snapshot(disk);
+        let target = snapshot.map_or_else(|| target_name(lun), |s| snapshot_target_name(lun, s));
+        let within = snapshot.map_or_else(String::new, |s| format!(".snapshots/{s}/"));
         match (self.kind, self.address.strip_prefix("unix:")) {
-            (DoorKind::Mount, _) => format!("{}/{lun}/data", self.address.trim_end_matches('/')),
-            (DoorKind::Iscsi, _) => format!("iscsi://{host}/{}/0", target_name(lun)),
-            (DoorKind::Nbd, Some(path)) => format!("nbd+unix:///{lun}?socket={path}"),
-            (DoorKind::Nbd, None) => format!("nbd://{host}/{lun}"),
+            (DoorKind::Mount, _) => {
+                format!("{}/{lun}/{within}data", self.address.trim_end_matches('/'))
+            }
+            (DoorKind::Iscsi, _) => format!("iscsi://{host}/{target}/0"),
+            (DoorKind::Nbd, Some(path)) => format!("nbd+unix:///{disk}?socket={path}"),
+            (DoorKind::Nbd, None) => format!("nbd://{host}/{disk}"),
         }
     }
 }
@@ -112,15 +122,16 @@ impl Doors {
         open.map(|door| door.address.clone()).collect()
     }
 
-    /// How a LUN is reached.
-    pub fn reach(&self, lun: &Lun) -> Value {
-        let name = lun.name();
+    /// How a LUN is reached, or a snapshot by `NAME@SNAP`.
+    pub fn reach(&self, name: &str) -> Value {
+        let (lun, snapshot) = split_snapshot(name);
+        let target = snapshot.map_or_else(|| target_name(lun), |s| snapshot_target_name(lun, s));
         json!({
-            "target": { "iqn": target_name(&name), "lun": 0 },
+            "target": { "iqn": target, "lun": 0 },
             "nbd_export": name,
-            "iscsi_urls": self.lines(DoorKind::Iscsi, &name),
-            "nbd_uris": self.lines(DoorKind::Nbd, &name),
-            "paths": self.lines(DoorKind::Mount, &name),
+            "iscsi_urls": self.lines(DoorKind::Iscsi, name),
+            "nbd_uris": self.lines(DoorKind::Nbd, name),
+            "paths": self.lines(DoorKind::Mount, name),
         })
     }
 }
@@ -145,6 +156,11 @@ mod tests {
         let nbd = doors.lines(DoorKind::Nbd, "VM1");
         assert_eq!(nbd, ["nbd://[::1]:10809/VM1", "nbd+unix:///VM1?socket=/tmp/n.sock"]);
         assert_eq!(doors.lines(DoorKind::Mount, "VM1"), ["/mnt/VM1/data"]);
+        let snapshot = doors.lines(DoorKind::Iscsi, "VM1@2026-11-20T21:00:00Z");
+        let target = "iqn.2026-11.local.lunfs:vm1:2026-11-20t21:00:00z";
+        assert_eq!(snapshot, [format!("iscsi://127.0.0.1:3260/{target}/0")]);
+        assert_eq!(doors.lines(DoorKind::Nbd, "VM1@a")[0], "nbd://[::1]:10809/VM1@a");
+        assert_eq!(doors.lines(DoorKind::Mount, "VM1@a"), ["/mnt/VM1/.snapshots/a/data"]);
         assert!(doors.all_open());
         doors.failed(DoorKind::Nbd, "[::1]:10809", "gone");
         assert!(!doors.all_open());

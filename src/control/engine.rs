@@ -7,6 +7,7 @@ use super::doors::Doors;
 use super::error::{Error, Message, Result};
 use super::pool::OpenPool;
 use super::protocol::{Command, KeyValue, Reply, Request, PROTOCOL_VERSION};
+use super::report::bytes_text;
 use super::stop::StopSignal;
 use super::{report, transfer, wire};
 use crate::lun::{CreateLun, DeleteOptions, Lun, SessionId};
@@ -100,7 +101,8 @@ impl Session<'_> {
         match command {
             Command::Status => report::status(&self.engine.pool, &self.engine.doors),
             Command::Stop => Err(Message::new("stop is not a command of a pool").into()),
-            Command::PoolShow => Ok(report::pool(&self.engine.pool)),
+            Command::PoolShow => Ok(report::pool_with_scrub(&self.engine.pool)),
+            Command::Ping => Ok(json!({})),
             Command::PoolGrow { path, size_bytes } => self.pool_grow(&path, size_bytes),
             Command::PoolOffline { path } => self.pool_offline(&path),
             Command::PoolOnline { path } => self.pool_online(&path),
@@ -109,7 +111,7 @@ impl Session<'_> {
             Command::PoolRemove { path } => self.pool_remove(&path),
             Command::PoolScrub { background, cancel } => self.pool_scrub(background, cancel),
             Command::LunList => self.lun_list(),
-            Command::LunShow { lun } => self.show(&*self.lun(&lun)?),
+            Command::LunShow { lun } => self.lun_show(&lun),
             Command::LunCreate { lun, size_bytes, keys } => self.lun_create(&lun, size_bytes, keys),
             Command::LunResize { lun, size_bytes, force } => {
                 self.lun_resize(&lun, size_bytes, force)
@@ -127,7 +129,7 @@ impl Session<'_> {
                     None => self.import(wanted, needed(file)?),
                 }
             }
-            Command::LunExport { lun } => self.export(&lun, needed(file)?),
+            Command::LunExport { lun, past_bad } => self.export(&lun, past_bad, needed(file)?),
             Command::InitiatorAdd { initiator, change } => self.initiator_add(&initiator, change),
             Command::InitiatorSet { initiator, change } => self.initiator_set(&initiator, change),
             Command::InitiatorRemove { initiator } => self.initiator_remove(&initiator),
@@ -136,6 +138,7 @@ impl Session<'_> {
             Command::SessionList => Ok(self.sessions()),
             Command::SessionShow { id } => self.session_show(&id),
             Command::SessionDrop { id } => self.session_drop(&id),
+            of_snapshots => self.snapshot_command(of_snapshots),
         }
     }
 
@@ -144,11 +147,19 @@ impl Session<'_> {
     }
 
     pub(super) fn show(&self, lun: &Lun) -> Result<Value> {
-        report::lun(lun, &self.engine.doors)
+        report::lun(&self.engine.pool.catalog, lun, &self.engine.doors)
+    }
+
+    /// With what its snapshots hold.
+    fn lun_show(&self, name: &str) -> Result<Value> {
+        let lun = self.lun(name)?;
+        let mut shown = self.show(&lun)?;
+        shown["snapshots_alone_bytes"] = self.snapshots_alone_bytes(&lun.name())?.into();
+        Ok(shown)
     }
 
     fn lun_list(&self) -> Result<Value> {
-        report::luns(&self.engine.pool.catalog.list(), &self.engine.doors)
+        report::luns(&self.engine.pool.catalog, &self.engine.doors)
     }
 
     fn lun_create(&self, name: &str, size_bytes: u64, settings: Vec<KeyValue>) -> Result<Value> {
@@ -156,7 +167,7 @@ impl Session<'_> {
         let request = creation(size_bytes, settings);
         if self.dry_run {
             catalog.check_create(name, &request)?;
-            return Ok(report::would(format!("make the LUN {name} of {size_bytes} bytes")));
+            return Ok(report::would(format!("make the LUN {name} of {}", bytes_text(size_bytes))));
         }
         let lun = catalog.create(name, &request)?;
         self.durable()?;
@@ -168,7 +179,8 @@ impl Session<'_> {
         if self.dry_run {
             lun.check_resize(size_bytes, force)?;
             let before = lun.geometry().size_bytes;
-            let text = format!("resize {name} from {before} to {size_bytes} bytes");
+            let (before, after) = (bytes_text(before), bytes_text(size_bytes));
+            let text = format!("resize {name} from {before} to {after}");
             return Ok(report::would(text));
         }
         lun.resize(size_bytes, force)?;
@@ -192,7 +204,10 @@ impl Session<'_> {
         catalog.check_delete(name, options)?;
         let used_bytes = self.lun(name)?.attributes()?.used_bytes;
         if self.dry_run {
-            return Ok(report::would(format!("delete {name}, which uses {used_bytes} bytes")));
+            return Ok(report::would(format!(
+                "delete {name}, which uses {}",
+                bytes_text(used_bytes)
+            )));
         }
         catalog.delete(name, options)?;
         self.durable()?;

@@ -31,6 +31,14 @@ impl Message {
         Message { what: next(), why: next(), todo: next() }
     }
 
+    /// What and why in one line, as a part of another message.
+    pub fn in_one_line(&self) -> String {
+        match self.why.is_empty() {
+            true => one_line(&self.what),
+            false => one_line(&format!("{}: {}", self.what, self.why)),
+        }
+    }
+
     /// Adds the reason.
     pub fn why(mut self, why: impl fmt::Display) -> Message {
         self.why = why.to_string();
@@ -145,12 +153,13 @@ impl From<Message> for Error {
     }
 }
 
+const BAD_BLOCK: &str = "`lunfs status` lists bad places; without a server `lunfs pool check PATH`";
 const MAKE_ROOM: &str = "delete something, or `lunfs pool grow PATH --size SIZE`";
 
 fn fs_todo(error: &fs::Error) -> &'static str {
     match error {
         fs::Error::NoSpace => MAKE_ROOM,
-        fs::Error::Corrupt { .. } => "stop the server and run `lunfs pool check PATH`",
+        fs::Error::Corrupt { .. } => BAD_BLOCK,
         fs::Error::Latched(_) => "look at the device and the host's log, then restart the server",
         fs::Error::Format(_) => "look at the path; `lunfs pool check PATH` says more",
         _ => "",
@@ -160,7 +169,7 @@ fn fs_todo(error: &fs::Error) -> &'static str {
 fn block_todo(error: &lun::BlockError) -> &'static str {
     match error {
         lun::BlockError::NoSpace => MAKE_ROOM,
-        lun::BlockError::Medium { .. } => "stop the server and run `lunfs pool check PATH`",
+        lun::BlockError::Medium { .. } => BAD_BLOCK,
         lun::BlockError::HeldByFile => "close the file in the mount, then try again",
         lun::BlockError::ReadOnly => "`lunfs lun set NAME read-only=false`",
         _ => "",
@@ -176,5 +185,6 @@ mod tests {
         let message = Message::new("a\nb").why("c\rd").todo("e");
         assert_eq!(message.to_string(), "a b\n  c d\n  e");
         assert_eq!(Message::new("alone").to_string(), "alone");
+        assert_eq!(message.in_one_line(), "a b: c d");
     }
 }

@@ -6,6 +6,7 @@
 
 use super::error::{Error, Message, Result};
 use super::label::read_label;
+use super::pool::absolute;
 use crate::fs::newest_label;
 use fs_layout::{DeviceEntry, Label, MemberState};
 use std::path::{Path, PathBuf};
@@ -54,8 +55,21 @@ pub fn find_devices(paths: &[PathBuf], degraded: bool) -> Result<Found> {
         seen.retain(|s| newest_label(&[named.clone(), s.label.clone()]).is_some());
     }
     let label = winner(&seen).unwrap_or(named);
+    refuse_others(&label, &seen, paths)?;
     let (paths, missing) = those_that_count(&label, &seen, degraded)?;
     Ok(Found { label, paths, missing })
+}
+
+/// A named device that has left the pool is none of it.
+fn refuse_others(label: &Label, seen: &[Seen], paths: &[PathBuf]) -> Result<()> {
+    let is_member = |s: &Seen| label.devices.iter().any(|d| Some(d.id) == own_id(&s.label));
+    let other = seen.iter().find(|s| paths.contains(&s.path) && !is_member(s));
+    match (other, seen.iter().find(|s| is_member(s))) {
+        (Some(other), Some(first)) => {
+            Err(no_member(&other.path, first).why("it was once, and has left the pool").into())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn winner(seen: &[Seen]) -> Option<Label> {
@@ -91,13 +105,13 @@ fn those_that_count(
 }
 
 /// Every named path must be a device of the same pool; one that is named twice is no harm. One that
-/// cannot be read is as good as missing, where another one knows of redundancy.
+/// cannot be read is as good as missing, where a label says that a device of a mirror was there.
 fn read_given(paths: &[PathBuf]) -> Result<Vec<Seen>> {
-    let (mut given, mut failure): (Vec<Seen>, _) = (Vec::new(), None);
+    let (mut given, mut failures): (Vec<Seen>, Vec<(&PathBuf, Error)>) = (Vec::new(), Vec::new());
     for path in paths {
         match read_label(path) {
             Ok(label) => given.push(Seen { path: path.clone(), label }),
-            Err(e) => failure = failure.or(Some(e)),
+            Err(e) => failures.push((path, e)),
         }
     }
     if let [first, others @ ..] = &given[..] {
@@ -107,11 +121,27 @@ fn read_given(paths: &[PathBuf]) -> Result<Vec<Seen>> {
             return Err(Message::new(what).todo("give the devices of one pool").into());
         }
     }
-    let mirrored = given.iter().any(|s| s.label.redundancy != 0);
-    match failure {
-        Some(e) if !mirrored => Err(e),
-        _ => Ok(given),
+    for (path, error) in failures {
+        let Some(first) = given.first() else { return Err(error) };
+        let named = |s: &Seen| s.label.redundancy != 0 && names(&s.label, path);
+        if !given.iter().any(named) {
+            return Err(no_member(path, first).why(error.message().in_one_line()).into());
+        }
     }
+    Ok(given)
+}
+
+/// Does a label say that a device is at this path?
+fn names(label: &Label, path: &Path) -> bool {
+    let full = |path: &Path| absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let path = full(path);
+    label.devices.iter().any(|entry| full(Path::new(&entry.path)) == path)
+}
+
+fn no_member(path: &Path, first: &Seen) -> Message {
+    let (path, first) = (path.display(), first.path.display());
+    Message::new(format!("{path} is not a device of the pool at {first}"))
+        .todo("give devices of one pool only; `lunfs pool show` lists them")
 }
 
 fn own_id(label: &Label) -> Option<[u8; 16]> {
@@ -150,12 +180,15 @@ fn missing(label: &Label, seen: &[Seen], entry: &DeviceEntry) -> Message {
     let first = seen.first().map_or_else(String::new, |s| s.path.display().to_string());
     // Something at its path says more than that it is not there.
     let why = match read_label(Path::new(&entry.path)) {
-        Err(e) if Path::new(&entry.path).exists() => e.message().to_string().replace('\n', ": "),
+        Err(e) if Path::new(&entry.path).exists() => e.message().in_one_line(),
         _ => format!("it was last at {} and is not beside the others", entry.path),
     };
     let todo = match label.redundancy {
         0 => "give its path too; without redundancy the pool needs all its devices",
-        _ => "give its path too, or go on without it: `lunfs serve --degraded PATH`",
+        _ => {
+            "give its path too; or, giving up what it alone has, go on without it: \
+             `lunfs serve --degraded PATH`"
+        }
     };
     Message::new(format!("a device of the pool at {first} is missing")).why(why).todo(todo)
 }

@@ -73,7 +73,7 @@ impl Session<'_> {
     fn initiator(&self, one: &Initiator) -> Value {
         let catalog = &self.engine.pool.catalog;
         let right = |(volume, right): (&VolumeId, &crate::access::Right)| {
-            let lun = catalog.by_volume(*volume)?;
+            let lun = catalog.by_id(*volume)?;
             Some(json!({
                 "lun": lun.name(),
                 "access": if right.writable { "rw" } else { "ro" },
@@ -113,6 +113,6 @@ fn credential(login: Option<Login>, clear: bool) -> Result<Option<Option<Credent
 }
 
 fn volumes<T>(catalog: &Catalog, named: Vec<(String, T)>) -> Result<Vec<(VolumeId, T)>> {
-    let found = |(name, it): (String, T)| Ok((catalog.get(&name)?.volume(), it));
+    let found = |(name, it): (String, T)| Ok((catalog.get(&name)?.id(), it));
     named.into_iter().map(found).collect()
 }

@@ -42,19 +42,22 @@ fn unreadable(path: &Path, error: &io::Error) -> Message {
 }
 
 fn first_whole_copy(file: &File, path: &Path) -> Result<Label> {
-    let mut worst = None;
+    let (mut worst, mut is_blank) = (None, true);
     for place in LABEL_PLACES {
         let mut block: RawBlock = [0; BLOCK_BYTES];
         match file.read_exact_at(&mut block, place * BLOCK_BYTES as u64) {
             Ok(()) => match Label::decode(&block) {
                 Ok(label) => return Ok(label),
-                Err(e) => worst = Some(worse(worst, e)),
+                Err(e) => {
+                    is_blank &= block.iter().all(|byte| *byte == 0);
+                    worst = Some(worse(worst, e));
+                }
             },
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {}
             Err(e) => return Err(unreadable(path, &e).into()),
         }
     }
-    Err(no_label(path, worst).into())
+    Err(no_label(path, worst, is_blank).into())
 }
 
 /// A damaged label says more than a missing one.
@@ -65,11 +68,14 @@ fn worse(so_far: Option<LayoutError>, new: LayoutError) -> LayoutError {
     }
 }
 
-fn no_label(path: &Path, error: Option<LayoutError>) -> Message {
+fn no_label(path: &Path, error: Option<LayoutError>, is_blank: bool) -> Message {
     let name = path.display();
     match error {
         None => Message::new(format!("{name} is not a pool"))
             .why("the file is shorter than a pool's label")
+            .todo(MAKE_ONE),
+        Some(LayoutError::Magic(_)) if is_blank => Message::new(format!("{name} is not a pool"))
+            .why("there is no lunfs label: it is blank, or was taken out of a pool")
             .todo(MAKE_ONE),
         Some(LayoutError::Magic(_)) => Message::new(format!("{name} is not a pool"))
             .why("it does not begin with a lunfs label: it holds something else")

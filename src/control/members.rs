@@ -3,7 +3,7 @@
 use super::engine::Session;
 use super::error::{Error, Message, Result};
 use super::label::read_label;
-use super::pool::{absolute, device_error};
+use super::pool::{absolute, device_error, device_refused, refuse_among_devices};
 use super::report;
 use super::transfer::Progress;
 use crate::device::file::{FileDevice, OpenError, OpenMode};
@@ -28,7 +28,7 @@ impl Session<'_> {
             return Ok(report::would(format!("go on without {}", device.path)));
         }
         let fs = &self.engine.pool.fs;
-        let failed = |e| Error::fs(format!("{} was not taken offline", device.path), &e);
+        let failed = |e| device_refused(format!("{} was not taken offline", device.path), &e);
         fs.offline(device.slot).map_err(failed)?;
         self.let_go(Path::new(&device.path));
         Ok(report::pool(&self.engine.pool))
@@ -38,7 +38,8 @@ impl Session<'_> {
         let device = self.member(path)?;
         if device.state != "missing" {
             let what = format!("{path} is not missing: it is {}", device.state);
-            return Err(Message::new(what).into());
+            let todo = "a device that others miss is taken back; `lunfs pool show` lists them";
+            return Err(Message::new(what).todo(todo).into());
         }
         // It may have been moved: the path that was given is where it is, if it is there.
         let at = if Path::new(path).exists() { path } else { &device.path };
@@ -48,7 +49,7 @@ impl Session<'_> {
         }
         let opened = self.open_again(Path::new(at))?;
         let handle: Arc<dyn BlockDevice> = opened.clone();
-        let failed = |e| Error::fs(format!("{at} was not taken back"), &e);
+        let failed = |e| device_refused(format!("{at} was not taken back"), &e);
         let slot = self.engine.pool.fs.online(&handle).map_err(failed)?;
         self.engine.pool.devices.lock().push(opened);
         self.until_filled(slot)
@@ -65,6 +66,9 @@ impl Session<'_> {
             return Ok(report::would(text));
         }
         let is_new = !new.exists();
+        if is_new {
+            refuse_among_devices(new)?;
+        }
         let size_bytes = is_new.then_some(old.size_bytes);
         let created = FileDevice::create(new, size_bytes, false).map_err(device_error)?;
         let created = Arc::new(created);
@@ -76,7 +80,7 @@ impl Session<'_> {
                 if is_new && !self.is_used(&full) {
                     let _ = std::fs::remove_file(new);
                 }
-                return Err(Error::fs(format!("{} was not replaced", old.path), &e));
+                return Err(device_refused(format!("{} was not replaced", old.path), &e));
             }
         };
         // The new one may stand at the old one's path.
@@ -173,9 +177,8 @@ impl Session<'_> {
 }
 
 fn blank(path: &str, error: Error) -> Error {
-    let why = error.message().to_string().replace('\n', ": ");
     Message::new(format!("{path} cannot be taken back"))
-        .why(why)
+        .why(error.message().in_one_line())
         .todo("remove it, and fill a new one: `lunfs pool replace POOL DEVICE NEW`")
         .into()
 }

@@ -6,10 +6,11 @@
 use super::error::{Error, Message, Result};
 use super::find::find_devices;
 use super::label::read_label;
+use super::report::bytes_text;
 use crate::access::Book;
 use crate::device::file::{FileDevice, OpenError, OpenMode};
 use crate::device::{BlockDevice, BLOCK_BYTES};
-use crate::fs::{Clock, FormatOptions, Fs, OpenOptions, Redundancy, SystemClock};
+use crate::fs::{self, Clock, FormatOptions, Fs, OpenOptions, Redundancy, SystemClock};
 use crate::lun::{Catalog, CatalogOptions};
 use parking_lot::Mutex;
 use std::io::Read;
@@ -48,6 +49,7 @@ impl LockedPool {
     /// missing, where redundancy allows it.
     pub fn lock(paths: &[PathBuf], degraded: bool) -> Result<LockedPool> {
         let paths = find_devices(paths, degraded)?.paths;
+        let paths = paths.iter().map(|path| host_path(path)).collect::<Result<Vec<_>>>()?;
         let devices = lock_devices(&paths, OpenMode::default())?;
         Ok(LockedPool { paths, devices, degraded })
     }
@@ -121,9 +123,12 @@ pub fn device_error(error: OpenError) -> Error {
                     .todo("`lunfs stop` ends a server; `lunfs pool list` shows the served pools"),
             );
         }
+        OpenError::Denied(path) => Message::new(format!("{} cannot be used", path.display()))
+            .why("permission denied")
+            .todo("run the command as a user who may read and write there"),
         OpenError::Exists(path) => Message::new(format!("{} exists already", path.display()))
             .why("it may hold data, so it is left as it is")
-            .todo("choose another path, or remove the file first"),
+            .todo("give another path, or remove or rename the file first"),
         OpenError::SizeMissing(path) => {
             Message::new(format!("{} does not exist and needs a size", path.display()))
                 .todo("add --size SIZE, for example --size 100G")
@@ -131,6 +136,16 @@ pub fn device_error(error: OpenError) -> Error {
         _ => Message::from_lines(&error.to_string()),
     };
     Error::Refused(message)
+}
+
+/// A change of a device that the pool refused or failed at.
+pub(super) fn device_refused(what: String, error: &fs::Error) -> Error {
+    match error {
+        fs::Error::Invalid(why) => {
+            Message::new(what).why(why).todo("`lunfs pool show` says how each device is").into()
+        }
+        error => Error::fs(what, error),
+    }
 }
 
 /// What `pool create` was asked for.
@@ -178,12 +193,13 @@ pub(super) fn check_new_device(path: &Path, size_bytes: Option<u64>) -> Result<u
         Ok(_) => check_block_device(path, size_bytes)?,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             check_parent(path)?;
+            refuse_among_devices(path)?;
             size_bytes.ok_or_else(|| device_error(OpenError::SizeMissing(path.to_path_buf())))?
         }
         Err(e) => return Err(Error::io(format!("{} cannot be used", path.display()), &e)),
     };
     if size_bytes < MIN_DEVICE_BYTES {
-        let what = format!("{size_bytes} bytes are too small for {}", path.display());
+        let what = format!("{} is too small for {}", bytes_text(size_bytes), path.display());
         let why = format!("a device of a pool has at least {} MiB", MIN_DEVICE_BYTES >> 20);
         return Err(Message::new(what).why(why).todo("for example --size 10G").into());
     }
@@ -214,10 +230,40 @@ fn check_parent(path: &Path) -> Result<()> {
     }
 }
 
+/// A name in /dev that is not there is a mistake: a file would take the host's memory. (/dev/shm is
+/// for files.)
+pub(super) fn refuse_among_devices(path: &Path) -> Result<()> {
+    let full = absolute(path)?;
+    if !full.starts_with("/dev") || full.starts_with("/dev/shm") {
+        return Ok(());
+    }
+    Err(Message::new(format!("there is no device {}", path.display()))
+        .why("files of a pool are not made in /dev")
+        .todo("`lsblk` lists the block devices")
+        .into())
+}
+
+/// Where a path leads, also where nothing is there yet.
 pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
     let why = |e: std::io::Error| Error::io(format!("{} cannot be used", path.display()), &e);
     let full = std::path::absolute(path).map_err(why)?;
-    Ok(full.canonicalize().unwrap_or(full))
+    if let Ok(found) = full.canonicalize() {
+        return Ok(found);
+    }
+    let parent = full.parent().and_then(|parent| parent.canonicalize().ok());
+    Ok(match (parent, full.file_name()) {
+        (Some(parent), Some(name)) => parent.join(name),
+        _ => full,
+    })
+}
+
+/// A path that means the same to every process. Names of block devices stay as they are given: the
+/// host's links to them outlast a restart, what they lead to does not.
+fn host_path(path: &Path) -> Result<PathBuf> {
+    match path.starts_with("/dev") {
+        true => Ok(path.to_path_buf()),
+        false => absolute(path),
+    }
 }
 
 /// Makes a pool; its id. Files that were made are removed again where it fails.

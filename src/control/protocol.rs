@@ -8,6 +8,7 @@
 
 use super::error::Message;
 use crate::access::BareSecret;
+pub use crate::lun::PolicyChange;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -75,6 +76,8 @@ pub struct InitiatorChange {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "name", content = "arguments", rename_all = "snake_case")]
 pub enum Command {
+    /// Answers at once: is the server alive?
+    Ping,
     /// The whole picture.
     Status,
     /// Drain, take the last consistency point, unmount, end.
@@ -199,6 +202,93 @@ pub enum Command {
     LunExport {
         /// Its name.
         lun: String,
+        /// Zeros for what cannot be read.
+        #[serde(default)]
+        past_bad: bool,
+    },
+    /// Makes snapshots of one instant.
+    SnapshotCreate {
+        /// `NAME[@SNAP]` each.
+        snapshots: Vec<String>,
+    },
+    /// Snapshots and bookmarks.
+    SnapshotList {
+        /// Of this LUN, or of `/`; else of all.
+        lun: Option<String>,
+    },
+    /// One snapshot or bookmark.
+    SnapshotShow {
+        /// `NAME@SNAP`.
+        snapshot: String,
+    },
+    /// Changes its name.
+    SnapshotRename {
+        /// `NAME@SNAP`.
+        snapshot: String,
+        /// `SNAP`.
+        new: String,
+    },
+    /// Makes it what its LUN is now.
+    SnapshotRefresh {
+        /// `NAME@SNAP`.
+        snapshot: String,
+    },
+    /// Makes its LUN what it is.
+    SnapshotRollback {
+        /// `NAME@SNAP`.
+        snapshot: String,
+        /// Though a door has the LUN open.
+        force: bool,
+    },
+    /// Deletes it.
+    SnapshotDelete {
+        /// `NAME@SNAP`.
+        snapshot: String,
+        /// A bookmark takes its name.
+        keep_bookmark: bool,
+    },
+    /// What changed of a LUN's data: pages of extents as events.
+    SnapshotDiff {
+        /// `NAME@SNAP`, of a bookmark too.
+        from: String,
+        /// `NAME@SNAP`; else what the LUN is now.
+        to: Option<String>,
+    },
+    /// Forbids its deletion.
+    SnapshotHold {
+        /// `NAME@SNAP`.
+        snapshot: String,
+        /// RFC 3339; nobody releases it before.
+        until: Option<String>,
+    },
+    /// Allows its deletion.
+    SnapshotRelease {
+        /// `NAME@SNAP`.
+        snapshot: String,
+    },
+    /// Makes a LUN of a snapshot.
+    CloneCreate {
+        /// `NAME@SNAP`.
+        snapshot: String,
+        /// The LUN.
+        new: String,
+    },
+    /// Sets what is said of a policy; the rest stays.
+    PolicySet {
+        /// A LUN, or `/`.
+        lun: String,
+        /// What is said.
+        change: PolicyChange,
+    },
+    /// Policies.
+    PolicyShow {
+        /// Of this LUN, or of `/`; else all.
+        lun: Option<String>,
+    },
+    /// Ends a policy.
+    PolicyClear {
+        /// A LUN, or `/`.
+        lun: String,
     },
     /// Defines an initiator.
     InitiatorAdd {
@@ -245,17 +335,29 @@ impl Command {
     pub fn changes(&self) -> bool {
         !matches!(
             self,
-            Command::Status
+            Command::Ping
+                | Command::Status
                 | Command::PoolShow
                 | Command::LunList
                 | Command::LunShow { .. }
                 | Command::LunLog { .. }
                 | Command::LunExport { .. }
+                | Command::SnapshotList { .. }
+                | Command::SnapshotShow { .. }
+                | Command::SnapshotDiff { .. }
+                | Command::PolicyShow { .. }
                 | Command::InitiatorList
                 | Command::InitiatorShow { .. }
                 | Command::SessionList
                 | Command::SessionShow { .. }
         )
+    }
+}
+
+impl Command {
+    /// Is it answered at once, but for what the server waits for itself?
+    pub fn is_quick(&self) -> bool {
+        !self.changes() && !matches!(self, Command::LunLog { .. } | Command::LunExport { .. })
     }
 }
 

@@ -6,13 +6,39 @@ use super::pool::OpenPool;
 use super::run_dir::id_text;
 use crate::device::BLOCK_BYTES;
 use crate::fs::{DeviceStatus, Timestamp};
-use crate::lun::{Access, BadPlace, Holder, Lun, SessionInfo};
+use crate::lun::{Access, BadPlace, Catalog, Holder, Lun, SessionInfo};
 use serde_json::{json, Map, Value};
 
 /// RFC 3339 in UTC, to the millisecond.
 pub fn time_text(time: Timestamp) -> String {
-    let known = jiff::Timestamp::from_nanosecond(i128::from(time.0));
-    known.map_or_else(|_| "unknown".to_string(), |time| format!("{time:.3}"))
+    time.to_string()
+}
+
+const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+
+/// `20.0 GiB`.
+pub fn bytes_text(bytes: u64) -> String {
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let (mut value, mut unit) = (bytes as f64 / 1024.0, 0);
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS.get(unit).unwrap_or(&""))
+}
+
+/// `1 copy`, `2 copies`.
+pub fn count_text(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
+/// Figures of the pool, with its scrub.
+pub fn pool_with_scrub(open: &OpenPool) -> Value {
+    let mut shown = pool(open);
+    shown["scrub"] = super::scrub::summary(&open.fs.scrub_status());
+    shown
 }
 
 /// Figures of the pool.
@@ -20,7 +46,7 @@ pub fn pool(pool: &OpenPool) -> Value {
     let stats = pool.fs.stats();
     json!({
         "id": id_text(&pool.fs.pool_id()),
-        "state": match (stats.latched.is_some(), pool.fs.is_whole()) {
+        "state": match (stats.latched.is_some(), pool.fs.has_all_copies()) {
             (true, _) => "read-only",
             (false, false) => "degraded",
             (false, true) => "online",
@@ -59,6 +85,7 @@ fn device(device: &DeviceStatus) -> Value {
         "path": device.path,
         "state": device.state,
         "size_bytes": device.size_bytes,
+        "healed_copies": device.healed_copies,
     });
     if let Some((done, of)) = device.progress {
         shown["progress"] = json!({ "examined_bytes": done, "total_bytes": of });
@@ -83,10 +110,10 @@ fn balance(pool: &OpenPool) -> Value {
 }
 
 /// All LUNs. One that is deleted while it is looked at is left out.
-pub fn luns(all: &[std::sync::Arc<Lun>], doors: &Doors) -> Result<Value> {
+pub fn luns(catalog: &Catalog, doors: &Doors) -> Result<Value> {
     let mut shown = Vec::new();
-    for one in all {
-        match lun(one, doors) {
+    for one in &catalog.list() {
+        match lun(catalog, one, doors) {
             Ok(value) => shown.push(value),
             Err(_) if is_gone(one) => {}
             Err(e) => return Err(e),
@@ -101,7 +128,7 @@ fn is_gone(lun: &Lun) -> bool {
 }
 
 /// One LUN.
-pub fn lun(lun: &Lun, doors: &Doors) -> Result<Value> {
+pub fn lun(catalog: &Catalog, lun: &Lun, doors: &Doors) -> Result<Value> {
     let attributes = lun.attributes()?;
     let settings = &attributes.settings;
     let (lease, holders) = lease(&lun.lease_holder());
@@ -131,8 +158,10 @@ pub fn lun(lun: &Lun, doors: &Doors) -> Result<Value> {
         "sessions": lun.sessions().iter().map(|session| session.id.0).collect::<Value>(),
         "open_files": lun.open_files(),
         "medium_errors": lun.medium_errors(),
+        "snapshots": catalog.snapshot_count(&attributes.name).unwrap_or(0),
     });
-    if let (Some(all), Value::Object(reach)) = (all.as_object_mut(), doors.reach(lun)) {
+    if let (Some(all), Value::Object(reach)) = (all.as_object_mut(), doors.reach(&attributes.name))
+    {
         all.extend(reach);
     }
     Ok(all)
@@ -211,8 +240,9 @@ pub fn status(pool_open: &OpenPool, doors: &Doors) -> Result<Value> {
         "pool": pool(pool_open),
         "scrub": super::scrub::summary(&pool_open.fs.scrub_status()),
         "doors": doors.to_json(),
-        "luns": self::luns(&luns, doors)?,
+        "luns": self::luns(catalog, doors)?,
         "sessions": catalog.sessions().iter().map(session).collect::<Value>(),
+        "policies": super::policy::rows(catalog),
         "initiators": pool_open.book.list().map_or(0, |all| all.len()),
         "refused": refusals(pool_open),
         "errors": errors(pool_open, &luns, doors),
@@ -230,15 +260,17 @@ fn errors(pool: &OpenPool, luns: &[std::sync::Arc<Lun>], doors: &Doors) -> Value
         found.push(("pool", format!("the pool stopped accepting writes: {why}")));
     }
     let events = pool.fs.device_events();
-    for d in pool.fs.devices().iter().filter(|d| !d.is_normal()) {
+    let degraded = !pool.fs.has_all_copies();
+    for d in pool.fs.devices().iter().filter(|d| is_wrong(d, degraded)) {
         // The newest word on how it came to that says why.
         let of_it = |event: &&String| event.contains(&d.path) && event.contains(d.state);
         let told = events.iter().rev().find(of_it).cloned();
-        found.push(("device", told.unwrap_or_else(|| format!("{} is {}", d.path, d.state))));
+        found.push(("device", told.unwrap_or_else(|| format!("device {} is {}", d.path, d.state))));
     }
     if stats.checksum_errors > 0 {
         let count = stats.checksum_errors;
-        found.push(("pool", format!("{count} reads of blocks did not match their checksums")));
+        let reads = count_text(count, "read", "reads");
+        found.push(("pool", format!("{reads} of blocks did not match their checksums")));
     }
     if let Some(why) = pool.book.failure() {
         found.push(("initiators", format!("nobody is let in: {why}")));
@@ -246,10 +278,13 @@ fn errors(pool: &OpenPool, luns: &[std::sync::Arc<Lun>], doors: &Doors) -> Value
     found.extend(doors.failures().into_iter().map(|text| ("door", text)));
     let unusable = pool.catalog.unusable().into_iter();
     found.extend(unusable.map(|(name, why)| ("lun", format!("{name} cannot be served: {why}"))));
+    let policies = super::policy::failures(&pool.catalog).into_iter();
+    found.extend(policies.map(|text| ("policy", text)));
     let scrub = pool.fs.scrub_status();
     if scrub.bad > 0 {
-        let text = format!("the scrub found {} blocks that it could not heal", scrub.bad);
-        found.push(("scrub", text));
+        let ended = scrub.finished.map(|time| format!(" of {}", time_text(time)));
+        let (ended, blocks) = (ended.unwrap_or_default(), count_text(scrub.bad, "block", "blocks"));
+        found.push(("scrub", format!("the scrub{ended} found {blocks} that it could not heal")));
     }
     let (places, unlisted) = pool.catalog.bad_places();
     if unlisted > 0 {
@@ -258,6 +293,16 @@ fn errors(pool: &OpenPool, luns: &[std::sync::Arc<Lun>], doors: &Doors) -> Value
     }
     let all = found.into_iter().map(|(source, text)| json!({ "source": source, "text": text }));
     all.chain(places.iter().map(|place| bad_place(place, luns))).collect()
+}
+
+/// What is planned is not wrong: a device that leaves or is replaced, and the one that comes, while
+/// there are all copies of everything.
+fn is_wrong(device: &DeviceStatus, degraded: bool) -> bool {
+    match device.state {
+        "normal" | "removing" | "replace" => false,
+        "missing" => true,
+        _ => degraded,
+    }
 }
 
 /// A place that cannot be read: whose it is, where, and on which block of the pool.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 const SYSTEM_DIR: &str = "/run/lunfs";
 /// Sockets looked at to find the served pools: more than a host will ever run.
 const MAX_SOCKETS: usize = 1024;
-const SUFFIX: &str = "sock";
+pub(super) const SUFFIX: &str = "sock";
 
 /// A pool's id as people and file names write it.
 pub fn id_text(pool_id: &[u8; 16]) -> String {

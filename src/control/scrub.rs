@@ -3,7 +3,7 @@
 use super::engine::Session;
 use super::error::{Error, Message, Result};
 use super::pool::OpenPool;
-use super::report;
+use super::report::{self, bytes_text};
 use super::transfer::Progress;
 use crate::fs::{BadPlace, NodeId, Outcome, Part, ScrubStatus};
 use serde_json::{json, Value};
@@ -41,12 +41,13 @@ impl Session<'_> {
             (true, true) => "end the scrub that is running".into(),
             (false, true) => "do nothing: no scrub is running".into(),
             (true, false) => format!(
-                "join the scrub that is running: {} of {} bytes are done",
-                now.examined_bytes, now.total_bytes
+                "join the scrub that is running: {} of {} are done",
+                bytes_text(now.examined_bytes),
+                bytes_text(now.total_bytes)
             ),
             (false, false) => {
                 let used = fs.stats().used_bytes;
-                format!("read every copy of {used} bytes and rewrite those that are bad")
+                format!("read every copy of {} and rewrite those that are bad", bytes_text(used))
             }
         }
     }

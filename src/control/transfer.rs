@@ -135,20 +135,23 @@ impl Session<'_> {
         Ok(report::would(format!("make the LUN {name} of {rounded_bytes} bytes and fill it")))
     }
 
-    pub(super) fn export(&self, name: &str, file: File) -> Result<Value> {
-        let lun = self.lun(name)?;
+    pub(super) fn export(&self, name: &str, past_bad: bool, file: File) -> Result<Value> {
+        let lun = self.engine.pool.catalog.disk(name)?;
         let target = match image_bytes(&file)? {
             Some(_) => Target::File(file),
             None => Target::Stream(Box::new(self.pipe(file)?)),
         };
         let progress = Progress::new(self);
         let report = |done: u64, size: u64| progress.report(done, size);
-        let moved = images::export(&lun, target, &report);
-        let moved = moved.map_err(|e| progress.explain(e.into()))?;
+        let done = images::export(&lun, target, past_bad, &report);
+        let done = done.map_err(|e| progress.explain(e.into()))?;
+        let range = |(offset, length): &(u64, u64)| json!({ "offset_bytes": offset, "length_bytes": length });
         Ok(json!({
             "name": lun.name(),
-            "image_bytes": moved.size_bytes,
-            "data_bytes": moved.data_bytes,
+            "image_bytes": done.moved.size_bytes,
+            "data_bytes": done.moved.data_bytes,
+            "bad_bytes": done.bad_bytes,
+            "bad": done.bad.iter().map(range).collect::<Value>(),
         }))
     }
 

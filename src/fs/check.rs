@@ -10,10 +10,12 @@ mod clones;
 use self::clones::Clones;
 use super::core::{Core, NAMES, ORPHANS_INO, TABLE};
 use super::error::{Error, Result};
+use super::named::numbers;
 use super::pool::{Fs, OpenOptions};
 use super::rebalance::gaps;
 use super::reclaim::{read_entries, Scope};
 use super::space::Space;
+use super::tree::reach;
 use super::types::*;
 use crate::device::overlay::OverlayDevice;
 use crate::device::BlockDevice;
@@ -50,6 +52,7 @@ pub struct Report {
     pub volumes: u64,
 }
 
+const BS: u64 = crate::device::BLOCK_BYTES as u64;
 /// Blocks that replaying the log may write into memory: 1 GiB.
 const OVERLAY_BLOCKS: usize = 262_144;
 /// Lines a report holds.
@@ -73,7 +76,7 @@ pub fn check(devices: &[Arc<dyn BlockDevice>], options: CheckOptions) -> Result<
     count.report = report;
     count.run()?;
     count.compare_space()?;
-    Ok(count.report)
+    Ok(count.told())
 }
 
 /// What a repair can do something about.
@@ -89,6 +92,15 @@ pub(super) enum Finding {
     Missing(NodeId),
     /// A file's block that is somebody else's too.
     Shared(NodeId, u64, Pointer),
+    /// A version's dead list cannot be read.
+    DeadList(VolumeId),
+}
+
+/// Where something is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    Own(String),
+    Node(NodeId),
 }
 
 pub(super) struct Count<'a> {
@@ -110,7 +122,11 @@ pub(super) struct Count<'a> {
     /// Names found for each inode, and its record's own figures.
     links: HashMap<NodeId, u32>,
     records: HashMap<NodeId, (InodeKind, u32)>,
-    pub(super) place: String,
+    place: Place,
+    /// What is wrong, in the order in which it was found.
+    wrong: Vec<(Place, String)>,
+    /// The first thing that could not be read.
+    first_unread: Option<(Place, String)>,
     /// Versions found in the volume table, until they are walked.
     versions: BTreeMap<u32, DiskInode>,
     /// Blocks born up to this epoch belong to the parent of what is walked.
@@ -150,7 +166,9 @@ impl<'a> Count<'a> {
             at: NodeId { volume: TABLE, ino: 0 },
             links: HashMap::new(),
             records: HashMap::new(),
-            place: String::new(),
+            place: Place::Own(String::new()),
+            wrong: Vec::new(),
+            first_unread: None,
             versions: BTreeMap::new(),
             bound: 0,
             shared: Shared::Counted,
@@ -159,10 +177,55 @@ impl<'a> Count<'a> {
         }
     }
 
-    pub(super) fn error(&mut self, what: String) {
-        if self.report.errors.len() < MAX_ERRORS {
-            self.report.errors.push(what);
+    /// Something is wrong with what is walked.
+    fn error(&mut self, what: String) {
+        let place = self.place.clone();
+        self.error_at(place, what);
+    }
+
+    fn error_at(&mut self, place: Place, what: String) {
+        if self.wrong.len() + self.report.errors.len() < MAX_ERRORS {
+            self.wrong.push((place, what));
         }
+    }
+
+    /// What is below this cannot be found.
+    fn unread(&mut self, what: String) {
+        self.unread += 1;
+        self.first_unread.get_or_insert_with(|| (self.place.clone(), what.clone()));
+        self.error(what);
+    }
+
+    /// Why the trees are not whole: the first of them that cannot be read.
+    pub(super) fn why_not_whole(&self) -> Option<String> {
+        self.first_unread
+            .as_ref()
+            .map(|(place, what)| self.tell(&[(place.clone(), what.clone())]))
+            .map(|lines| lines.concat())
+    }
+
+    fn tell(&self, wrong: &[(Place, String)]) -> Vec<String> {
+        let node = |place: &Place| match place {
+            Place::Node(id) => Some(*id),
+            Place::Own(_) => None,
+        };
+        let names = self.core.names_of(&wrong.iter().filter_map(|w| node(&w.0)).collect());
+        let name = |place: &Place| match place {
+            Place::Own(text) => text.clone(),
+            Place::Node(id) => names.get(id).cloned().unwrap_or_else(|| numbers(*id)),
+        };
+        let line = |(place, what): &(Place, String)| match name(place) {
+            place if place.is_empty() => what.clone(),
+            place => format!("{place}: {what}"),
+        };
+        wrong.iter().map(line).collect()
+    }
+
+    /// The report, with the names of what is wrong.
+    fn told(mut self) -> Report {
+        let lines = self.tell(&self.wrong);
+        self.report.errors.extend(lines);
+        self.report
     }
 
     /// Everything but the comparison with the free-space map.
@@ -177,7 +240,7 @@ impl<'a> Count<'a> {
         self.shared = Shared::Elsewhere;
         self.bound = 0;
         for e in reclaim {
-            self.place = "the reclaim list".into();
+            self.place = Place::Own("what is being deleted".into());
             match e.kind {
                 DeadKind::Data | DeadKind::Node => {
                     self.tree(&e.pointer, e.depth, false, &mut |_, _, _| Ok(()))?;
@@ -198,6 +261,7 @@ impl<'a> Count<'a> {
     fn versions_from_the_top(&mut self) -> Result<()> {
         let versions = std::mem::take(&mut self.versions);
         let mut children: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+        self.place = Place::Own(String::new());
         for (id, v) in &versions {
             let known = u32::try_from(v.version.parent).is_ok_and(|p| versions.contains_key(&p));
             if v.version.parent != 0 && !known {
@@ -205,6 +269,7 @@ impl<'a> Count<'a> {
             }
             children.entry(v.version.parent).or_default().push(*id);
         }
+        self.versions_linked(&versions, &children);
         let mut waiting = children.get(&0).cloned().unwrap_or_default();
         while let Some(id) = waiting.pop() {
             waiting.extend(children.get(&u64::from(id)).into_iter().flatten());
@@ -221,22 +286,63 @@ impl<'a> Count<'a> {
         Ok(())
     }
 
+    /// Each version lists its children, and a deleted one whose turn may come waits for it.
+    fn versions_linked(
+        &mut self,
+        versions: &BTreeMap<u32, DiskInode>,
+        children: &BTreeMap<u64, Vec<u32>>,
+    ) {
+        let doomed = self.core.cp.lock().doomed.clone();
+        for (id, v) in versions {
+            let (mut listed, mut at) = (Vec::new(), v.version.first_child);
+            while let Some(child) = u32::try_from(at).ok().and_then(|at| versions.get(&at)) {
+                if listed.len() > versions.len() {
+                    break;
+                }
+                listed.push(at as u32);
+                at = child.version.sibling;
+            }
+            listed.sort_unstable();
+            let have = children.get(&u64::from(*id)).cloned().unwrap_or_default();
+            if listed != have || at != 0 {
+                self.error(format!("version {id}: lists children {listed:?}, has {have:?}"));
+            }
+            let is_deleted = v.version.flags & VERSION_DELETED != 0;
+            let waits = doomed.contains(&u64::from(*id));
+            if (is_deleted && have.len() < 2 && !waits) || (waits && !is_deleted) {
+                self.error(format!("version {id}: deleted {is_deleted}, waits for it {waits}"));
+            }
+        }
+    }
+
     /// What is on a version's dead list is its parent's.
     fn dead_list(&mut self, version: u32, list: u64) -> Result<()> {
         if list == 0 {
             return Ok(());
         }
-        self.place = format!("the dead list of version {version}");
-        let file = self.core.inode(NodeId { volume: TABLE, ino: list })?;
+        self.place = Place::Own(format!("the dead list of version {version}"));
         self.lists.insert(list, self.bound);
-        for e in read_entries(self.core, &file)? {
-            let place = self.place.clone();
+        let id = NodeId { volume: TABLE, ino: list };
+        let file = self.core.inode(id);
+        let owner = file.as_ref().map_or(0, |file| file.state.read().meta.version.parent);
+        if owner != u64::from(version) {
+            self.error(format!("it is that of version {owner}"));
+        }
+        let entries = match file.and_then(|file| read_entries(self.core, &file)) {
+            Ok(entries) => entries,
+            Err(e) => {
+                self.error(format!("{e}"));
+                self.findings.push(Finding::DeadList(VolumeId(version)));
+                return Ok(());
+            }
+        };
+        for e in entries {
             if e.pointer.birth > self.bound {
-                self.error(format!("{place}: block {} is too young", e.pointer.block));
+                self.error(format!("block {} is too young", e.pointer.block));
             } else if e.pointer.cloned {
                 self.clones.want(e.pointer.block);
-            } else if !self.is_counted(e.pointer.block) {
-                self.error(format!("{place}: nobody has block {}", e.pointer.block));
+            } else if !self.is_counted(e.pointer.block) && self.unread == 0 {
+                self.error(format!("nobody has block {}", e.pointer.block));
             }
         }
         Ok(())
@@ -262,18 +368,20 @@ impl<'a> Count<'a> {
                 self.clones.want(p.block);
             }
         } else if self.shared != Shared::Elsewhere && !self.is_counted(p.block) {
-            let place = self.place.clone();
-            self.error(format!("{place}: shares block {}, which its parent lacks", p.block));
+            if self.unread > 0 {
+                // The parent may have it below what cannot be read.
+                return self.mark(p.block);
+            }
+            self.error(format!("shares block {}, which its parent lacks", p.block));
             return false;
         }
         self.shared == Shared::Follow
     }
 
     /// Counts a block; false if it was counted before, and may not be twice, or cannot be.
-    pub(super) fn mark(&mut self, block: u64) -> bool {
-        let place = self.place.clone();
+    fn mark(&mut self, block: u64) -> bool {
         if block >= self.core.space.blocks() || Space::is_reserved(block) {
-            self.error(format!("{place}: names block {block}, which is not for data"));
+            self.error(format!("names block {block}, which is not for data"));
             return false;
         }
         let (word, bit) = ((block / 64) as usize, 1 << (block % 64));
@@ -281,7 +389,7 @@ impl<'a> Count<'a> {
             if self.clones.again(self.core, block) {
                 return true;
             }
-            self.error(format!("{place}: block {block} is named twice"));
+            self.error(format!("block {block} is named twice"));
             return false;
         }
         self.seen[word] |= bit;
@@ -328,41 +436,44 @@ impl<'a> Count<'a> {
         }
         if height == 0 {
             if verify && !shared && !self.counts_only {
-                self.verify(p);
+                self.verify(base, p);
             }
             return leaf(self, base, p);
         }
         let raw = match self.core.store.read(p) {
             Ok(raw) => raw,
             Err(e) => {
-                let place = self.place.clone();
-                self.error(format!("{place}: node at block {}: {e}", p.block));
-                self.unread += 1;
+                let long = reach(height).saturating_mul(BS);
+                let at = base.saturating_mul(long);
+                let what = format!("{long} bytes at {at} cannot be found");
+                self.unread(format!("{what}: node at block {}: {e}", p.block));
                 return Ok(());
             }
         };
         let before = self.counts_only;
         self.counts_only |= is_later;
         for i in 0..fs_layout::POINTERS_PER_NODE {
-            let child = p.child(&raw.bytes.0, i).map_err(|e| Error::Format(e.to_string()))?;
+            let child = p.child(&raw.bytes.0, i);
             let at = base * fs_layout::POINTERS_PER_NODE as u64 + i as u64;
-            self.subtree(&child, height - 1, at, verify, leaf)?;
+            match child {
+                Ok(child) => self.subtree(&child, height - 1, at, verify, leaf)?,
+                Err(e) => self.unread(format!("node at block {}, slot {i}: {e}", p.block)),
+            }
         }
         self.counts_only = before;
         Ok(())
     }
 
-    pub(super) fn verify(&mut self, p: &Pointer) {
+    fn verify(&mut self, file_block: u64, p: &Pointer) {
         self.report.verified_blocks += 1;
         if let Err(e) = self.core.store.read(p) {
-            let place = self.place.clone();
-            self.error(format!("{place}: {e}"));
+            self.error(format!("{BS} bytes at {}: {e}", file_block * BS));
         }
     }
 
     /// Walks a volume's inode file and every inode in it.
     fn inode_file(&mut self, volume: VolumeId, file: &DiskInode) -> Result<()> {
-        self.place = format!("volume {}", volume.0);
+        self.place = Place::Own(format!("volume {}", volume.0));
         let mut inodes = Vec::new();
         self.tree(&file.root, file.height, false, &mut |c, block, p| {
             match c.core.store.read(p) {
@@ -372,13 +483,13 @@ impl<'a> Count<'a> {
                         match DiskInode::decode(raw) {
                             Ok(inode) if inode.kind != InodeKind::Free => inodes.push((ino, inode)),
                             Ok(_) => {}
-                            Err(e) => c.error(format!("volume {}, inode {ino}: {e}", volume.0)),
+                            Err(e) => c.error(format!("inode {ino}: {e}")),
                         }
                     }
                 }
                 Err(e) => {
-                    c.error(format!("volume {}, inode block {block}: {e}", volume.0));
-                    c.unread += 1;
+                    let first = block * INODES_PER_BLOCK;
+                    c.unread(format!("inodes from {first}: {e}"));
                 }
             }
             Ok(())
@@ -390,7 +501,7 @@ impl<'a> Count<'a> {
     }
 
     fn inode(&mut self, id: NodeId, inode: &DiskInode) -> Result<()> {
-        self.place = format!("volume {}, inode {}", id.volume.0, id.ino);
+        self.place = Place::Node(id);
         self.report.inodes += 1;
         self.at = id;
         // Of a snapshot only what is its own is walked: its names are not counted.
@@ -420,7 +531,6 @@ impl<'a> Count<'a> {
             Ok(())
         })?;
         self.counts_blocks = false;
-        let place = self.place.clone();
         if !whole {
             return Ok(());
         }
@@ -428,11 +538,11 @@ impl<'a> Count<'a> {
         let of_consistency_points = matches!(inode.kind, InodeKind::DeadList | InodeKind::Counts);
         let wrong = blocks != inode.blocks && (!self.counted_late || blocks > inode.blocks);
         if wrong && !of_consistency_points && !self.reclaiming(id) {
-            self.error(format!("{place}: counts {} blocks, has {blocks}", inode.blocks));
+            self.error(format!("counts {} blocks, has {blocks}", inode.blocks));
             self.findings.push(Finding::Blocks(id, blocks));
         }
         if is_dir && entries != inode.entries {
-            self.error(format!("{place}: counts {} entries, has {entries}", inode.entries));
+            self.error(format!("counts {} entries, has {entries}", inode.entries));
             self.findings.push(Finding::Entries(id, entries));
         }
         if inode.xattr_ino != 0 {
@@ -450,25 +560,25 @@ impl<'a> Count<'a> {
     }
 
     fn bucket(&mut self, dir: NodeId, p: &Pointer, whole: bool) -> Result<u64> {
-        let data = match self.core.store.read(p) {
-            Ok(data) => data,
-            Err(e) => {
-                self.error(format!("directory {}/{}: {e}", dir.volume.0, dir.ino));
-                self.unread_names.insert(dir);
-                return Ok(0);
-            }
+        let decode = |data: std::sync::Arc<super::store::Data>| {
+            DirBucket::decode(&data.bytes.0).map_err(|e| Error::Format(e.to_string()))
         };
-        let bucket = match DirBucket::decode(&data.bytes.0) {
-            Ok(b) => b,
+        let bucket = match self.core.store.read(p).and_then(decode) {
+            Ok(bucket) => bucket,
             Err(e) => {
-                self.error(format!("directory {}/{}: {e}", dir.volume.0, dir.ino));
                 self.unread_names.insert(dir);
+                let what = format!("names in it cannot be read: {e}");
+                match dir.volume == TABLE {
+                    // Names of volumes lead to all that is in them.
+                    true => self.unread(what),
+                    false => self.error(what),
+                }
                 return Ok(0);
             }
         };
         for e in &bucket.entries {
             if self.core.name_hash(&e.name) != e.cookie >> 8 {
-                self.error(format!("directory {}/{}: a wrong hash", dir.volume.0, dir.ino));
+                self.error("a name has a wrong hash".into());
             }
             if whole && dir.ino != ORPHANS_INO {
                 let id = NodeId { volume: dir.volume, ino: e.ino };
@@ -481,9 +591,12 @@ impl<'a> Count<'a> {
     fn dead_inodes(&mut self, p: &Pointer, depth: u8) -> Result<()> {
         let mut inodes = Vec::new();
         self.tree(p, depth, false, &mut |c, _, p| {
-            let data = c.core.store.read(p)?;
-            for raw in data.bytes.0.chunks_exact(INODE_BYTES) {
-                inodes.push(DiskInode::decode(raw).map_err(|e| Error::Format(e.to_string()))?);
+            match c.core.store.read(p) {
+                Ok(data) => {
+                    let all = data.bytes.0.chunks_exact(INODE_BYTES).map(DiskInode::decode);
+                    inodes.extend(all.flatten());
+                }
+                Err(e) => c.unread(format!("inodes: {e}")),
             }
             Ok(())
         })?;
@@ -499,10 +612,7 @@ impl<'a> Count<'a> {
         for (id, count) in &self.links {
             if !self.records.contains_key(id) {
                 self.findings.push(Finding::Missing(*id));
-                errors.push(format!(
-                    "volume {}, inode {}: has {count} names but does not exist",
-                    id.volume.0, id.ino
-                ));
+                errors.push((*id, format!("has {count} names but does not exist")));
             }
         }
         for (id, (kind, nlink)) in &self.records {
@@ -515,14 +625,11 @@ impl<'a> Count<'a> {
             };
             if wrong && *id != NAMES {
                 self.findings.push(Finding::Names(*id, *kind, names));
-                errors.push(format!(
-                    "volume {}, inode {}: counts {nlink} links, has {names} names",
-                    id.volume.0, id.ino
-                ));
+                errors.push((*id, format!("counts {nlink} links, has {names} names")));
             }
         }
         errors.sort();
-        errors.into_iter().for_each(|e| self.error(e));
+        errors.into_iter().for_each(|(id, what)| self.error_at(Place::Node(id), what));
     }
 
     /// Blocks out of service stand in the free-space map as in use.
@@ -541,6 +648,7 @@ impl<'a> Count<'a> {
     }
 
     fn compare_space(&mut self) -> Result<()> {
+        self.place = Place::Own(String::new());
         let gaps = gaps(&self.core.store.segment_map(), self.segments());
         let is_mapped = |block: u64| {
             let after = gaps.partition_point(|gap| gap.0 <= block / SEGMENT_BLOCKS);

@@ -479,7 +479,7 @@ impl Core {
             at = hole;
         }
         let mut bytes = vec![0; len as usize];
-        self.read_file(source, from, &mut bytes, Wait::May).unwrap_or(Err(Error::Busy))?;
+        self.read_file(source, from, &mut bytes, Wait::May, None).unwrap_or(Err(Error::Busy))?;
         let mut at = from;
         for (data, hole) in extents.into_iter().chain([(end, end)]) {
             if data > at {

@@ -4,13 +4,15 @@
 //! of a root or label that is not whole may be what was being written then; the next opening mends
 //! it: it is noted. A device that is being filled has no copies to be good yet.
 
-use super::check::Report;
+use super::check::{Report, MAX_ERRORS};
 use super::core::Core;
 use super::error::Result;
 use super::members::Device;
+use super::named::numbers;
 use super::pool::OpenOptions;
 use super::recovery;
 use super::scrub::{BadPlace, Found, Outcome, Part, Phase, Walk, PIECE_BLOCKS};
+use super::types::*;
 use std::sync::atomic::Ordering;
 
 impl Core {
@@ -26,21 +28,28 @@ impl Core {
         Ok(found.places)
     }
 
-    /// A place in words, with the names of devices.
-    pub fn place_text(&self, place: &BadPlace) -> String {
+    /// Places in words, with the names of files and devices.
+    pub fn place_texts(&self, places: &[BadPlace]) -> Vec<String> {
+        let node = |p: &BadPlace| NodeId { volume: p.volume, ino: p.ino };
+        let of_file = |p: &&BadPlace| matches!(p.part, Part::Data | Part::Node);
+        let names = self.names_of(&places.iter().filter(of_file).map(node).collect());
+        let name = |p: &BadPlace| names.get(&node(p)).cloned().unwrap_or_else(|| numbers(node(p)));
+        places.iter().map(|p| self.place_text(p, &name)).collect()
+    }
+
+    fn place_text(&self, place: &BadPlace, name: &dyn Fn(&BadPlace) -> String) -> String {
         let set = self.store.members.now();
-        let names: Vec<String> = place.devices.iter().map(|d| set.name(*d)).collect();
+        let mut names: Vec<String> = place.devices.iter().map(|d| set.name(*d)).collect();
+        names.dedup();
         let what = match place.part {
-            Part::Data => format!(
-                "volume {}, inode {}, byte {}",
-                place.volume.0, place.ino, place.offset_bytes
-            ),
+            Part::Data => {
+                format!("{}: {} bytes at {}", name(place), place.length_bytes, place.offset_bytes)
+            }
             Part::Node => format!(
-                "volume {}, inode {}, node above bytes {} to {}",
-                place.volume.0,
-                place.ino,
-                place.offset_bytes,
-                place.offset_bytes.saturating_add(place.length_bytes)
+                "{}: the node above {} bytes at {}",
+                name(place),
+                place.length_bytes,
+                place.offset_bytes
             ),
             Part::Inodes => format!("volume {}, inodes from {}", place.volume.0, place.ino),
             Part::Dead => "what is being deleted".into(),
@@ -70,7 +79,7 @@ pub(super) fn survey_fixed(devices: Vec<Device>, report: &mut Report) -> Result<
         if is_to_be_filled(&core, &place) {
             continue;
         }
-        let text = core.place_text(&place);
+        let text = core.place_texts(std::slice::from_ref(&place)).concat();
         let mended = matches!(place.part, Part::Root | Part::Label | Part::Log);
         match mended && place.outcome != Outcome::Lost {
             true => report.notes.push(text),
@@ -95,11 +104,10 @@ pub(super) fn survey_trees(core: &Core, report: &mut Report) -> Result<()> {
     if core.store.segment_map().iter().all(|run| run.members.len() < 2) {
         return Ok(());
     }
-    for place in core.survey(Phase::Trees, Phase::Space)? {
-        // What no copy has is told by the count.
-        if place.outcome != Outcome::Lost && !is_to_be_filled(core, &place) {
-            report.errors.push(core.place_text(&place));
-        }
-    }
+    let mut places = core.survey(Phase::Trees, Phase::Space)?;
+    // What no copy has is told by the count.
+    places.retain(|place| place.outcome != Outcome::Lost && !is_to_be_filled(core, place));
+    places.truncate(MAX_ERRORS);
+    report.errors.extend(core.place_texts(&places));
     Ok(())
 }

@@ -241,6 +241,8 @@ pub(crate) struct CpState {
     pub reclaim: super::reclaim::ReclaimList,
     /// Deleted versions whose blocks go to their neighbours or are freed, when it is their turn.
     pub doomed: Vec<u64>,
+    /// Dead lists that a repair made anew, for the next one to write.
+    pub relisted: Vec<(VolumeId, Vec<fs_layout::DeadEntry>)>,
 }
 
 pub(crate) struct Core {
@@ -290,6 +292,8 @@ pub(crate) struct Core {
     pub inodes: DashMap<NodeId, Arc<Inode>>,
     pub volumes: DashMap<VolumeId, Arc<Volume>>,
     pub scrub: super::scrub::Scrub,
+    /// Who hears of blocks that a scrub finds lost.
+    pub lost: RwLock<Option<super::scrub::Hears>>,
     /// The walk that fills devices which come back or are new.
     pub regeneration: Mutex<Option<super::regenerate::Regeneration>>,
     /// A device that was replaced, to be told so: its slot.
@@ -638,7 +642,14 @@ impl Core {
 impl CpState {
     /// Beginning at a root; what waits to be freed is loaded later.
     pub fn new(root: fs_layout::Root, root_hash: [u8; 32], root_slot: u64) -> CpState {
-        CpState { root, root_hash, root_slot, reclaim: Default::default(), doomed: Vec::new() }
+        CpState {
+            root,
+            root_hash,
+            root_slot,
+            reclaim: Default::default(),
+            doomed: Vec::new(),
+            relisted: Vec::new(),
+        }
     }
 }
 

@@ -213,6 +213,7 @@ impl Core {
             work.write_inode_file(volume, &records, epoch)?;
             work.changed.insert(u64::from(volume.0));
         }
+        work.relist(cp)?;
         work.end_doomed(cp)?;
         work.write_counts()?;
         work.write_lists()?;

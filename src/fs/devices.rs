@@ -22,6 +22,8 @@ pub struct DeviceStatus {
     pub size_bytes: u64,
     /// While it is filled: bytes examined, of how many at most.
     pub progress: Option<(u64, u64)>,
+    /// Bad copies on it that were rewritten since the pool was opened.
+    pub healed_copies: u64,
 }
 
 impl DeviceStatus {
@@ -62,6 +64,7 @@ impl Fs {
             state,
             size_bytes: bytes(blocks),
             progress,
+            healed_copies: self.core().store.healed_on(slot),
         })
     }
 
@@ -72,6 +75,28 @@ impl Fs {
             matches!(d.member.state, MemberState::Normal | MemberState::Absent)
         };
         set.label.devices.iter().all(normal)
+    }
+
+    /// Has everything as many copies as it should? While a device leaves or is replaced it has, if
+    /// that device works.
+    pub fn has_all_copies(&self) -> bool {
+        let core = self.core();
+        let set = core.store.members.now();
+        let wanted = if set.label.redundancy == 0 { 1 } else { 2 };
+        let copies = |run: &fs_layout::SegmentRun| {
+            run.members.iter().filter(|(slot, _)| set.readable(*slot).is_some()).count()
+        };
+        core.store.segment_map().iter().all(|run| copies(run) >= wanted)
+    }
+
+    /// Is every device of the pool there, and written?
+    pub fn all_devices_are_there(&self) -> bool {
+        let set = self.core().store.members.now();
+        let there = |slot: u16| {
+            let is_none = set.record(slot).is_none_or(|r| r.state == MemberState::Absent);
+            is_none || set.written(slot).is_some()
+        };
+        (0..set.devices.len() as u16).all(there)
     }
 
     /// Goes on without a device, on purpose. `Invalid` where it holds the only copy of something.

@@ -4,6 +4,7 @@
 mod debug;
 mod files;
 mod pool;
+mod versions;
 
 use super::core::Core;
 use super::error::{Error, Result};
@@ -34,13 +35,15 @@ pub enum What {
     Log,
     /// The volume table: names and version records.
     Volumes,
+    /// The tree of versions: live ones, snapshots, deleted ones, bookmarks, with their dead lists.
+    Versions,
     /// What was detached and waits to be freed.
     Dead,
     /// All inodes of a volume.
     Volume(u32),
     /// One inode with its tree and what it holds.
     Inode(u32, u64),
-    /// The same by name: `VOLUME/path`, or `/path` in the ordinary tree.
+    /// The same by name: `VOLUME/path`, `VOLUME@SNAPSHOT/path`, or `/path` in the ordinary tree.
     Name(String),
 }
 
@@ -55,13 +58,58 @@ pub enum As {
     Inodes,
 }
 
+/// What a field is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// Nothing is there.
+    Null,
+    /// Yes or no.
+    Bool(bool),
+    /// A number.
+    Number(u64),
+    /// A word, a time (RFC 3339), bytes in hexadecimal.
+    Text(String),
+    /// Several.
+    List(Vec<Value>),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Value::Null => f.write_str("-"),
+            Value::Bool(b) => write!(f, "{b}"),
+            Value::Number(n) => write!(f, "{n}"),
+            Value::Text(text) => f.write_str(text),
+            Value::List(all) => {
+                let one = |v: &Value| match v {
+                    Value::List(_) => format!("[{v}]"),
+                    v => v.to_string(),
+                };
+                f.write_str(&all.iter().map(one).collect::<Vec<_>>().join(" "))
+            }
+        }
+    }
+}
+
+impl From<u64> for Value {
+    fn from(n: u64) -> Value {
+        Value::Number(n)
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Value {
+        Value::Text(text)
+    }
+}
+
 /// Something shown: a name, fields, and parts of the same kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Object {
     /// What it is.
     pub name: String,
     /// Its fields in order.
-    pub fields: Vec<(String, String)>,
+    pub fields: Vec<(String, Value)>,
     /// What it consists of.
     pub parts: Vec<Object>,
 }
@@ -71,12 +119,22 @@ impl Object {
         Object { name: name.into(), ..Object::default() }
     }
 
-    fn put(&mut self, name: &str, value: &str) {
-        self.fields.push((name.to_string(), value.to_string()));
+    fn put(&mut self, name: &str, value: impl Into<Value>) {
+        self.fields.push((name.to_string(), value.into()));
     }
 
+    /// A field of what prints as a number or as text.
     fn with(mut self, name: &str, value: impl fmt::Display) -> Object {
-        self.put(name, &value.to_string());
+        let text = value.to_string();
+        match text.parse::<u64>() {
+            Ok(n) => self.put(name, n),
+            Err(_) => self.put(name, text),
+        }
+        self
+    }
+
+    fn with_text(mut self, name: &str, text: impl Into<String>) -> Object {
+        self.put(name, text.into());
         self
     }
 
@@ -84,7 +142,7 @@ impl Object {
     fn take(&mut self, part: Object) {
         match part.fields.as_slice() {
             [(name, value)] if name.is_empty() && part.parts.is_empty() => {
-                self.put(&part.name, value)
+                self.put(&part.name, value.clone())
             }
             _ => self.parts.push(part),
         }
@@ -116,7 +174,8 @@ pub fn dump(devices: &[Arc<dyn BlockDevice>], what: &What) -> Result<Object> {
             let found = devices.get(usize::from(*device));
             let found = found.ok_or(Error::Invalid("the pool has no such device"))?;
             let raw = super::labels::read_one(found, *at)?;
-            return Ok(block(&raw, *how).with("device", found.name()).with("block", at));
+            let shown = block(&raw, *how).map_err(|e| is_none(*at, e))?;
+            return Ok(shown.with_text("device", found.name()).with("block", at));
         }
         _ => {}
     }
@@ -129,6 +188,7 @@ pub fn dump(devices: &[Arc<dyn BlockDevice>], what: &What) -> Result<Object> {
         What::Space => Ok(pool::space(&core)),
         What::Log => pool::log(&core),
         What::Volumes => files::volumes(&core),
+        What::Versions => versions::versions(&core),
         What::Dead => Ok(pool::dead(&core)),
         What::Volume(volume) => files::volume(&core, *volume),
         What::Inode(volume, ino) => files::inode(&core, *volume, *ino),
@@ -139,7 +199,14 @@ pub fn dump(devices: &[Arc<dyn BlockDevice>], what: &What) -> Result<Object> {
 
 /// Every copy of a pool block: the first one that can be read is shown, all are compared.
 fn pool_block(core: &Core, at: u64, how: As) -> Result<Object> {
-    let (copies, _) = core.store.locate(at, 1)?;
+    let blocks = core.space.blocks();
+    if at >= blocks {
+        return Err(Error::Format(format!("the pool has {blocks} blocks")));
+    }
+    let Ok((copies, _)) = core.store.locate(at, 1) else {
+        let what = format!("block {at} is no block of the pool's data");
+        return Err(Error::Format(format!("{what}; device:0:{at} is one of a device")));
+    };
     let mut shown: Option<(Object, Box<Block>)> = None;
     let mut places = Vec::new();
     for (device, place) in copies {
@@ -154,7 +221,7 @@ fn pool_block(core: &Core, at: u64, how: As) -> Result<Object> {
         let copy = Object::new("copy").with("device", device).with("block", place);
         places.push(copy.with("state", state));
         if read.is_ok() && shown.is_none() {
-            shown = Some((block(&raw, how), raw));
+            shown = Some((block(&raw, how).map_err(|e| is_none(at, e))?, raw));
         }
     }
     let shown = shown.map_or(Object::new("block"), |(object, _)| object);
@@ -163,15 +230,18 @@ fn pool_block(core: &Core, at: u64, how: As) -> Result<Object> {
     Ok(shown)
 }
 
-/// A block's bytes as what they seem to be.
-fn block(raw: &Block, how: As) -> Object {
+fn is_none(at: u64, of: &str) -> Error {
+    Error::Format(format!("block {at} is no {of}"))
+}
+
+/// A block's bytes as what they seem to be; what they are not, where they were asked for as that.
+fn block(raw: &Block, how: As) -> std::result::Result<Object, &'static str> {
     let b = &raw.0;
-    match how {
-        As::Node => return node(raw),
-        As::Inodes => return inodes(raw),
-        As::Guess => {}
-    }
-    match &b[..8] {
+    Ok(match &b[..8] {
+        _ if how == As::Node => return seems_node(raw).then(|| node(raw)).ok_or("node"),
+        _ if how == As::Inodes => {
+            return seems_inodes(raw).then(|| inodes(raw)).ok_or("block of inodes")
+        }
         b"LUNFSLAB" => object("label", &Label::decode(b)),
         b"LUNFSROT" => object("root", &Root::decode(b)),
         // The chain's seed is not known here: the fields are shown unchecked.
@@ -181,7 +251,7 @@ fn block(raw: &Block, how: As) -> Object {
         _ if seems_inodes(raw) => inodes(raw),
         _ if seems_node(raw) => node(raw),
         _ => bytes(raw),
-    }
+    })
 }
 
 /// Inodes decode, and one is in use.
@@ -216,7 +286,7 @@ fn node(raw: &Block) -> Object {
 
 fn pointer(name: String, p: &Pointer) -> Object {
     let crc = format!("{:08x}", p.crc);
-    let out = Object::new(name).with("block", p.block).with("birth", p.birth).with("crc", crc);
+    let out = Object::new(name).with("block", p.block).with("birth", p.birth).with_text("crc", crc);
     if p.cloned {
         return out.with("cloned", true);
     }
@@ -242,9 +312,10 @@ fn bucket(raw: &Block) -> Object {
     let mut out = Object::new("bucket").with("depth", decoded.depth);
     for e in &decoded.entries {
         let name = String::from_utf8_lossy(&e.name).into_owned();
-        let entry = Object::new("entry").with("name", format!("{name:?}"));
+        let entry = Object::new("entry").with_text("name", name);
         let cookie = format!("{:016x}", e.cookie);
-        out.parts.push(entry.with("inode", e.ino).with("kind", e.kind).with("cookie", cookie));
+        let entry = entry.with("inode", e.ino).with("kind", e.kind);
+        out.parts.push(entry.with_text("cookie", cookie));
     }
     out
 }
@@ -256,7 +327,7 @@ fn bytes(raw: &Block) -> Object {
     let mut out = Object::new("bytes");
     for (i, line) in raw.0.chunks(32).enumerate() {
         let hex: String = line.iter().map(|v| format!("{v:02x}")).collect();
-        out.put(&format!("{:03x}", i * 32), &hex);
+        out.put(&format!("{:03x}", i * 32), hex);
     }
     out
 }

@@ -25,7 +25,7 @@ pub enum Error {
     #[error("the name is longer than 255 bytes")]
     NameTooLong,
     /// EINVAL.
-    #[error("invalid: {0}")]
+    #[error("{0}")]
     Invalid(&'static str),
     /// EFBIG: beyond [`super::MAX_FILE_BYTES`].
     #[error("the file would be larger than the format allows")]

@@ -63,18 +63,29 @@ fn zeroes() -> Arc<Data> {
     ZERO.get_or_init(|| Data::new(Block::zeroed())).clone()
 }
 
+/// The checksum of what a slot of data reads as.
+fn sum_of(slot: &Slot) -> u32 {
+    match slot {
+        Slot::Data(_, d) => d.crc,
+        Slot::Ptr(p) if !p.is_hole() => p.crc,
+        _ => zeroes().crc,
+    }
+}
+
 fn last_block(offset: u64, len: usize) -> u64 {
     (offset + len as u64 - 1) / BS
 }
 
 impl Core {
-    /// Fills `out` from `offset` as far as the file goes. `None`: it would have to wait.
+    /// Fills `out` from `offset` as far as the file goes. `None`: it would have to wait. Of whole
+    /// blocks the checksums are put to `sums`, where they are wanted.
     pub fn read_file(
         &self,
         inode: &Inode,
         offset: u64,
         out: &mut [u8],
         wait: Wait,
+        sums: Option<&mut Vec<u32>>,
     ) -> Option<Result<usize>> {
         let _pin = self.pins.pin(&self.epoch);
         let held = Held::new(&self.store);
@@ -109,6 +120,9 @@ impl Core {
         };
         if wait == Wait::Never && !slots.iter().all(|s| self.at_hand(s)) {
             return None;
+        }
+        if let Some(sums) = sums.filter(|_| offset % BS == 0 && n as u64 % BS == 0) {
+            sums.extend(slots.iter().map(sum_of));
         }
         Some(self.fill(&slots, offset, &mut out[..n]).map(|()| n))
     }

@@ -75,12 +75,23 @@ impl File {
     /// Fills `out` from `offset` up to the end of the file; how many bytes that was. Holes are
     /// zeros.
     pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
+        self.read_summed_at(offset, out, None)
+    }
+
+    /// As `read_at`; where whole blocks of 4 KiB are read, the CRC-32C of each is appended to
+    /// `sums` as it is kept beside the pointer to it, not computed from `out`.
+    pub fn read_summed_at(
+        &self,
+        offset: u64,
+        out: &mut [u8],
+        mut sums: Option<&mut Vec<u32>>,
+    ) -> Result<usize> {
         self.check()?;
         let mut done = 0;
         // In parts: what is resolved at once is bounded.
         for part in out.chunks_mut(ATOMIC_WRITE_BYTES) {
-            let n =
-                waited(self.core.read_file(&self.inode, offset + done as u64, part, Wait::May))?;
+            let (at, sums) = (offset + done as u64, sums.as_deref_mut());
+            let n = waited(self.core.read_file(&self.inode, at, part, Wait::May, sums))?;
             done += n;
             if n < part.len() {
                 break;
@@ -91,13 +102,23 @@ impl File {
 
     /// As `read_at`, from memory alone; `None`: a block must be read from a device.
     pub fn try_read_at(&self, offset: u64, out: &mut [u8]) -> Option<Result<usize>> {
+        self.try_read_summed_at(offset, out, None)
+    }
+
+    /// As `read_summed_at`, from memory alone.
+    pub fn try_read_summed_at(
+        &self,
+        offset: u64,
+        out: &mut [u8],
+        sums: Option<&mut Vec<u32>>,
+    ) -> Option<Result<usize>> {
         if let Err(e) = self.check() {
             return Some(Err(e));
         }
         if out.len() > ATOMIC_WRITE_BYTES {
             return None;
         }
-        self.core.read_file(&self.inode, offset, out, Wait::Never)
+        self.core.read_file(&self.inode, offset, out, Wait::Never, sums)
     }
 
     /// Writes all of `data`, growing the file where needed (sparse). Sets mtime and ctime. Atomic

@@ -147,15 +147,22 @@ impl Store {
         }
         let written = self.check_latch().is_ok()
             && self.device(device).is_ok_and(|d| d.write(at, data).is_ok());
-        let counter = match written {
-            true => &self.counters.healed_blocks,
-            false => &self.counters.unhealed_blocks,
-        };
-        counter.fetch_add(n, Ordering::Relaxed);
         if written {
+            // One that is being filled has nothing to be healed.
+            let counter = self.counters.healed_blocks.get(usize::from(device));
+            if let Some(counter) = counter.filter(|_| self.members.now().readable(device).is_some())
+            {
+                counter.fetch_add(n, Ordering::Relaxed);
+            }
             self.counters.blocks_written.fetch_add(n, Ordering::Relaxed);
         }
         written
+    }
+
+    /// Bad copies on a device that were rewritten since the pool was opened.
+    pub(super) fn healed_on(&self, slot: u16) -> u64 {
+        let counter = self.counters.healed_blocks.get(usize::from(slot));
+        counter.map_or(0, |counter| counter.load(Ordering::Relaxed))
     }
 
     /// A block whose first copy was bad, from another one; the bad one is healed.

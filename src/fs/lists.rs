@@ -10,6 +10,9 @@
 //! all that was born after its parent is freed, and its list is forgotten: the parent has what is
 //! on it. It is done in consistency points, and only when nothing in the reclaim list waits for the
 //! list of the deleted version: so that a list that is named exists.
+//!
+//! A list that cannot be read stops nobody: a block of it that is not full counts as full where
+//! more is put on it, and a deletion that needs it waits, until a repair makes the list anew.
 
 use super::core::*;
 use super::error::{Error, Result};
@@ -32,6 +35,10 @@ use std::sync::Arc;
 const ENTRIES_PER_CP: usize = 65_536;
 /// What a deletion costs beside its entries, in entries: records, a few blocks.
 const DELETION_COST: usize = 64;
+
+fn is_unreadable(error: &Error) -> bool {
+    matches!(error, Error::Corrupt { .. } | Error::Io(_) | Error::Format(_))
+}
 
 fn table(ino: u64) -> NodeId {
     NodeId { volume: TABLE, ino }
@@ -63,14 +70,27 @@ impl Work<'_> {
         Ok(ino)
     }
 
-    /// What is on a list, with what this consistency point put there.
-    fn take_list(&mut self, ino: u64) -> Result<Vec<DeadEntry>> {
-        if ino == 0 {
-            return Ok(Vec::new());
-        }
-        let mut entries = read_entries(self.core, &*self.core.inode(table(ino))?)?;
+    /// What is on a list that has been read, with what this consistency point put there.
+    fn take_list(&mut self, ino: u64, mut entries: Vec<DeadEntry>) -> Vec<DeadEntry> {
         entries.extend(self.shared.remove(&ino).unwrap_or_default());
-        Ok(entries)
+        entries
+    }
+
+    fn read_list(&self, ino: u64) -> Result<Vec<DeadEntry>> {
+        match ino {
+            0 => Ok(Vec::new()),
+            ino => read_entries(self.core, &*self.core.inode(table(ino))?),
+        }
+    }
+
+    /// Puts lists in the place of those that cannot be read.
+    pub fn relist(&mut self, cp: &mut CpState) -> Result<()> {
+        for (version, entries) in std::mem::take(&mut cp.relisted) {
+            let list = self.list_of(version)?;
+            self.empty(list)?;
+            self.shared.entry(list).or_default().extend(entries);
+        }
+        Ok(())
     }
 
     fn list_len(&self, ino: u64) -> Result<usize> {
@@ -125,7 +145,13 @@ impl Work<'_> {
             };
             let cost = match only_child {
                 0 => self.end_leaf(cp, id, part)?,
-                child => self.end_between(cp, id, part, child)?,
+                child => match self.end_between(cp, id, part, child)? {
+                    Some(cost) => cost,
+                    None => {
+                        waiting.push(id);
+                        continue;
+                    }
+                },
             };
             budget = budget.saturating_sub(cost + DELETION_COST);
         }
@@ -156,25 +182,31 @@ impl Work<'_> {
         Ok(0)
     }
 
-    /// A version with one child, which takes its place.
+    /// A version with one child, which takes its place. `None`: a list cannot be read.
     fn end_between(
         &mut self,
         cp: &mut CpState,
         id: u64,
         part: VersionPart,
         child: u64,
-    ) -> Result<usize> {
+    ) -> Result<Option<usize>> {
         let bound = self.core.shared_up_to(VolumeId(id as u32))?;
         let heir = self.core.version_part(VolumeId(child as u32))?;
+        let (of_heir, own) = match (self.read_list(heir.dead_list), self.read_list(part.dead_list))
+        {
+            (Ok(of_heir), Ok(own)) => (of_heir, own),
+            (Err(e), _) | (_, Err(e)) if is_unreadable(&e) => return Ok(None),
+            (Err(e), _) | (_, Err(e)) => return Err(e),
+        };
         let read = self.list_len(heir.dead_list)? + self.list_len(part.dead_list)?;
         self.relink(child, |p| (p.parent, p.sibling) = (part.parent, part.sibling))?;
         if part.parent != 0 {
             self.replace_child(part.parent, id, child)?;
         }
-        let entries = self.take_list(heir.dead_list)?;
+        let entries = self.take_list(heir.dead_list, of_heir);
         let (freed, mut kept): (Vec<_>, Vec<_>) =
             entries.into_iter().partition(|e| e.pointer.birth > bound);
-        kept.extend(self.take_list(part.dead_list)?);
+        kept.extend(self.take_list(part.dead_list, own));
         if heir.dead_list != 0 {
             self.empty(heir.dead_list)?;
         }
@@ -197,7 +229,7 @@ impl Work<'_> {
         }
         self.end(part.dead_list)?;
         self.end(id)?;
-        Ok(read)
+        Ok(Some(read))
     }
 
     /// Takes everything off a list.
@@ -217,10 +249,14 @@ impl Work<'_> {
         for (ino, entries) in std::mem::take(&mut self.shared) {
             let file = self.core.inode(table(ino))?;
             let old = file.state.read().meta.size as usize / DEAD_ENTRY_BYTES;
-            let first = old / ENTRIES_PER_BLOCK;
+            let mut first = old / ENTRIES_PER_BLOCK;
             let mut all = Vec::new();
             if old % ENTRIES_PER_BLOCK > 0 {
-                all = self.entries_of_block(&file, first, old % ENTRIES_PER_BLOCK)?;
+                match self.entries_of_block(&file, first, old % ENTRIES_PER_BLOCK) {
+                    Ok(entries) => all = entries,
+                    Err(e) if is_unreadable(&e) => first += 1,
+                    Err(e) => return Err(e),
+                }
             }
             all.extend(entries);
             self.write_entries(&file, first, &all)?;

@@ -205,6 +205,19 @@ impl Members {
     }
 }
 
+/// Do both labels say the same? A device that has become longer says so when it is grown.
+fn is_same_label(there: &Block, due: &Block) -> bool {
+    if there.0 == due.0 {
+        return true;
+    }
+    match (Label::decode(&there.0), Label::decode(&due.0)) {
+        (Ok(there), Ok(due)) if there.device_blocks <= due.device_blocks => {
+            Label { device_blocks: due.device_blocks, ..there } == due
+        }
+        _ => false,
+    }
+}
+
 impl Store {
     /// A write or flush of a device failed. Ok: the others have recorded it, and go on.
     pub fn failed(&self, slot: u16, why: String) -> Result<()> {
@@ -320,7 +333,7 @@ impl Store {
             let raw = encode_label(&set, slot, device).ok()?;
             let mut verdict = Verdict::default();
             for at in LABEL_PLACES {
-                if read_one(device, at).is_ok_and(|there| there.0 == raw.0) {
+                if read_one(device, at).is_ok_and(|there| is_same_label(&there, &raw)) {
                     continue;
                 }
                 let heals = self.heals.load(Ordering::Relaxed) && self.check_latch().is_ok();

@@ -4,7 +4,7 @@ use super::core::{Core, Inode, TABLE};
 use super::error::{Error, Result};
 use super::handle::File;
 use super::join::DeviceChange;
-use super::scrub::ScrubStatus;
+use super::scrub::{BadPlace, ScrubStatus};
 use super::types::*;
 use super::{inode, recovery, segments};
 use crate::device::{BlockDevice, BLOCK_BYTES};
@@ -164,6 +164,11 @@ impl Fs {
     /// How far the scrub is, or what the last one found.
     pub fn scrub_status(&self) -> ScrubStatus {
         self.core.scrub.status()
+    }
+
+    /// `hears` is called with each place of a file of which a scrub finds no good copy.
+    pub fn when_lost(&self, hears: Arc<dyn Fn(&BadPlace) + Send + Sync>) {
+        *self.core.lost.write() = Some(hears);
     }
 
     /// Examines about so many blocks on this thread; true while there is more to do. A pool with

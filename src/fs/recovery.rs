@@ -117,6 +117,7 @@ fn build(
         inodes,
         volumes,
         scrub,
+        lost: Default::default(),
         regeneration: Mutex::default(),
         retired: Mutex::default(),
         bell: Bell::default(),
@@ -243,6 +244,15 @@ pub(super) fn load(devices: Vec<Device>, o: &OpenOptions, repairs: bool) -> Resu
     let (unrecorded, uneven) = (found.unrecorded, found.uneven);
     let core = build(found.set, map, root, hash, slot, o, repairs)?;
     Ok(Loaded { core, readable, unrecorded, uneven })
+}
+
+/// Refuses where a device is missing and the others have not recorded that.
+pub(super) fn all_are_there(devices: &[Device]) -> Result<()> {
+    let found = assemble(devices)?;
+    match found.unrecorded.is_empty() {
+        true => Ok(()),
+        false => Err(missing(&found, "`lunfs serve --degraded` records that first")),
+    }
 }
 
 /// Opens and recovers a pool.
@@ -455,6 +465,13 @@ impl Core {
         // The new chain must be named by a root even if nothing else changed.
         self.touch_names()?;
         self.consistency_point(false)
+    }
+
+    /// As `consistency_point_forced`. False: who drives the pool alone is within something else.
+    pub fn consistency_point_done(&self) -> Result<bool> {
+        let before = self.cp_count.load(Ordering::Relaxed);
+        self.consistency_point_forced()?;
+        Ok(self.cp_count.load(Ordering::Relaxed) > before)
     }
 
     /// Something for a consistency point to do.

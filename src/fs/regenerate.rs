@@ -3,12 +3,15 @@
 //! A device that comes back is *merging*, one that comes in another's place is *regenerating*: from
 //! then on it is written and not read. A walk over all that the pool names (for one that comes back
 //! over what was linked after the epoch it is good up to) then compares it with the others, copy by
-//! copy, and rewrites what differs; only what is in use is copied. At the end it is normal, and a
-//! scrub begins.
+//! copy, and rewrites what differs; only what is in use is copied. It is repeated where the only
+//! copy of something could not be read. At the end the device is normal, and a scrub begins.
 //!
 //! Rules:
 //! - a device joins while no group and no consistency point is being written, and a consistency
 //!   point comes before the walk: what the walk does not find on disk is written after the joining;
+//! - another one comes after the walk, before the device is normal: what memory had given up when
+//!   the walk came there was not looked at, and a crash leads back to it while the durable root
+//!   names it;
 //! - how far a walk is is not kept: it begins again after a crash, and whenever membership changes;
 //! - a replacement goes in steps that the labels and the segment map tell apart: the new device is
 //!   recorded → it stands beside the old one in the map → it is filled → it is normal and the old
@@ -28,12 +31,19 @@ use fs_layout::{
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+/// Walks that fill a device where reads fail on the only copy: such failures may pass. What fails
+/// in the last one too is bad on every device.
+const FILL_WALKS: u32 = 3;
+
 /// A walk that fills devices.
 pub(crate) struct Regeneration {
     /// The devices that it fills, and the labels' generation when it began.
     slots: Vec<u16>,
     generation: u64,
     walk: Walk,
+    /// Reads that failed in this walk, and how many walks there were before it.
+    unread: u64,
+    walks: u32,
     pub examined_blocks: u64,
     pub total_blocks: u64,
 }
@@ -121,7 +131,6 @@ impl Core {
         if self.store.members.now().written(slot).is_none() {
             return Err(Error::Invalid("the device failed while it was taken in"));
         }
-        self.consistency_point_forced()?;
         self.bell.ring(super::core::BELL_MEMBERS);
         Ok(())
     }
@@ -199,7 +208,6 @@ impl Core {
     /// Makes another map the pool's, durably. One at a time: the places of its pages take turns.
     fn switch_map(&self, change: impl Fn(&mut SegmentRun)) -> Result<()> {
         let _one = Core::busy(self.lock_unless_alone(&self.rebalance))?;
-        let before = self.cp_count.load(Ordering::Relaxed);
         {
             let mut cp = Core::busy(self.lock_unless_alone(&self.cp))?;
             let _log = Core::busy(self.lock_unless_alone(&self.log))?;
@@ -208,8 +216,7 @@ impl Core {
             write_segment_map(&self.store, &map, &mut cp.root.segment_map)?;
             self.store.set_segment_map(map);
         }
-        self.consistency_point_forced()?;
-        match self.cp_count.load(Ordering::Relaxed) > before {
+        match self.consistency_point_done()? {
             true => Ok(()),
             false => Err(Error::Busy),
         }
@@ -282,9 +289,14 @@ impl Core {
             return Ok(false);
         }
         let is_same = |r: &Regeneration| r.generation == set.label.generation;
-        let mut running = current.take().filter(is_same).unwrap_or_else(|| self.begin_walk(&set));
+        let mut running = match current.take().filter(is_same) {
+            Some(running) => running,
+            None if self.consistency_point_done()? => self.begin_walk(&set),
+            None => return Ok(true),
+        };
         let found = self.walk(&mut running.walk, budget_blocks)?;
         running.examined_blocks += found.examined_blocks;
+        running.unread += found.unread;
         for slot in &running.slots {
             let kept = |p: &&super::scrub::BadPlace| p.outcome == Outcome::Kept;
             if found.places.iter().filter(kept).any(|p| p.devices.contains(slot)) {
@@ -292,9 +304,13 @@ impl Core {
                 self.store.failed(*slot, why)?;
             }
         }
-        if running.walk.is_done() {
-            self.finish_walk(&running)?;
-        } else {
+        if running.walk.is_done() && running.unread > 0 && running.walks + 1 < FILL_WALKS {
+            // What could not be read was not copied, and may be readable now.
+            let walks = running.walks + 1;
+            *current = Some(Regeneration { walks, ..self.begin_walk(&set) });
+            return Ok(true);
+        }
+        if !running.walk.is_done() || !self.finish_walk(&running)? {
             *current = Some(running);
         }
         Ok(true)
@@ -314,14 +330,18 @@ impl Core {
             slots,
             generation: set.label.generation,
             walk: Walk { since, every_version: true, ..Walk::default() },
+            unread: 0,
+            walks: 0,
             examined_blocks: 0,
             total_blocks: total.saturating_sub(free + waiting + reserve),
         }
     }
 
-    /// All that was written is flushed; then the devices are normal.
-    fn finish_walk(&self, done: &Regeneration) -> Result<()> {
-        self.store.flush()?;
+    /// The devices are normal, what they stand in for is missing; false: not now.
+    fn finish_walk(&self, done: &Regeneration) -> Result<bool> {
+        if !self.consistency_point_done()? {
+            return Ok(false);
+        }
         let mut retired = None;
         let changed = self.store.change_members(|set| {
             if set.label.generation != done.generation {
@@ -331,22 +351,24 @@ impl Core {
                 let Some(d) = set.label.devices.get_mut(usize::from(*slot)) else { continue };
                 d.member.state = MemberState::Normal;
                 (d.member.good_epoch, d.member.lineage) = (0, 0);
-                if let Some(old) = d.member.replaces {
-                    let device = set.devices.get(usize::from(old)).cloned().flatten();
-                    retired = device.map(|device| (old, device));
-                    set.leave(old, self.store.good_epoch());
-                }
+            }
+            // Only now: one that is replaced may have come back and been filled too.
+            let pairs = set.replacements().into_iter();
+            for (_, old) in pairs.filter(|(new, _)| done.slots.contains(new)) {
+                let device = set.devices.get(usize::from(old)).cloned().flatten();
+                retired = device.map(|device| (old, device));
+                set.leave(old, self.store.good_epoch());
             }
             Ok(())
         });
         match changed {
             // Membership changed meanwhile: another walk begins.
-            Err(Error::Busy) => return Ok(()),
+            Err(Error::Busy) => return Ok(true),
             other => other?,
         }
         *self.retired.lock() = retired;
         self.scrub_start()?;
-        Ok(())
+        Ok(true)
     }
 
     /// How far a device is filled: blocks examined, of how many at most.

@@ -5,10 +5,12 @@
 //! 2. the free-space map is compared with a recount of what the root names, and written anew where
 //!    it is wrong, before anything is allocated by it;
 //! 3. the log is replayed; a group that was durable and cannot be read cuts it;
-//! 4. counts of inodes, names without an inode, inodes without a name, blocks with two owners;
+//! 4. dead lists that cannot be read; counts of inodes, names without an inode, inodes without a
+//!    name, blocks with two owners;
 //! 5. the free-space map again, then every copy of everything is verified and healed.
 //!
-//! What is bad in a file's data or tree stays a medium error: nothing turns into zeros silently. As
+//! What is bad in a file's data or tree stays a medium error, and a snapshot stays as it is:
+//! nothing turns into zeros silently. As
 //! long as a node cannot be read, blocks that nothing names are kept: they may lie below it.
 //!
 //! A dry run does the same to overlays in memory.
@@ -54,6 +56,10 @@ pub fn repair(devices: &[Device], dry_run: bool) -> Result<Repaired> {
         false => devices.to_vec(),
     };
     let mut actions = Vec::new();
+    if !dry_run {
+        // It writes: that a device is missing must be known to the others before.
+        recovery::all_are_there(&devices)?;
+    }
     step_back(&devices, &mut actions)?;
     recount(&devices, &mut actions)?;
     {
@@ -85,9 +91,10 @@ fn step_back(devices: &[Device], actions: &mut Vec<String>) -> Result<()> {
     roots::forget_root(&trial, slot)?;
     let core = recovery::load(trial, &options(), true)?.core;
     core.load_reclaim()?;
-    let mut count = Count::new(&core, CheckOptions { data: true });
+    // Data that does not match, be it rot or used for something else since, stays a medium error.
+    let mut count = Count::new(&core, METADATA);
     count.run()?;
-    if let Some(why) = count.report.errors.first() {
+    if let Some(why) = count.why_not_whole() {
         return Err(Error::Format(format!(
             "no copy of root slot {slot} can be read, and what the older root names is not whole: \
              {why}"
@@ -95,10 +102,10 @@ fn step_back(devices: &[Device], actions: &mut Vec<String>) -> Result<()> {
     }
     roots::forget_root(devices, slot)?;
     actions.push(format!(
-        "root slot {slot} cannot be read: back to the root of epoch {}, written {} s after 1970; \
-         what was made durable after it is lost but for what its log still holds",
+        "root slot {slot} cannot be read: back to the root of epoch {}, written {}; what was made \
+         durable after it is lost but for what its log still holds",
         older.epoch,
-        older.time / 1_000_000_000
+        Timestamp(older.time)
     ));
     Ok(())
 }
@@ -161,8 +168,20 @@ fn mend_trees(core: &Core, actions: &mut Vec<String>) -> Result<()> {
         _ => None,
     };
     let sharing: BTreeSet<NodeId> = findings.iter().filter_map(shares).collect();
+    actions.extend(core.relist(&count.lost_lists())?);
     for finding in findings {
         let done = match finding {
+            // A snapshot is never changed.
+            Finding::Blocks(id, _)
+            | Finding::Entries(id, _)
+            | Finding::Names(id, ..)
+            | Finding::Shared(id, ..)
+            | Finding::Missing(id)
+                if core.volume(id.volume).is_ok_and(|v| v.is_frozen) =>
+            {
+                None
+            }
+            Finding::DeadList(_) => None,
             // Where something is unread, its inodes may exist and its names may count.
             Finding::Missing(id) => {
                 if count.unread == 0 {
@@ -205,15 +224,12 @@ fn heal(devices: &[Device], actions: &mut Vec<String>) -> Result<()> {
     let mut walk = Walk::default();
     while !walk.is_done() {
         let found = core.walk(&mut walk, super::scrub::PIECE_BLOCKS)?;
-        for place in found.places.iter().filter(|p| p.outcome == Outcome::Healed) {
-            actions.push(format!("{}: written anew", core.place_text(place)));
-        }
+        let mut healed = found.places;
+        healed.retain(|place| place.outcome == Outcome::Healed);
+        let texts = core.place_texts(&healed).into_iter();
+        actions.extend(texts.map(|text| format!("{text}: written anew")));
     }
     core.store.flush()
-}
-
-fn text(id: NodeId) -> String {
-    format!("volume {}, inode {}", id.volume.0, id.ino)
 }
 
 impl Core {
@@ -227,7 +243,7 @@ impl Core {
         let mut txn = Txn::new(self, true);
         txn.edit(&inode, f);
         txn.commit()?;
-        Ok(format!("{}: says {what} now", text(id)))
+        Ok(format!("{}: says {what} now", self.name_of(id)))
     }
 
     /// Gives an inode without a name one in `lost+found` of the ordinary tree; other volumes have
@@ -261,7 +277,7 @@ impl Core {
             txn.edit(&inode, |m| m.nlink = 1);
         }
         txn.commit()?;
-        Ok(Some(format!("{}: had no name, is lost+found/inode-{} now", text(id), id.ino)))
+        Ok(Some(format!("{}: had no name, is lost+found/inode-{} now", self.name_of(id), id.ino)))
     }
 
     /// A block that another one has too: this file gets a copy of its own, if it can be read.
@@ -276,7 +292,7 @@ impl Core {
         let at = block * BLOCK_BYTES as u64;
         Ok(Some(format!(
             "{}, byte {at}: block {} has another owner too: copied apart",
-            text(id),
+            self.name_of(id),
             p.block
         )))
     }
@@ -316,7 +332,7 @@ impl Core {
                 let name = String::from_utf8_lossy(&e.name);
                 actions.push(format!(
                     "{}: the name {name:?} led to inode {}, which is not there: removed",
-                    text(dir.id),
+                    self.name_of(dir.id),
                     e.id.ino
                 ));
             }

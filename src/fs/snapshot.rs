@@ -16,7 +16,6 @@ use super::types::*;
 use fs_layout::{
     Inode as DiskInode, InodeKind, VersionPart, FEATURE_DEAD_NODES, FEATURE_VERSIONS, VERSION_HELD,
 };
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 /// Rights of what nobody sees as a file.
@@ -29,6 +28,8 @@ pub struct SnapshotInfo {
     pub name: String,
     /// Its own id: a volume that is only read.
     pub id: VolumeId,
+    /// The live version it was made of: another one after a rollback.
+    pub of: VolumeId,
     /// The epoch that it ended.
     pub epoch: u64,
     /// When it was made.
@@ -46,6 +47,7 @@ fn info_of(name: String, id: VolumeId, record: &DiskInode) -> SnapshotInfo {
     SnapshotInfo {
         name,
         id,
+        of: VolumeId(part.branch as u32),
         epoch: part.epoch,
         created: Timestamp(record.btime),
         held: part.flags & VERSION_HELD != 0,
@@ -125,6 +127,17 @@ impl Fs {
     }
 }
 
+/// Where a live version comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VolumeInfo {
+    /// The version as which the volume began: the same for ever, whatever it is rolled back to.
+    pub origin: VolumeId,
+    /// It began as a snapshot was: it is a clone, or was rolled back.
+    pub is_copy: bool,
+    /// When this version was made.
+    pub created: Timestamp,
+}
+
 /// An epoch kept by name: a base for [`Fs::diff`] that holds no blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bookmark {
@@ -152,6 +165,19 @@ impl Fs {
     /// `NotFound`.
     pub fn bookmark_delete(&self, volume: VolumeId, name: &str) -> Result<()> {
         self.core().bookmark_delete(volume, name)
+    }
+}
+
+impl Fs {
+    /// Where a live version comes from. `ReadOnly` for a snapshot.
+    pub fn volume_info(&self, volume: VolumeId) -> Result<VolumeInfo> {
+        let live = self.core().live_version(volume)?;
+        let record = live.state.read().meta;
+        let created = Timestamp(record.btime);
+        Ok(match record.version.branch {
+            0 => VolumeInfo { origin: volume, is_copy: false, created },
+            first => VolumeInfo { origin: VolumeId(first as u32), is_copy: true, created },
+        })
     }
 }
 
@@ -214,7 +240,6 @@ impl Core {
     /// version, or of a clone, is in the log. Under `names`.
     pub(super) fn enable(&self, feature: u64) -> Result<()> {
         self.writable()?;
-        let before = self.cp_count.load(Ordering::Relaxed);
         let old = {
             let mut cp = self.lock_unless_alone(&self.cp).ok_or(Error::Busy)?;
             let old = cp.root.incompatible;
@@ -226,8 +251,7 @@ impl Core {
             cp.root.incompatible |= feature | lists;
             old
         };
-        self.consistency_point_forced()?;
-        if self.cp_count.load(Ordering::Relaxed) == before {
+        if !self.consistency_point_done()? {
             // Who drives the pool alone is within something else: another time.
             if let Some(mut cp) = self.lock_unless_alone(&self.cp) {
                 cp.root.incompatible = old;
@@ -247,7 +271,7 @@ impl Core {
     }
 
     /// The inode of a volume that is neither deleted nor a snapshot.
-    fn live_version(&self, id: VolumeId) -> Result<Arc<Inode>> {
+    pub(super) fn live_version(&self, id: VolumeId) -> Result<Arc<Inode>> {
         if id == TABLE || self.volume(id)?.is_frozen {
             return Err(Error::ReadOnly);
         }
@@ -255,7 +279,7 @@ impl Core {
     }
 
     /// The directory of a live version's snapshots.
-    fn snapshots_of(&self, live: &Inode) -> Result<Option<Arc<Inode>>> {
+    pub(super) fn snapshots_of(&self, live: &Inode) -> Result<Option<Arc<Inode>>> {
         match live.state.read().meta.version.snapshots {
             0 => Ok(None),
             ino => self.inode(NodeId { volume: TABLE, ino }).map(Some),
@@ -311,21 +335,27 @@ impl Core {
         Ok(inode.id.ino)
     }
 
-    /// Puts a new live version that begins as `origin` is into a transaction; its number.
+    /// Puts a new live version that begins as `origin` is into a transaction; its number. It takes
+    /// `replaced`'s place and snapshots, or is a volume of its own.
     fn make_clone<'a>(
         &'a self,
         txn: &mut Txn<'a>,
         origin: &Arc<Inode>,
-        snapshots: u64,
+        replaced: Option<&Inode>,
         made: &mut Vec<NodeId>,
     ) -> Result<u64> {
         let inode = self.unborn_version(origin, made)?;
         let from = origin.state.read().meta;
         let meta = new_inode(InodeKind::Version, OWNER, self.now(), self.time());
+        let (snapshots, branch) = replaced.map_or((0, inode.id.ino), |old| {
+            let part = old.state.read().meta.version;
+            (part.snapshots, if part.branch == 0 { old.id.ino } else { part.branch })
+        });
         let version = VersionPart {
             parent: origin.id.ino,
             next_ino: from.version.next_ino,
             snapshots,
+            branch,
             ..VersionPart::default()
         };
         txn.make(&inode, DiskInode { root: from.root, height: from.height, version, ..meta });
@@ -538,7 +568,7 @@ impl Core {
             if edit.find(&txn, name.as_bytes())?.is_some() {
                 return Err(Error::Exists);
             }
-            let ino = self.make_clone(&mut txn, &origin, 0, made)?;
+            let ino = self.make_clone(&mut txn, &origin, None, made)?;
             edit.insert(&mut txn, name.as_bytes(), ino, InodeKind::Version as u8)?;
             txn.commit()?;
             Ok(VolumeId(ino as u32))
@@ -575,7 +605,7 @@ impl Core {
             self.volume(to)?; // It can be read: its tree is where its record says.
             let kept = self.make_snapshot(&mut txn, &live, &Consistency::default(), made)?;
             dir.insert(&mut txn, keep.as_bytes(), kept, InodeKind::Version as u8)?;
-            let ino = self.make_clone(&mut txn, &self.inode_file(to)?, dir.dir.id.ino, made)?;
+            let ino = self.make_clone(&mut txn, &self.inode_file(to)?, Some(&live), made)?;
             edit.replace(&mut txn, name.as_bytes(), ino, InodeKind::Version as u8)?;
             txn.edit(&live, |m| m.version.snapshots = 0);
             txn.end_volume(&live);

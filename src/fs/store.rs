@@ -160,10 +160,8 @@ pub(crate) struct Counters {
     pub blocks_written: AtomicU64,
     pub flushes: AtomicU64,
     pub checksum_errors: AtomicU64,
-    /// Bad copies that were rewritten from good ones.
-    pub healed_blocks: AtomicU64,
-    /// Bad copies that could not be rewritten, though a good one was there.
-    pub unhealed_blocks: AtomicU64,
+    /// By device: bad copies that were rewritten from good ones, where it is read.
+    pub healed_blocks: [AtomicU64; fs_layout::MAX_DEVICES],
 }
 
 /// Segments whose writes go to one place more: first, count, (device, its first segment).

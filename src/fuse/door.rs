@@ -154,6 +154,10 @@ impl Door {
         maker: Maker,
     ) -> Result<Entry> {
         let dir = self.tree.place(parent)?;
+        if let (Place::Snapshots(volume), NewNode::Directory) = (&dir, &node) {
+            let made = self.tree.make_snapshot(*volume, name.as_bytes())?;
+            return self.tree.describe(&made);
+        }
         let made = self.tree.make(&dir, name.as_bytes(), node, maker)?;
         self.tree.describe_as(&Place::Tree(made.id), &made)
     }
@@ -161,7 +165,9 @@ impl Door {
     /// readlink(2).
     pub fn readlink(&self, number: INodeNo) -> Result<Vec<u8>> {
         match self.tree.place(number)? {
-            Place::Tree(id) => self.tree.told(id, Some(0), self.tree.fs().readlink(id)),
+            Place::Tree(id) | Place::Frozen(id) => {
+                self.tree.told(id, Some(0), self.tree.fs().readlink(id))
+            }
             _ => Err(Errno::EINVAL),
         }
     }
@@ -172,8 +178,8 @@ impl Door {
             return;
         }
         if let Ok(Handle::Directory(open)) = self.handles.get(handle).as_deref() {
-            if open.id().volume == VolumeId::TREE {
-                self.note_access(open);
+            if open.file.id().volume == VolumeId::TREE {
+                self.note_access(&open.file);
             }
         }
     }

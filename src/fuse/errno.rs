@@ -34,12 +34,13 @@ pub fn of_fs(error: &fs::Error) -> Errno {
 pub fn of_lun(error: &lun::Error) -> Errno {
     use lun::Error as E;
     match error {
-        E::NotFound(_) => Errno::ENOENT,
-        E::NameTaken { .. } => Errno::EEXIST,
+        E::NotFound(_) | E::NoSnapshot { .. } => Errno::ENOENT,
+        E::NameTaken { .. } | E::SnapshotExists { .. } => Errno::EEXIST,
         E::BadName { .. } | E::BadSize { .. } | E::BadSetting { .. } | E::BadText(_) => {
             Errno::EINVAL
         }
-        E::Busy { .. } => Errno::EBUSY,
+        E::BadSnapshotName { .. } | E::Snapshot { .. } => Errno::EINVAL,
+        E::Busy { .. } | E::Held { .. } => Errno::EBUSY,
         E::ReadOnly(_) => Errno::EROFS,
         E::NoSession(_) => Errno::EINVAL,
         E::Gone => Errno::ESTALE,

@@ -6,7 +6,7 @@
 
 use super::errno::{OrErrno, Result};
 use crate::fs::File;
-use crate::lun::{DataFile, Lun, MAX_ATTRIBUTES_TEXT_BYTES};
+use crate::lun::{DataFile, Lun, SnapshotUse, MAX_ATTRIBUTES_TEXT_BYTES};
 use dashmap::DashMap;
 use fuser::{Errno, FileHandle, LockOwner};
 use parking_lot::Mutex;
@@ -17,8 +17,8 @@ use std::sync::Arc;
 pub enum Handle {
     /// A file of the ordinary tree, or a LUN's file that can only be read.
     File(OpenFile),
-    /// A directory: kept so that it can be listed though it was removed.
-    Directory(File),
+    /// A directory.
+    Directory(OpenDirectory),
     /// A LUN's `data`.
     Data(OpenData),
     /// A LUN's `attributes`.
@@ -27,7 +27,7 @@ pub enum Handle {
     Log(File, Arc<Lun>),
 }
 
-/// An open file of the ordinary tree.
+/// An open file of the ordinary tree or of a snapshot.
 pub struct OpenFile {
     /// The file.
     pub file: File,
@@ -35,6 +35,16 @@ pub struct OpenFile {
     pub read_only: bool,
     /// [`Handles::privileges`] when it was last seen that a write has no privileges to take away.
     pub unprivileged_at: AtomicU64,
+    /// The snapshot that it is in.
+    pub _snapshot: Option<SnapshotUse>,
+}
+
+/// An open directory: kept so that it can be listed though it was removed.
+pub struct OpenDirectory {
+    /// The directory.
+    pub file: File,
+    /// The snapshot that it is in.
+    pub _snapshot: Option<SnapshotUse>,
 }
 
 /// An open `data`.

@@ -7,7 +7,7 @@
 use super::attr;
 use super::door::{Caller, Door};
 use super::errno::{OrErrno, Result};
-use super::handles::{Handle, OpenAttributes, OpenData, OpenFile};
+use super::handles::{Handle, OpenAttributes, OpenData, OpenDirectory, OpenFile};
 use super::tree::{Part, Place};
 use crate::device::BLOCK_BYTES;
 use crate::fs::{File, NodeId, SetAttr};
@@ -48,6 +48,7 @@ impl Door {
             }
             Place::LunFile(lun, Part::Log, id) => (self.open_log(lun, id, flags)?, direct),
             Place::LunFile(_, Part::Kept, id) => (self.open_kept(id, flags)?, direct),
+            Place::Frozen(id) => (self.open_frozen(id, flags)?, ORDINARY),
             Place::LunDirectory(_) | Place::Snapshots(_) => return Err(Errno::EISDIR),
         };
         Ok((self.handles.insert(handle), how))
@@ -99,6 +100,17 @@ impl Door {
         Ok(ordinary(self.tree.fs().open_file(id).or_errno()?, true))
     }
 
+    /// A file of a snapshot. What the kernel has cached of it is right for ever.
+    fn open_frozen(&self, id: NodeId, flags: OpenFlags) -> Result<Handle> {
+        if writes(flags) || flags.0 & libc::O_TRUNC != 0 {
+            return Err(Errno::EROFS);
+        }
+        let snapshot = self.tree.catalog().use_snapshot(id.volume).or_errno()?;
+        let file = self.tree.fs().open_file(id).or_errno()?;
+        let (unprivileged_at, _snapshot) = (AtomicU64::new(0), Some(snapshot));
+        Ok(Handle::File(OpenFile { file, read_only: true, unprivileged_at, _snapshot }))
+    }
+
     /// Opens what [`super::tree::Tree::make`] has just made.
     pub fn open_made(&self, number: INodeNo) -> Result<(FileHandle, FopenFlags)> {
         let Place::Tree(id) = self.tree.place(number)? else {
@@ -110,13 +122,14 @@ impl Door {
 
     /// opendir(3): keeps a directory of the tree until it is closed.
     pub fn opendir(&self, number: INodeNo) -> Result<FileHandle> {
-        match self.tree.place(number)?.inode() {
-            Some(id) => {
-                let directory = self.tree.fs().open_file(id).or_errno()?;
-                Ok(self.handles.insert(Handle::Directory(directory)))
-            }
-            None => Ok(FileHandle(0)),
-        }
+        let place = self.tree.place(number)?;
+        let Some(id) = place.inode() else { return Ok(FileHandle(0)) };
+        let _snapshot = match place {
+            Place::Frozen(_) => Some(self.tree.catalog().use_snapshot(id.volume).or_errno()?),
+            _ => None,
+        };
+        let file = self.tree.fs().open_file(id).or_errno()?;
+        Ok(self.handles.insert(Handle::Directory(OpenDirectory { file, _snapshot })))
     }
 
     /// Fills `out` from `offset`; how many bytes there were.
@@ -140,7 +153,7 @@ impl Door {
             Handle::Log(file, _) => {
                 self.tree.told(file.id(), Some(offset), file.read_at(offset, out))
             }
-            Handle::Directory(_) => Err(Errno::EISDIR),
+            Handle::Directory(..) => Err(Errno::EISDIR),
         }
     }
 
@@ -197,7 +210,7 @@ impl Door {
             Handle::Data(data) => data.flush(owner),
             Handle::Attributes(open) if open.writers.closed_by(owner) => open.apply()?,
             Handle::Attributes(_) => {}
-            Handle::File(_) | Handle::Directory(_) | Handle::Log(..) => {}
+            Handle::File(_) | Handle::Directory(..) | Handle::Log(..) => {}
         }
         Ok(())
     }
@@ -209,7 +222,9 @@ impl Door {
         }
         match &*self.handles.get(handle)? {
             Handle::File(open) => open.file.sync().or_errno(),
-            Handle::Directory(file) | Handle::Log(file, _) => file.sync().or_errno(),
+            Handle::Directory(OpenDirectory { file, .. }) | Handle::Log(file, _) => {
+                file.sync().or_errno()
+            }
             Handle::Data(data) => data.file.sync().or_errno(),
             Handle::Attributes(open) => {
                 open.apply()?;
@@ -310,7 +325,8 @@ impl Writing {
 const ORDINARY: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_NOFLUSH);
 
 fn ordinary(file: File, read_only: bool) -> Handle {
-    Handle::File(OpenFile { file, read_only, unprivileged_at: AtomicU64::new(0) })
+    let unprivileged_at = AtomicU64::new(0);
+    Handle::File(OpenFile { file, read_only, unprivileged_at, _snapshot: None })
 }
 
 fn writes(flags: OpenFlags) -> bool {
@@ -354,7 +370,7 @@ impl Bytes<'_> {
             Handle::File(open) => Ok(Bytes::File(&open.file)),
             Handle::Log(file, _) => Ok(Bytes::File(file)),
             Handle::Data(data) => Ok(Bytes::Data(&data.file)),
-            Handle::Attributes(_) | Handle::Directory(_) => Err(Errno::EOPNOTSUPP),
+            Handle::Attributes(_) | Handle::Directory(..) => Err(Errno::EOPNOTSUPP),
         }
     }
 
@@ -403,12 +419,12 @@ impl Bytes<'_> {
 
     fn take_range(&self, source: &Bytes<'_>, from: u64, to: u64, len: u64) -> Result<u64> {
         let source = match source {
-            Bytes::File(file) => file,
+            Bytes::File(file) => (*file).clone(),
             Bytes::Data(data) => data.source(),
         };
         match self {
             Bytes::File(file) => source.clone_range(from, file, to, len).or_errno(),
-            Bytes::Data(data) => data.take_range(source, from, to, len).or_errno(),
+            Bytes::Data(data) => data.take_range(&source, from, to, len).or_errno(),
         }
     }
 }

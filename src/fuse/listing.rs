@@ -1,14 +1,14 @@
 //! Reading directories. A listing goes on after the cookie of the last entry seen, without any
 //! state between calls, so that it survives removals beside it, other openings and a restart (NFS).
 //!
-//! Cookies: 1 and 2 are `.` and `..`, 3 is `.snapshots`; ordinary entries have the filesystem's
+//! Cookies: 1 and 2 are `.` and `..`; ordinary entries and snapshots have the filesystem's
 //! (above 15, in ascending order). In the root the LUNs stand among those, at [`LUN_COOKIES`] plus
 //! their volume.
 
 use super::attr;
 use super::errno::Result;
 use super::ids::Node;
-use super::tree::{Place, Tree, SNAPSHOTS};
+use super::tree::{Place, Tree};
 use crate::fs::{DirEntry, NodeId};
 use fuser::{Errno, FileType, INodeNo};
 
@@ -18,7 +18,6 @@ const BATCH: usize = 64;
 const LUN_COOKIES: u64 = 1 << 62;
 const DOT: u64 = 1;
 const DOT_DOT: u64 = 2;
-const DOT_SNAPSHOTS: u64 = 3;
 
 /// An entry of a directory.
 #[derive(Debug)]
@@ -59,7 +58,7 @@ impl Tree {
 
     /// A few entries after `cookie`; none at the end.
     fn some_items(&self, dir: &Place, cookie: u64) -> Result<Vec<Item>> {
-        if cookie < DOT_SNAPSHOTS {
+        if cookie < DOT_DOT {
             let dots = self.dots(dir, cookie)?;
             if !dots.is_empty() {
                 return Ok(dots);
@@ -67,9 +66,9 @@ impl Tree {
         }
         match dir {
             Place::Tree(id) if dir.is_root() => self.root_items(*id, cookie),
-            Place::Tree(id) => self.inode_items(*id, cookie),
+            Place::Tree(id) | Place::Frozen(id) => self.inode_items(*id, cookie),
             Place::LunDirectory(lun) => self.inode_items(NodeId::root(lun.volume()), cookie),
-            Place::Snapshots(_) => Ok(Vec::new()),
+            Place::Snapshots(volume) => self.snapshot_items(*volume, cookie),
             Place::LunFile(..) => Err(Errno::ENOTDIR),
         }
     }
@@ -88,9 +87,6 @@ impl Tree {
         // The parent of a directory that was removed is gone; the name `..` stays until it is
         // closed.
         add(self.parent(dir).unwrap_or_else(|_| dir.clone()), b"..", DOT_DOT)?;
-        if let Place::LunDirectory(lun) = dir {
-            add(Place::Snapshots(lun.clone()), SNAPSHOTS, DOT_SNAPSHOTS)?;
-        }
         Ok(out)
     }
 
@@ -127,11 +123,12 @@ impl Tree {
     }
 }
 
-fn number(place: &Place) -> Result<INodeNo> {
+/// The node number of a place.
+pub fn number(place: &Place) -> Result<INodeNo> {
     let node = match place {
-        Place::Snapshots(lun) => Node::Snapshots(lun.volume()),
+        Place::Snapshots(volume) => Node::Snapshots(*volume),
         Place::LunDirectory(lun) => Node::Inode(NodeId::root(lun.volume())),
-        Place::Tree(id) | Place::LunFile(_, _, id) => Node::Inode(*id),
+        Place::Tree(id) | Place::LunFile(_, _, id) | Place::Frozen(id) => Node::Inode(*id),
     };
     node.pack().ok_or(Errno::EOVERFLOW)
 }

@@ -43,7 +43,7 @@ impl Door {
         mut change: SetAttr,
     ) -> Result<Entry> {
         let place = self.tree.place(number)?;
-        let id = place.inode().ok_or(Errno::EPERM)?;
+        let id = place.attributes_of()?;
         if let Place::LunFile(..) = place {
             if let Some(size) = change.size_bytes.take() {
                 self.resize(&place, handle, size)?;
@@ -179,7 +179,7 @@ impl Door {
         flags: i32,
     ) -> Result<()> {
         is_supported(name)?;
-        let id = self.tree.place(number)?.inode().ok_or(Errno::EPERM)?;
+        let id = self.tree.place(number)?.attributes_of()?;
         if name == acl::ACCESS || name == acl::DEFAULT {
             return self.set_acl(caller, id, name, Acl::parse(value)?);
         }
@@ -229,7 +229,7 @@ impl Door {
     /// removexattr(2). A list that is not there was removed with success (acl_delete_def_file(3)).
     pub fn removexattr(&self, number: INodeNo, name: &[u8]) -> Result<()> {
         is_supported(name)?;
-        let id = self.tree.place(number)?.inode().ok_or(Errno::EPERM)?;
+        let id = self.tree.place(number)?.attributes_of()?;
         if name == acl::ACCESS || name == acl::DEFAULT {
             return self.remove_acl(id, name);
         }

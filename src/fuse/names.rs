@@ -30,6 +30,9 @@ impl Tree {
     /// Makes a node in a directory of the ordinary tree.
     pub fn make(&self, dir: &Place, name: &[u8], node: NewNode<'_>, maker: Maker) -> Result<Attr> {
         let id = dir.changeable()?;
+        if self.is_snapshots(dir, name) {
+            return Err(Errno::EEXIST);
+        }
         let _name_is_free = self.reserve(dir, name)?;
         let above = self.fs().getattr(id).or_errno()?;
         let is_directory = matches!(node, NewNode::Directory);
@@ -78,6 +81,7 @@ impl Tree {
     pub fn link(&self, node: &Place, dir: &Place, name: &[u8]) -> Result<Attr> {
         let target = dir.changeable()?;
         match node {
+            Place::Tree(_) if self.is_snapshots(dir, name) => Err(Errno::EEXIST),
             Place::Tree(id) => {
                 let _name_is_free = self.reserve(dir, name)?;
                 self.fs().link(*id, target, name).or_errno()
@@ -96,6 +100,12 @@ impl Tree {
         flags: RenameFlags,
     ) -> Result<()> {
         let mode = rename_mode(flags)?;
+        if let Place::Snapshots(volume) = dir {
+            return self.rename_snapshot(*volume, name, to_dir, to_name, mode);
+        }
+        if self.is_snapshots(dir, name) || self.is_snapshots(to_dir, to_name) {
+            return Err(Errno::EPERM);
+        }
         if let Some(lun) = dir.is_root().then(|| self.lun_named(name)).flatten() {
             return self.rename_lun(&lun, to_dir, to_name, mode);
         }

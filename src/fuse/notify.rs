@@ -114,7 +114,10 @@ struct Pending {
 impl Pending {
     fn note(&mut self, change: &Change, own: bool) {
         match change {
-            Change::Created { name, .. } | Change::Removed { name, .. } => self.name(name, own),
+            Change::Created { name, .. }
+            | Change::Removed { name, .. }
+            | Change::RolledBack { name, .. } => self.name(name, own),
+            Change::Snapshots { .. } => {}
             Change::Renamed { from, to, .. } => {
                 self.name(from, own);
                 self.name(to, own);
@@ -171,7 +174,10 @@ impl Invalidations {
     pub fn note(&self, change: &Change) {
         if matches!(
             change,
-            Change::Created { .. } | Change::Removed { .. } | Change::Renamed { .. }
+            Change::Created { .. }
+                | Change::Removed { .. }
+                | Change::Renamed { .. }
+                | Change::RolledBack { .. }
         ) {
             self.tree.names_changed(self.clock.now());
         }

@@ -5,6 +5,7 @@ use super::attr;
 use super::door::{Caller, Door};
 use super::errno::Result;
 use super::io::Writing;
+use super::listing::Item;
 use super::names::Maker;
 use super::tree::{Entry, Place};
 use crate::fs::{NewNode, SetAttr};
@@ -335,7 +336,7 @@ impl Filesystem for Door {
         let listed = self.tree.place(ino).and_then(|dir| {
             self.tree.list(&dir, offset, &mut |item| {
                 // What was removed meanwhile is left out.
-                let Ok(Entry { attr, generation, ttl }) = self.tree.describe(&item.place) else {
+                let Ok(Entry { attr, generation, ttl }) = self.describe_item(&dir, item) else {
                     return Ok(false);
                 };
                 let name = OsStr::from_bytes(&item.name);
@@ -442,6 +443,19 @@ impl Filesystem for Door {
 fn maker(request: &Request, mode: u32, umask: u32) -> Maker {
     let (uid, gid) = (request.uid(), request.gid());
     Maker { uid, gid, mode: mode & 0o7777, umask: umask & 0o777 }
+}
+
+impl Door {
+    /// What READDIRPLUS tells of an entry. Of a snapshot its name alone (a node number of 0 says
+    /// so: fuse_direntplus_link of Linux): to describe each would open each.
+    fn describe_item(&self, dir: &Place, item: &Item) -> Result<Entry> {
+        if matches!((dir, &item.place), (Place::Snapshots(_), Place::Frozen(_))) {
+            let mut entry = self.tree.describe(dir)?;
+            entry.attr.ino = INodeNo(0);
+            return Ok(entry);
+        }
+        self.tree.describe(&item.place)
+    }
 }
 
 /// "There is no such name, and you may remember it": node number 0 (fuse_lookup_name of Linux).

@@ -7,26 +7,26 @@
 //!   use.
 //! - Anything else made, linked, renamed or removed inside a LUN directory is EPERM. One exception:
 //!   a file renamed onto `attributes` is applied as if its text had been written there.
-//! - `.snapshots` is virtual.
+//! - `.snapshots` is virtual: `snapshots` has its rules.
 
 use super::attr::{self, S_ISGID, S_ISUID};
 use super::errno::{OrErrno, Result};
 use super::ids::Node;
 use super::notify;
+use super::snapshots::SNAPSHOTS;
 use crate::fs::{self, Attr, Fs, NodeId, Timestamp, VolumeId, ROOT_INO};
 use crate::lun::{Catalog, DeleteOptions, Lun};
+use dashmap::DashMap;
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Name of the virtual directory of a LUN's snapshots.
-pub const SNAPSHOTS: &[u8] = b".snapshots";
 /// How long the kernel may keep what it knows of the ordinary tree. No other door changes it, so
 /// this only bounds how long a mistake could last.
 const TREE_TTL: Duration = Duration::from_secs(60);
 /// LUN files change through other doors too: the kernel asks each time.
-const LUN_TTL: Duration = Duration::ZERO;
+pub const LUN_TTL: Duration = Duration::ZERO;
 
 /// A file of a LUN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +50,10 @@ pub enum Place {
     LunDirectory(Arc<Lun>),
     /// A file in it.
     LunFile(Arc<Lun>, Part, NodeId),
-    /// Its `.snapshots`.
-    Snapshots(Arc<Lun>),
+    /// `.snapshots` of a LUN's volume, or of the ordinary tree's.
+    Snapshots(VolumeId),
+    /// Part of a snapshot.
+    Frozen(NodeId),
 }
 
 impl Place {
@@ -68,17 +70,26 @@ impl Place {
     /// Its inode; `None` for what is virtual.
     pub fn inode(&self) -> Option<NodeId> {
         match self {
-            Place::Tree(id) | Place::LunFile(_, _, id) => Some(*id),
+            Place::Tree(id) | Place::LunFile(_, _, id) | Place::Frozen(id) => Some(*id),
             Place::LunDirectory(lun) => Some(NodeId::root(lun.volume())),
             Place::Snapshots(_) => None,
         }
     }
 
-    /// The directory in the ordinary tree in which entries may be made and removed; EPERM
-    /// elsewhere.
+    /// Its inode, to change its attributes; EPERM for what is virtual, EROFS in a snapshot.
+    pub fn attributes_of(&self) -> Result<NodeId> {
+        match self {
+            Place::Frozen(_) => Err(Errno::EROFS),
+            place => place.inode().ok_or(Errno::EPERM),
+        }
+    }
+
+    /// The directory in the ordinary tree in which entries may be made and removed; EROFS in a
+    /// snapshot, EPERM elsewhere.
     pub fn changeable(&self) -> Result<NodeId> {
         match self {
             Place::Tree(id) => Ok(*id),
+            Place::Frozen(_) => Err(Errno::EROFS),
             _ => Err(Errno::EPERM),
         }
     }
@@ -102,13 +113,16 @@ pub struct Tree {
     /// When LUN names last changed while this mount stood, in nanoseconds of [`Timestamp`]: clients
     /// that cache a directory by its times (NFS) look again.
     names_changed: AtomicI64,
+    /// Whose snapshots those are that were looked up: sixteen bytes each.
+    pub(super) owners: DashMap<VolumeId, VolumeId>,
 }
 
 impl Tree {
     /// The tree of a pool.
     pub fn new(catalog: Arc<Catalog>) -> Tree {
         let fs = Arc::clone(catalog.fs());
-        Tree { catalog, fs, names_changed: AtomicI64::new(i64::MIN) }
+        let names_changed = AtomicI64::new(i64::MIN);
+        Tree { catalog, fs, names_changed, owners: DashMap::new() }
     }
 
     /// The LUNs.
@@ -135,7 +149,7 @@ impl Tree {
     pub fn place(&self, number: INodeNo) -> Result<Place> {
         match Node::unpack(number).ok_or(Errno::ESTALE)? {
             Node::Inode(id) => self.place_of(id),
-            Node::Snapshots(volume) => Ok(Place::Snapshots(self.lun(volume)?)),
+            Node::Snapshots(volume) => self.check_live(volume).map(|()| Place::Snapshots(volume)),
         }
     }
 
@@ -144,7 +158,10 @@ impl Tree {
         if id.volume == VolumeId::TREE {
             return Ok(Place::Tree(id));
         }
-        let lun = self.lun(id.volume)?;
+        let Some(lun) = self.catalog.by_volume(id.volume) else {
+            let is_snapshot = self.fs.is_snapshot(id.volume).or_errno()?;
+            return is_snapshot.then_some(Place::Frozen(id)).ok_or(Errno::ESTALE);
+        };
         let part = match id {
             id if id.ino == ROOT_INO => return Ok(Place::LunDirectory(lun)),
             id if id == lun.data_node() => Part::Data,
@@ -155,8 +172,16 @@ impl Tree {
         Ok(Place::LunFile(lun, part, id))
     }
 
-    fn lun(&self, volume: VolumeId) -> Result<Arc<Lun>> {
+    pub(super) fn lun(&self, volume: VolumeId) -> Result<Arc<Lun>> {
         self.catalog.by_volume(volume).ok_or(Errno::ESTALE)
+    }
+
+    /// ESTALE for a volume that has no `.snapshots` here.
+    pub(super) fn check_live(&self, volume: VolumeId) -> Result<()> {
+        if volume == VolumeId::TREE {
+            return Ok(());
+        }
+        self.lun(volume).map(drop)
     }
 
     /// The LUN whose directory has this name, letter for letter.
@@ -171,18 +196,22 @@ impl Tree {
         match (dir, name) {
             (dir, b".") => Ok(dir.clone()),
             (dir, b"..") => self.parent(dir),
+            (Place::Tree(id), SNAPSHOTS) if dir.is_root() => Ok(Place::Snapshots(id.volume)),
+            (Place::LunDirectory(lun), SNAPSHOTS) => Ok(Place::Snapshots(lun.volume())),
             (Place::Tree(id), name) => {
                 if let Some(lun) = dir.is_root().then(|| self.lun_named(name)).flatten() {
                     return Ok(Place::LunDirectory(lun));
                 }
                 Ok(Place::Tree(self.told(*id, None, self.fs.lookup(*id, name))?.id))
             }
-            (Place::LunDirectory(lun), SNAPSHOTS) => Ok(Place::Snapshots(Arc::clone(lun))),
             (Place::LunDirectory(lun), name) => {
                 let found = self.fs.lookup(NodeId::root(lun.volume()), name).or_errno()?;
                 self.place_of(found.id)
             }
-            (Place::Snapshots(_), _) => Err(Errno::ENOENT),
+            (Place::Snapshots(volume), name) => self.find_snapshot(*volume, name),
+            (Place::Frozen(id), name) => {
+                Ok(Place::Frozen(self.told(*id, None, self.fs.lookup(*id, name))?.id))
+            }
             (Place::LunFile(..), _) => Err(Errno::ENOTDIR),
         }
     }
@@ -193,7 +222,9 @@ impl Tree {
             _ if dir.is_root() => Ok(Place::root()),
             Place::Tree(id) => Ok(Place::Tree(self.fs.parent(*id).or_errno()?)),
             Place::LunDirectory(_) => Ok(Place::root()),
-            Place::Snapshots(lun) => Ok(Place::LunDirectory(Arc::clone(lun))),
+            Place::Snapshots(VolumeId::TREE) => Ok(Place::root()),
+            Place::Snapshots(volume) => Ok(Place::LunDirectory(self.lun(*volume)?)),
+            Place::Frozen(id) => self.parent_of_frozen(*id),
             Place::LunFile(..) => Err(Errno::ENOTDIR),
         }
     }
@@ -201,9 +232,9 @@ impl Tree {
     /// What the kernel is told of a node.
     pub fn describe(&self, place: &Place) -> Result<Entry> {
         let id = match place {
-            Place::Snapshots(lun) => return self.describe_snapshots(lun),
+            Place::Snapshots(volume) => return self.describe_snapshots(*volume),
             Place::LunDirectory(lun) => NodeId::root(lun.volume()),
-            Place::Tree(id) | Place::LunFile(_, _, id) => *id,
+            Place::Tree(id) | Place::LunFile(_, _, id) | Place::Frozen(id) => *id,
         };
         self.describe_as(place, &self.fs.getattr(id).or_errno()?)
     }
@@ -213,8 +244,6 @@ impl Tree {
         let mut attr = attr::to_kernel(known)?;
         match place {
             _ if place.is_root() => self.show_luns(&mut attr),
-            // Its `..` in `.snapshots`.
-            Place::LunDirectory(_) => attr.nlink = attr.nlink.saturating_add(1),
             Place::LunFile(lun, Part::Attributes, _) => {
                 attr.size = lun.attributes_toml().or_errno()?.len() as u64;
             }
@@ -222,7 +251,12 @@ impl Tree {
         }
         // A write takes these bits away without the kernel's knowing: it shall ask each time.
         let fleeting = known.mode & (S_ISUID | S_ISGID) != 0 && attr.kind != FileType::Directory;
-        let ttl = if matches!(place, Place::Tree(_)) && !fleeting { TREE_TTL } else { LUN_TTL };
+        let ttl = match place {
+            Place::Tree(_) if !fleeting => TREE_TTL,
+            // A snapshot's own name may go at any time.
+            Place::Frozen(id) if id.ino != ROOT_INO => TREE_TTL,
+            _ => LUN_TTL,
+        };
         Ok(Entry { attr, generation: known.generation, ttl })
     }
 
@@ -238,19 +272,14 @@ impl Tree {
         }
     }
 
-    fn describe_snapshots(&self, lun: &Arc<Lun>) -> Result<Entry> {
-        let above = self.fs.getattr(NodeId::root(lun.volume())).or_errno()?;
-        let mut attr = attr::to_kernel(&above)?;
-        attr.ino = Node::Snapshots(lun.volume()).pack().ok_or(Errno::EOVERFLOW)?;
-        attr.perm = 0o555;
-        attr.nlink = 2;
-        attr.size = 0;
-        attr.blocks = 0;
-        Ok(Entry { attr, generation: above.generation, ttl: LUN_TTL })
-    }
-
     /// Removes a directory, or deletes a LUN.
     pub fn rmdir(&self, dir: &Place, name: &[u8]) -> Result<()> {
+        if let Place::Snapshots(volume) = dir {
+            return self.delete_snapshot(*volume, name);
+        }
+        if self.is_snapshots(dir, name) {
+            return Err(Errno::EPERM);
+        }
         let id = dir.changeable()?;
         match dir.is_root().then(|| self.lun_named(name)).flatten() {
             Some(lun) => notify::own_change(|| {
@@ -262,6 +291,9 @@ impl Tree {
 
     /// Removes what is no directory.
     pub fn unlink(&self, dir: &Place, name: &[u8]) -> Result<()> {
+        if self.is_snapshots(dir, name) {
+            return Err(Errno::EISDIR);
+        }
         let id = dir.changeable()?;
         if dir.is_root() && self.lun_named(name).is_some() {
             return Err(Errno::EISDIR);

@@ -277,7 +277,7 @@ impl Connection {
         let mut header = Header::reply(response::NOP_IN, pdu::FINAL, NO_TAG);
         header.set_word(20, PING_TAG);
         self.stamp(&mut header, false);
-        self.send(header, &[]);
+        self.send(header, &[], None);
     }
 
     /// Handles all that was received, as far as it is willing to.
@@ -561,11 +561,11 @@ impl Connection {
     /// Sends a PDU that carries a status, with a short data segment.
     pub(super) fn send_status(&mut self, mut header: Header, data: &[u8]) {
         self.stamp(&mut header, true);
-        self.send(header, data);
+        self.send(header, data, None);
     }
 
-    /// Sends a PDU whose sequence numbers are set.
-    pub(super) fn send(&mut self, mut header: Header, data: &[u8]) {
+    /// Sends a PDU whose sequence numbers are set; `sum` is the CRC-32C of `data` if it is known.
+    pub(super) fn send(&mut self, mut header: Header, data: &[u8], sum: Option<u32>) {
         header.set_data_bytes(data.len());
         self.out.push(&header.0);
         if self.params.header_digest {
@@ -575,16 +575,17 @@ impl Connection {
             return;
         }
         self.out.push(data);
-        self.send_tail(data);
+        self.send_tail(data, sum);
     }
 
-    /// Padding and digest after a data segment.
-    pub(super) fn send_tail(&mut self, data: &[u8]) {
+    /// Padding and digest after a data segment. One whose sum is known needs no padding.
+    pub(super) fn send_tail(&mut self, data: &[u8], sum: Option<u32>) {
         let pad = [0u8; 3];
         let pad = pad.get(..padded(data.len()) - data.len()).unwrap_or_default();
         self.out.push(pad);
         if self.params.data_digest {
-            self.out.push(&pdu::digest(&[data, pad]));
+            let digest = sum.map_or_else(|| pdu::digest(&[data, pad]), u32::to_le_bytes);
+            self.out.push(&digest);
         }
     }
 

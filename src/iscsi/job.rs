@@ -72,6 +72,8 @@ pub struct Scsi {
     pub out: Buffer,
     /// Room for data-in: `task.data_in_bytes`.
     pub into: Buffer,
+    /// The checksums of data-in are wanted too.
+    pub summed: bool,
     /// Set when the command is aborted.
     pub cancel: Arc<AtomicBool>,
 }
@@ -131,9 +133,9 @@ impl Job {
                 Done::Noted
             }
             Work::List { service, client } => Done::Listed(service.directory.list(&client)),
-            Work::Scsi(Scsi { tag, nexus, task, out, mut into, cancel }) => {
+            Work::Scsi(Scsi { tag, nexus, task, out, mut into, summed, cancel }) => {
                 let data = out.get(..task.data_out_bytes).unwrap_or_default();
-                let answer = nexus.run(&task, data, &mut into, &cancel);
+                let answer = nexus.run(&task, data, into.data_in(summed), &cancel);
                 Done::Scsi(tag, answer, into)
             }
         }

@@ -28,6 +28,7 @@ mod read;
 mod receive;
 mod security;
 pub mod session;
+mod sums;
 mod text;
 mod tmf;
 mod transfer;

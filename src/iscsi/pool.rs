@@ -9,6 +9,8 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
+use crate::scsi::DataIn;
+
 /// Idle bytes that a connection keeps; more goes back to the allocator.
 const MAX_IDLE_BYTES: usize = 4 << 20;
 /// Idle buffers that a connection keeps.
@@ -34,7 +36,7 @@ impl Pool {
         if memory.len() < bytes {
             memory = vec![0; bytes];
         }
-        Buffer { memory, bytes, home }
+        Buffer { memory, bytes, sums: Vec::new(), home }
     }
 
     fn put(&self, memory: Vec<u8>) {
@@ -51,6 +53,7 @@ impl Pool {
 pub struct Buffer {
     memory: Vec<u8>,
     bytes: usize,
+    sums: Vec<u32>,
     home: Weak<Pool>,
 }
 
@@ -61,6 +64,18 @@ impl Buffer {
             self.memory.resize(bytes, 0);
         }
         self.bytes = bytes;
+    }
+
+    /// Room for data that is read, and where `summed` for its checksums.
+    pub fn data_in(&mut self, summed: bool) -> DataIn<'_> {
+        self.sums.clear();
+        let bytes = self.memory.get_mut(..self.bytes).unwrap_or_default();
+        DataIn { bytes, sums: summed.then_some(&mut self.sums) }
+    }
+
+    /// The checksums that came with its data, one for each block; none where they are not known.
+    pub fn sums(&self) -> &[u32] {
+        &self.sums
     }
 }
 

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use super::connection::{Connection, Phase};
 use super::pdu::{self, padded, response, Header, DIGEST_BYTES, HEADER_BYTES, NO_TAG};
 use super::pool::Buffer;
+use super::sums::sum_of;
 use super::transfer::Request;
-use crate::scsi::{Answer, Status, Task};
+use crate::scsi::{Answer, DataIn, Status, Task};
 
 /// Reads up to this length are read straight behind their header in the outgoing run; longer ones
 /// into a buffer that the socket takes without a copy.
@@ -48,7 +49,8 @@ impl Connection {
         let Phase::Full(session) = &self.phase else {
             return;
         };
-        match session.opened.nexus.try_run(&task, &[], &mut buffer) {
+        let into = buffer.data_in(self.params.data_digest);
+        match session.opened.nexus.try_run(&task, &[], into) {
             Some(answer) => self.finish_read(request, answer, buffer),
             None => {
                 drop(buffer);
@@ -73,13 +75,15 @@ impl Connection {
         let start = HEADER_BYTES + if header_digest { DIGEST_BYTES } else { 0 };
         let digest = if data_digest { DIGEST_BYTES } else { 0 };
         let mut answer = None;
+        let mut sums = Vec::new();
         let filled = self.out.fill_in_place(start + padded(bytes) + digest, |room| {
             let (head, body) = room.split_at_mut(start);
             let (data, tail) = body.split_at_mut(padded(bytes));
             let Some(target) = data.get_mut(..bytes) else {
                 return false;
             };
-            answer = session.opened.nexus.try_run(&task, &[], target);
+            let into = DataIn { bytes: target, sums: data_digest.then_some(&mut sums) };
+            answer = session.opened.nexus.try_run(&task, &[], into);
             if answer.as_ref().is_none_or(|answer| answer.status != Status::Good) {
                 return false;
             }
@@ -88,7 +92,11 @@ impl Connection {
                 put(head, HEADER_BYTES, &pdu::digest(&[&header.0]));
             }
             if data_digest {
-                put(tail, 0, &pdu::digest(&[data]));
+                put(
+                    tail,
+                    0,
+                    &sum_of(&sums, 0..bytes).map_or_else(|| pdu::digest(&[data]), u32::to_le_bytes),
+                );
             }
             true
         });
@@ -187,9 +195,11 @@ impl Connection {
                     self.out.push(&pdu::digest(&[&header.0]));
                 }
                 self.out.push_long(buffer, at..next);
-                self.send_tail(data);
+                let known = sum_of(buffer.sums(), at..next);
+                self.send_tail(data, known);
             }
-            _ => self.send(header, data),
+            Source::Long(buffer) => self.send(header, data, sum_of(buffer.sums(), at..next)),
+            Source::Short(_) => self.send(header, data, None),
         }
     }
 }

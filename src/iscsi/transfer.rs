@@ -15,7 +15,7 @@ use super::ordering::{Attribute, Ready};
 use super::pdu::{self, response, Header, RejectReason, NO_TAG};
 use super::pool::Buffer;
 use super::receive::Destination;
-use crate::scsi::{Answer, Nexus, Plan, Sense, Task};
+use crate::scsi::{Answer, DataIn, Nexus, Plan, Sense, Task};
 
 /// Buffers of a connection that R2Ts may be open for. One command always fits.
 pub const MAX_SOLICITED_BYTES: usize = 32 << 20;
@@ -232,7 +232,7 @@ impl Connection {
     /// All data is there, in the staging buffer: it is written from where it lies.
     fn write_at_once(&mut self, nexus: &Nexus, request: Request, task: Task, data: &[u8]) {
         let now = self.may_begin(&request);
-        match now.then(|| nexus.try_run(&task, data, &mut [])).flatten() {
+        match now.then(|| nexus.try_run(&task, data, DataIn::default())).flatten() {
             Some(answer) => self.finish_write(request, answer, task.wanted_bytes),
             None => {
                 let mut buffer = self.pool.take(data.len());
@@ -409,7 +409,7 @@ impl Connection {
             return self.lay_aside(request, Ready::Run(task, buffer, solicited));
         }
         let data = buffer.get(..task.data_out_bytes).unwrap_or_default();
-        match nexus.try_run(&task, data, &mut []) {
+        match nexus.try_run(&task, data, DataIn::default()) {
             Some(answer) => {
                 let wanted = task.wanted_bytes;
                 drop(buffer);
@@ -474,7 +474,7 @@ impl Connection {
         header.set_word(44, length as u32);
         entry.request.pdus += 1;
         self.stamp(&mut header, false);
-        self.send(header, &[]);
+        self.send(header, &[], None);
     }
 
     /// Gives a part of the budget back, and lets those go on that waited for it.
@@ -522,7 +522,8 @@ impl Connection {
             wanted,
         };
         self.tasks.insert(request.tag, Entry { request, state });
-        self.jobs.push_back(Job::scsi(Scsi { tag: request.tag, nexus, task, out, into, cancel }));
+        let (tag, summed) = (request.tag, self.params.data_digest);
+        self.jobs.push_back(Job::scsi(Scsi { tag, nexus, task, out, into, summed, cancel }));
     }
 
     /// A task's job is done.

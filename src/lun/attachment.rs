@@ -122,7 +122,7 @@ impl Attachment {
             door: request.door,
             client: shorten(request.client),
             peer: shorten(request.peer),
-            writable: AtomicBool::new(request.writable),
+            writable: AtomicBool::new(request.writable && !lun.is_snapshot()),
             quota_bytes: AtomicU64::new(0),
             rights_generation: AtomicU64::new(0),
             refused_writes: AtomicU64::new(0),
@@ -198,14 +198,15 @@ impl Attachment {
     /// for writes that are under way where writing is forbidden: none ends after it returns.
     pub fn set_rights(&self, rights: Rights) {
         self.quota_bytes.store(rights.quota_bytes, Ordering::Release);
-        if self.writable.swap(rights.writable, Ordering::AcqRel) == rights.writable {
+        let writable = rights.writable && !self.lun.is_snapshot();
+        if self.writable.swap(writable, Ordering::AcqRel) == writable {
             return;
         }
         self.rights_generation.fetch_add(1, Ordering::AcqRel);
-        if !rights.writable {
+        if !writable {
             drop(self.lun.gate.write());
         }
-        self.log("rights", json!({"writable": rights.writable}));
+        self.log("rights", json!({"writable": writable}));
     }
 
     /// A write was refused because the LUN or the right is read-only: counted, and noted in the

@@ -59,7 +59,7 @@ impl Attachment {
         }
         self.wrote(offset, length);
         if fua || self.lun.live.write_through.load(Ordering::Acquire) {
-            self.lun.data.sync().map_err(|e| self.lun.block_error(e, offset))?;
+            self.lun.files().data.sync().map_err(|e| self.lun.block_error(e, offset))?;
         }
         Ok(())
     }
@@ -85,7 +85,8 @@ impl Attachment {
         let Some(quota) = self.quota_bytes() else {
             return Ok(());
         };
-        let data = &self.lun.data;
+        let files = self.lun.files();
+        let data = &files.data;
         let judge = || -> fs::Result<bool> {
             let used = data.attr()?.blocks.saturating_mul(crate::device::BLOCK_BYTES as u64);
             Ok(used.saturating_add(length) <= quota || data.seek_hole(offset)? >= offset + length)
@@ -109,7 +110,7 @@ impl Attachment {
     fn write_pieces(&self, offset: u64, data: &[u8]) -> Result<()> {
         let mut at = offset;
         for piece in data.chunks(ATOMIC_WRITE_BYTES) {
-            self.lun.data.write_at(at, piece).map_err(|e| self.lun.block_error(e, at))?;
+            self.lun.files().data.write_at(at, piece).map_err(|e| self.lun.block_error(e, at))?;
             at += piece.len() as u64;
         }
         Ok(())
@@ -137,9 +138,39 @@ impl Attachment {
         }
         self.write_with(offset, length as u64, false, || {
             self.check_quota(offset, length as u64)?;
-            let updated = self.lun.data.update_at(offset, length, change);
+            let updated = self.lun.files().data.update_at(offset, length, change);
             updated.map_err(|e| self.lun.block_error(e, offset))?
         })
+    }
+
+    fn read_into(
+        &self,
+        offset: u64,
+        out: &mut [u8],
+        mut sums: Option<&mut Vec<u32>>,
+    ) -> Result<()> {
+        self.check(offset, out.len() as u64)?;
+        let mut read = |data: &fs::File| {
+            if let Some(sums) = sums.as_deref_mut() {
+                sums.clear(); // of a file that was replaced meanwhile
+            }
+            data.read_summed_at(offset, out, sums.as_deref_mut())
+        };
+        let read = self.figures.timed(|| self.lun.on_data(&mut read));
+        self.whole(read, offset, out.len())
+    }
+
+    fn try_read_into(
+        &self,
+        offset: u64,
+        out: &mut [u8],
+        sums: Option<&mut Vec<u32>>,
+    ) -> Option<Result<()>> {
+        if let Err(error) = self.check(offset, out.len() as u64) {
+            return Some(Err(error));
+        }
+        let read = self.figures.sampled(|| self.lun.try_read_data(offset, out, sums))?;
+        Some(self.whole(read, offset, out.len()))
     }
 
     fn whole(&self, read: fs::Result<usize>, offset: u64, length: usize) -> Result<()> {
@@ -203,17 +234,24 @@ impl BlockIo for Attachment {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        self.check(offset, out.len() as u64)?;
-        let read = self.figures.timed(|| self.lun.data.read_at(offset, out));
-        self.whole(read, offset, out.len())
+        self.read_into(offset, out, None)
     }
 
     fn try_read(&self, offset: u64, out: &mut [u8]) -> Option<Result<()>> {
-        if let Err(error) = self.check(offset, out.len() as u64) {
-            return Some(Err(error));
-        }
-        let read = self.figures.sampled(|| self.lun.data.try_read_at(offset, out))?;
-        Some(self.whole(read, offset, out.len()))
+        self.try_read_into(offset, out, None)
+    }
+
+    fn read_summed(&self, offset: u64, out: &mut [u8], sums: &mut Vec<u32>) -> Result<()> {
+        self.read_into(offset, out, Some(sums))
+    }
+
+    fn try_read_summed(
+        &self,
+        offset: u64,
+        out: &mut [u8],
+        sums: &mut Vec<u32>,
+    ) -> Option<Result<()>> {
+        self.try_read_into(offset, out, Some(sums))
     }
 
     fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<()> {
@@ -238,7 +276,7 @@ impl BlockIo for Attachment {
         if let Err(error) = self.check(offset, data.len() as u64) {
             return Some(Err(error));
         }
-        let written = self.figures.sampled(|| self.lun.data.try_write_at(offset, data))?;
+        let written = self.figures.sampled(|| self.lun.files().data.try_write_at(offset, data))?;
         drop(gate);
         Some(match written {
             Ok(()) => {
@@ -253,7 +291,7 @@ impl BlockIo for Attachment {
         if self.is_gone() {
             return Err(BlockError::Gone);
         }
-        let synced = self.figures.timed(|| self.lun.data.sync());
+        let synced = self.figures.timed(|| self.lun.files().data.sync());
         synced.map_err(|e| self.lun.block_error(e, 0))?;
         self.figures.flush_ops.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -261,7 +299,7 @@ impl BlockIo for Attachment {
 
     fn unmap(&self, offset: u64, length: u64) -> Result<()> {
         self.write_with(offset, length, false, || {
-            self.lun.data.punch(offset, length).map_err(|e| self.lun.block_error(e, offset))
+            self.lun.files().data.punch(offset, length).map_err(|e| self.lun.block_error(e, offset))
         })
     }
 
@@ -274,7 +312,7 @@ impl BlockIo for Attachment {
             let (mut at, end) = (offset, offset + length);
             while at < end {
                 let piece = (end - at).min(ATOMIC_WRITE_BYTES as u64);
-                let zeroed = self.lun.data.allocate_zeros(at, piece, true);
+                let zeroed = self.lun.files().data.allocate_zeros(at, piece, true);
                 zeroed.map_err(|e| self.lun.block_error(e, at))?;
                 at += piece;
             }
@@ -359,7 +397,7 @@ impl BlockIo for Attachment {
         };
         Some(self.write_with(to, length, false, || {
             self.check_quota(to, length)?;
-            let cloned = source.clone_range(from, &self.lun.data, to, length);
+            let cloned = source.clone_range(from, &self.lun.files().data, to, length);
             match cloned.map_err(|e| self.lun.block_error(e, to))? {
                 n if n == length => Ok(()),
                 _ => Err(BlockError::OutOfRange),
@@ -375,12 +413,13 @@ impl BlockIo for Attachment {
         let mut extents = Vec::new();
         let mut at = offset;
         while at < end && extents.len() < max {
-            let data = self.lun.data.seek_data(at).map_err(failed)?.unwrap_or(end).min(end);
+            let data = self.lun.on_data(|data| data.seek_data(at)).map_err(failed)?;
+            let data = data.unwrap_or(end).min(end);
             let (until, mapped) = if data > at {
                 (data, false)
             } else {
                 // A hole made between the two questions: call one block data, and go on.
-                let hole = self.lun.data.seek_hole(at).map_err(failed)?;
+                let hole = self.lun.on_data(|data| data.seek_hole(at)).map_err(failed)?;
                 (hole.max(at + block).min(end), true)
             };
             extents.push(Extent { offset_bytes: at, length_bytes: until - at, mapped });

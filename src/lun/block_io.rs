@@ -4,6 +4,9 @@ use super::kept::SanitizeOrder;
 use super::sanitize::SanitizeState;
 use std::fmt;
 
+/// What one checksum of [`BlockIo::read_summed`] covers.
+pub const SUM_BYTES: usize = 4096;
+
 /// Why a block request failed; each door maps it once (sense, NBD error, NBS status).
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BlockError {
@@ -41,6 +44,9 @@ pub enum BlockError {
     /// A reservation keeps out those who cannot be part of it.
     #[error("a SCSI reservation is held")]
     Reserved,
+    /// A device of the pool is away: what is asked for would not reach it.
+    #[error("a device of the pool is missing: bring it back or replace it first")]
+    DeviceMissing,
     /// The LUN is being sanitized, or that failed.
     #[error("the LUN is being sanitized")]
     Sanitizing,
@@ -158,6 +164,28 @@ pub trait BlockIo: Send + Sync + fmt::Debug {
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), BlockError>;
     /// As `read`, from memory alone.
     fn try_read(&self, offset: u64, out: &mut [u8]) -> Option<Result<(), BlockError>>;
+
+    /// As `read`; where the CRC-32C of each [`SUM_BYTES`] of `out` is kept beside the data, they
+    /// are put to `sums`, which is empty before: whoever sends them on need not compute them.
+    fn read_summed(
+        &self,
+        offset: u64,
+        out: &mut [u8],
+        sums: &mut Vec<u32>,
+    ) -> Result<(), BlockError> {
+        let _ = sums;
+        self.read(offset, out)
+    }
+    /// As `read_summed`, from memory alone.
+    fn try_read_summed(
+        &self,
+        offset: u64,
+        out: &mut [u8],
+        sums: &mut Vec<u32>,
+    ) -> Option<Result<(), BlockError>> {
+        let _ = sums;
+        self.try_read(offset, out)
+    }
 
     /// Writes `data` at `offset`, wholly or not at all up to `atomic_max_bytes` (larger ones in
     /// pieces of that size). With `fua` it is durable on return.

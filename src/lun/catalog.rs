@@ -10,12 +10,15 @@ use super::change::{check_size, LOGOUT};
 use super::changes::{Change, Hub, Subscription};
 use super::damage::{BadPlace, Damage};
 use super::error::{Error, Result};
+use super::history::History;
 use super::lease::LeaseTiming;
 use super::names::{check_name, key_of};
+use super::policies::Policies;
+use super::readers::Readers;
 use super::sanitize::Sanitizers;
 use super::unit::{Found, Lun, Refused, Shared};
 use crate::fs::{self, Clock, Fs, NodeId, Owner, VolumeId};
-use parking_lot::{RwLock, RwLockReadGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -76,21 +79,21 @@ pub struct TreeNameGuard<'a> {
 
 /// All LUNs of a pool.
 pub struct Catalog {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     /// The name space: held for reading by whoever makes an entry of the mount's root.
-    names: RwLock<()>,
-    index: RwLock<Index>,
+    pub(super) names: RwLock<()>,
+    pub(super) index: RwLock<Index>,
 }
 
 #[derive(Default)]
-struct Index {
+pub(super) struct Index {
     by_name: BTreeMap<String, Arc<Lun>>,
-    by_volume: HashMap<VolumeId, Arc<Lun>>,
+    pub(super) by_volume: HashMap<VolumeId, Arc<Lun>>,
     unusable: Vec<(String, String)>,
 }
 
 impl Index {
-    fn insert(&mut self, lun: Arc<Lun>) {
+    pub(super) fn insert(&mut self, lun: Arc<Lun>) {
         self.by_volume.insert(lun.volume(), Arc::clone(&lun));
         self.by_name.insert(key_of(&lun.name()), lun);
     }
@@ -108,7 +111,12 @@ impl Catalog {
             refused: Refused::default(),
             damage: Damage::default(),
             sanitizers: Sanitizers::default(),
+            tree: History::default(),
+            versions: Mutex::default(),
+            readers: Readers::default(),
+            policies: Policies::default(),
         });
+        shared.damage.load(&shared.fs);
         let mut index = Index::default();
         let volumes = shared.fs.volume_list()?.into_iter();
         for (name, volume) in volumes.filter(|(name, _)| !is_reserved(name)) {
@@ -125,7 +133,23 @@ impl Catalog {
                 }
             }
         }
-        Ok(Arc::new(Catalog { shared, names: RwLock::new(()), index: RwLock::new(index) }))
+        let index = RwLock::new(index);
+        let catalog = Arc::new(Catalog { shared, names: RwLock::new(()), index });
+        let hearing = Arc::downgrade(&catalog);
+        catalog.shared.fs.when_lost(Arc::new(move |place| {
+            if let Some(catalog) = hearing.upgrade() {
+                catalog.note_lost(place);
+            }
+        }));
+        Ok(catalog)
+    }
+
+    /// A scrub found a block of which no copy is good: as if a reader had met it.
+    fn note_lost(&self, place: &fs::BadPlace) {
+        let node = NodeId { volume: place.volume, ino: place.ino };
+        let (block, offset) = (place.block, place.offset_bytes);
+        let error = fs::Error::Corrupt { block, file_offset_bytes: Some(offset) };
+        self.note_error(node, Some(offset), &error);
     }
 
     /// Volumes that cannot be served as LUNs, and why (damaged ones): for `status`.
@@ -151,8 +175,8 @@ impl Catalog {
         &self.shared.fs
     }
 
-    /// Places that cannot be read, as far as readers have met them, and how often one was met that
-    /// the list has no room for.
+    /// Places that cannot be read, as far as readers and scrubs have met them, and how often one
+    /// was met that the list has no room for.
     pub fn bad_places(&self) -> (Vec<BadPlace>, u64) {
         self.shared.damage.list(&self.shared.fs, self.shared.options.clock.now())
     }
@@ -165,8 +189,7 @@ impl Catalog {
         match self.by_volume(node.volume) {
             Some(lun) => lun.unreadable(node, offset, *block),
             None => {
-                let now = self.shared.options.clock.now();
-                self.shared.damage.note(node, offset, *block, now);
+                self.shared.note_damage(node, offset, *block);
             }
         }
     }
@@ -223,6 +246,11 @@ impl Catalog {
         self.index.read().by_volume.get(&volume).cloned()
     }
 
+    /// The LUN with this [`Lun::id`].
+    pub fn by_id(&self, id: VolumeId) -> Option<Arc<Lun>> {
+        self.index.read().by_name.values().find(|lun| lun.id() == id).cloned()
+    }
+
     /// `Busy` while a block client is logged in. Durable on return.
     pub fn rename(&self, from: &str, to: &str) -> Result<()> {
         let _names = self.names.write();
@@ -260,20 +288,25 @@ impl Catalog {
         Ok(lun)
     }
 
-    /// `Busy` while a door has it open unless forced. Durable on return; its space comes back in
-    /// the background.
+    /// `Busy` while a door has it open unless forced, and while it has snapshots unless recursive;
+    /// held ones are always in the way. Durable on return; its space comes back in the background.
     pub fn delete(&self, name: &str, options: DeleteOptions) -> Result<()> {
         let _names = self.names.write();
+        let _one = self.shared.versions.lock();
         if options.force && self.unusable().iter().any(|(unusable, _)| unusable == name) {
             return self.delete_unusable(name);
         }
         let lun = self.get(name)?;
+        self.check_history(&lun, options)?;
         let sessions = close_for_deletion(&lun, options)?;
-        for session in sessions {
+        let served = lun.served_snapshots();
+        let of_snapshots = served.iter().flat_map(|disk| disk.attachments());
+        for session in sessions.into_iter().chain(of_snapshots) {
             session.end("the LUN is deleted");
         }
         let name = lun.name();
-        let deleted = self.shared.fs.volume_delete(&name);
+        let deleted = self.delete_history(&lun);
+        let deleted = deleted.and_then(|()| Ok(self.shared.fs.volume_delete(&name)?));
         deleted.inspect_err(|_| lun.users.lock().closed = false)?;
         {
             let mut index = self.index.write();
@@ -293,6 +326,7 @@ impl Catalog {
     /// As `delete`, but only checks.
     pub fn check_delete(&self, name: &str, options: DeleteOptions) -> Result<()> {
         let lun = self.get(name)?;
+        self.check_history(&lun, options)?;
         match options.force {
             true => Ok(()),
             false => lun.check_unused("deletion", DELETE_REMEDY),
@@ -311,7 +345,7 @@ impl Catalog {
     }
 
     /// Whether neither another LUN nor an entry of the mount's root has the name.
-    fn check_free(&self, name: &str, but: Option<VolumeId>) -> Result<()> {
+    pub(super) fn check_free(&self, name: &str, but: Option<VolumeId>) -> Result<()> {
         if let Some(lun) = self.index.read().by_name.get(&key_of(name)) {
             if Some(lun.volume()) != but {
                 return Err(taken(name, format!("the LUN '{}'", lun.name())));
@@ -348,12 +382,12 @@ impl Catalog {
     /// Keeps the rates of all sessions recent: to be called about once a second.
     pub fn look_at_figures(&self) {
         let now = self.shared.options.clock.now();
-        self.list().iter().flat_map(|lun| lun.attachments()).for_each(|it| it.look(now));
+        self.disks().iter().flat_map(|lun| lun.attachments()).for_each(|it| it.look(now));
     }
 
-    /// Sessions of all LUNs, sorted by id.
+    /// Sessions of all LUNs and snapshots, sorted by id.
     pub fn sessions(&self) -> Vec<SessionInfo> {
-        let mut sessions: Vec<_> = self.list().iter().flat_map(|lun| lun.sessions()).collect();
+        let mut sessions: Vec<_> = self.disks().iter().flat_map(|lun| lun.sessions()).collect();
         sessions.sort_by_key(|session| session.id);
         sessions
     }
@@ -376,9 +410,9 @@ impl Catalog {
         &self,
         judge: &dyn Fn(&SessionInfo, VolumeId) -> std::result::Result<Rights, String>,
     ) {
-        for lun in self.list() {
+        for lun in self.disks() {
             for attachment in lun.attachments() {
-                match judge(&attachment.info(), lun.volume()) {
+                match judge(&attachment.info(), lun.id()) {
                     Ok(rights) => attachment.set_rights(rights),
                     Err(why) => attachment.end(&why),
                 }
@@ -388,14 +422,14 @@ impl Catalog {
 
     /// Ends the sessions that `which` names.
     pub fn end_sessions(&self, why: &str, which: &dyn Fn(&SessionInfo) -> bool) {
-        let all = self.list().into_iter().flat_map(|lun| lun.attachments());
+        let all = self.disks().into_iter().flat_map(|lun| lun.attachments());
         for attachment in all.filter(|attachment| which(&attachment.info())) {
             attachment.end(why);
         }
     }
 
     fn attachment(&self, id: SessionId) -> Result<Arc<Attachment>> {
-        let mut all = self.list().into_iter().flat_map(|lun| lun.attachments());
+        let mut all = self.disks().into_iter().flat_map(|lun| lun.attachments());
         all.find(|attachment| attachment.id() == id).ok_or(Error::NoSession(id.0))
     }
 

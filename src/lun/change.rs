@@ -136,9 +136,9 @@ impl Lun {
         let result = {
             // Nobody writes meanwhile: a late write would make a shrunken file longer again.
             let _alone = self.gate.write();
-            let result = self.data.set_size(size_bytes);
+            let result = self.files().data.set_size(size_bytes);
             self.live.generation.fetch_add(1, Ordering::AcqRel);
-            self.live.size_bytes.store(self.data.size_bytes(), Ordering::Release);
+            self.live.size_bytes.store(self.files().data.size_bytes(), Ordering::Release);
             result
         };
         self.tell(Change::Resized { volume: self.volume(), size_bytes: self.size_bytes() });

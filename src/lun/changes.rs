@@ -34,6 +34,22 @@ pub enum Change {
         /// New name.
         to: String,
     },
+    /// A LUN was rolled back: it has another volume and other files.
+    RolledBack {
+        /// The volume it had.
+        from: VolumeId,
+        /// The volume it has.
+        volume: VolumeId,
+        /// Its name.
+        name: String,
+    },
+    /// A snapshot of a LUN (or of the ordinary tree) was made, renamed, refreshed or deleted.
+    Snapshots {
+        /// The volume it was made of.
+        volume: VolumeId,
+        /// Names that now lead elsewhere than before.
+        names: Vec<String>,
+    },
     /// The capacity changed (by any door or command).
     Resized {
         /// Its volume.

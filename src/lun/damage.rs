@@ -1,12 +1,18 @@
-//! What cannot be read: the places whose blocks do not match their checksums, as readers met them.
+//! What cannot be read: the places whose blocks do not match their checksums, as readers and scrubs
+//! met them.
 //!
 //! Invariants: a place is listed once, and as new again only when another disk block behind it is
 //! bad; at most [`MAX_PLACES`] are listed, the others are counted. What is gone, or can be read
-//! again, leaves the list when it is looked at.
+//! again, leaves the list when it is looked at. The list stands in a file of the pool, written when
+//! it changes, so that it outlives a restart; where it cannot be written it is that of this
+//! process.
 
+use super::event_log;
+use super::reserved::{find_own_file, own_file};
 use crate::device::BLOCK_BYTES;
 use crate::fs::{self, Attr, Fs, NodeId, Timestamp};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -45,6 +51,21 @@ struct Known {
 #[derive(Default)]
 pub(super) struct Damage {
     places: Mutex<(BTreeMap<Key, Known>, u64)>,
+    /// Held while the file is written, so that the last one to write knows all.
+    writing: Mutex<()>,
+}
+
+/// Its file in the pool.
+const FILE: &[u8] = b"bad-places";
+
+/// A place as the file has it.
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    volume: u32,
+    inode: u64,
+    offset_bytes: Option<u64>,
+    block: u64,
+    since: i64,
 }
 
 impl Damage {
@@ -64,6 +85,44 @@ impl Damage {
         true
     }
 
+    /// What the pool's file says: it is looked at again before it is told.
+    pub fn load(&self, fs: &Arc<Fs>) {
+        let text = match find_own_file(fs, FILE) {
+            Ok(Some(file)) => {
+                let mut bytes =
+                    vec![0; file.size_bytes().min(fs::ATOMIC_WRITE_BYTES as u64) as usize];
+                let length = file.read_at(0, &mut bytes).unwrap_or(0);
+                bytes.truncate(length);
+                bytes
+            }
+            _ => return,
+        };
+        // One that makes no sense tells nothing; what is bad is met again.
+        let all: Vec<Entry> = serde_json::from_slice(&text).unwrap_or_default();
+        let known = |e: &Entry| {
+            let node = fs::NodeId { volume: fs::VolumeId(e.volume), ino: e.inode };
+            let (since, never) = (Timestamp(e.since), Timestamp(i64::MIN));
+            let known = Known { block: e.block, since, checked: (never, None) };
+            ((node, e.offset_bytes), known)
+        };
+        self.places.lock().0.extend(all.iter().take(MAX_PLACES).map(known));
+    }
+
+    /// Writes the list into the pool's file. A pool that takes no writes keeps the old one.
+    pub fn keep(&self, fs: &Arc<Fs>) {
+        let _writing = self.writing.lock();
+        let entry = |((node, offset), known): (&Key, &Known)| Entry {
+            volume: node.volume.0,
+            inode: node.number(),
+            offset_bytes: *offset,
+            block: known.block,
+            since: known.since.0,
+        };
+        let all: Vec<Entry> = self.places.lock().0.iter().map(entry).collect();
+        let text = serde_json::to_vec(&all).unwrap_or_default();
+        let _ = own_file(fs, FILE).and_then(|file| event_log::replace(&file, &text));
+    }
+
     /// What is bad now, and how often more was met than the list holds.
     pub fn list(&self, fs: &Arc<Fs>, now: Timestamp) -> (Vec<BadPlace>, u64) {
         let all: Vec<(Key, Known)> = {
@@ -71,12 +130,16 @@ impl Damage {
             places.0.iter().map(|(key, known)| (*key, *known)).collect()
         };
         let mut bad = Vec::new();
+        let mut shorter = false;
         for (key, known) in all {
             let checked = look_again(fs, key, &known, now);
             let mut places = self.places.lock();
             let same = places.0.get_mut(&key).filter(|now| now.block == known.block);
             match (same, checked) {
-                (Some(_), None) => drop(places.0.remove(&key)),
+                (Some(_), None) => {
+                    places.0.remove(&key);
+                    shorter = true;
+                }
                 (Some(place), Some(checked)) => {
                     place.checked = checked;
                     let (node, offset_bytes) = key;
@@ -85,6 +148,9 @@ impl Damage {
                 }
                 (None, _) => {}
             }
+        }
+        if shorter {
+            self.keep(fs);
         }
         (bad, self.places.lock().1)
     }

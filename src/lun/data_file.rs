@@ -37,6 +37,8 @@ impl OpenIntent {
     }
 }
 
+const MOUNT: &str = "files of the mount";
+
 /// An open `data`. Reads always work. Writes need the file lease, which open takes where it may,
 /// and which a write takes again after a flush: `Busy` where a block client has the LUN by then.
 /// [`DataFile::flush`] belongs to FLUSH, dropping to RELEASE.
@@ -44,6 +46,8 @@ pub struct DataFile {
     lun: Arc<Lun>,
     id: u64,
     holding: AtomicBool,
+    /// Whom the log names for it.
+    who: &'static str,
     /// Length at the last event of a resize: growing writes are logged as one when it is flushed.
     logged_size_bytes: AtomicU64,
 }
@@ -53,9 +57,9 @@ impl DataFile {
         if (intent.write || intent.truncate) && lun.live.read_only.load(Ordering::Acquire) {
             return Err(Error::ReadOnly(lun.name()));
         }
-        let file = DataFile::register(lun)?;
+        let file = DataFile::register(lun, MOUNT)?;
         let (verdict, noted) = lun.lease.file_open(file.id, intent.wish());
-        lun.log_lease(noted, "files of the mount");
+        lun.log_lease(noted, file.who);
         match verdict {
             FileVerdict::HeldByBlock => return Err(file.refuse("opening for writing")),
             FileVerdict::Granted { .. } => file.holding.store(true, Ordering::Release),
@@ -69,15 +73,15 @@ impl DataFile {
 
     /// For the administrator: takes the file lease from whoever has the LUN.
     pub(super) fn open_by_force(lun: &Arc<Lun>) -> Result<DataFile> {
-        let file = DataFile::register(lun)?;
+        let file = DataFile::register(lun, "an import")?;
         let noted = lun.lease.file_force(file.id);
         file.holding.store(true, Ordering::Release);
         drop(lun.gate.write());
-        lun.log_lease(noted, "the administrator");
+        lun.log_lease(noted, file.who);
         Ok(file)
     }
 
-    fn register(lun: &Arc<Lun>) -> Result<DataFile> {
+    fn register(lun: &Arc<Lun>, who: &'static str) -> Result<DataFile> {
         let id = lun.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let mut users = lun.users.lock();
         if users.closed {
@@ -95,6 +99,7 @@ impl DataFile {
             lun: Arc::clone(lun),
             id,
             holding: AtomicBool::new(false),
+            who,
             logged_size_bytes: AtomicU64::new(lun.size_bytes()),
         })
     }
@@ -106,24 +111,24 @@ impl DataFile {
 
     /// Attributes of the inode.
     pub fn attr(&self) -> Result<Attr> {
-        Ok(self.lun.data.attr()?)
+        Ok(self.lun.on_data(|data| data.attr())?)
     }
 
     /// Up to the end of the file; how many bytes that was.
     pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
-        self.lun.data.read_at(offset, out).map_err(|e| self.failed(e, offset))
+        self.lun.on_data(|data| data.read_at(offset, out)).map_err(|e| self.failed(e, offset))
     }
 
     /// From memory alone; `None`: use `read_at`.
     pub fn try_read_at(&self, offset: u64, out: &mut [u8]) -> Option<Result<usize>> {
-        let read = self.lun.data.try_read_at(offset, out)?;
+        let read = self.lun.try_read_data(offset, out, None)?;
         Some(read.map_err(|e| self.failed(e, offset)))
     }
 
     /// Writes; beyond the end it is a resize.
     pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
         let _gate = self.enter_write()?;
-        self.lun.data.write_at(offset, data).map_err(|e| self.failed(e, offset))?;
+        self.lun.files().data.write_at(offset, data).map_err(|e| self.failed(e, offset))?;
         self.lun.note_growth(offset.saturating_add(data.len() as u64));
         Ok(())
     }
@@ -134,7 +139,7 @@ impl DataFile {
             return None;
         }
         let _gate = self.lun.gate.try_read().filter(|_| self.holding.load(Ordering::Acquire))?;
-        let written = self.lun.data.try_write_at(offset, data)?;
+        let written = self.lun.files().data.try_write_at(offset, data)?;
         if written.is_ok() {
             self.lun.note_growth(offset.saturating_add(data.len() as u64));
         }
@@ -144,7 +149,7 @@ impl DataFile {
     /// At the end (O_APPEND); where it went.
     pub fn append(&self, data: &[u8]) -> Result<u64> {
         let _gate = self.enter_write()?;
-        let offset = self.lun.data.append(data).map_err(|e| self.failed(e, 0))?;
+        let offset = self.lun.files().data.append(data).map_err(|e| self.failed(e, 0))?;
         self.lun.note_growth(offset.saturating_add(data.len() as u64));
         Ok(offset)
     }
@@ -181,13 +186,14 @@ impl DataFile {
     /// fallocate PUNCH_HOLE|KEEP_SIZE.
     pub fn punch(&self, offset: u64, length: u64) -> Result<()> {
         let _gate = self.enter_write()?;
-        self.lun.data.punch(offset, length).map_err(|e| self.failed(e, offset))
+        self.lun.files().data.punch(offset, length).map_err(|e| self.failed(e, offset))
     }
 
     /// fallocate ZERO_RANGE (`keep_size`: with KEEP_SIZE).
     pub fn allocate_zeros(&self, offset: u64, length: u64, keep_size: bool) -> Result<()> {
         let _gate = self.enter_write()?;
-        let data = &self.lun.data;
+        let files = self.lun.files();
+        let data = &files.data;
         data.allocate_zeros(offset, length, keep_size).map_err(|e| self.failed(e, offset))?;
         if !keep_size {
             self.lun.note_growth(offset.saturating_add(length));
@@ -196,15 +202,15 @@ impl DataFile {
     }
 
     /// What is read of it, as the source of a clone.
-    pub fn source(&self) -> &fs::File {
-        &self.lun.data
+    pub fn source(&self) -> fs::File {
+        self.lun.files().data.clone()
     }
 
     /// Takes over what another file of the pool has at `from`, up to its end; how many bytes that
     /// was (see [`fs::Fs::clone_range`]). Beyond the end it is a resize.
     pub fn take_range(&self, source: &fs::File, from: u64, to: u64, length: u64) -> Result<u64> {
         let _gate = self.enter_write()?;
-        let cloned = source.clone_range(from, &self.lun.data, to, length);
+        let cloned = source.clone_range(from, &self.lun.files().data, to, length);
         let cloned = cloned.map_err(|e| self.failed(e, to))?;
         self.lun.note_growth(to.saturating_add(cloned));
         Ok(cloned)
@@ -212,17 +218,17 @@ impl DataFile {
 
     /// SEEK_DATA; `None`: ENXIO.
     pub fn seek_data(&self, offset: u64) -> Result<Option<u64>> {
-        Ok(self.lun.data.seek_data(offset)?)
+        Ok(self.lun.on_data(|data| data.seek_data(offset))?)
     }
 
     /// SEEK_HOLE.
     pub fn seek_hole(&self, offset: u64) -> Result<u64> {
-        Ok(self.lun.data.seek_hole(offset)?)
+        Ok(self.lun.on_data(|data| data.seek_hole(offset))?)
     }
 
     /// fsync.
     pub fn sync(&self) -> Result<()> {
-        Ok(self.lun.data.sync()?)
+        Ok(self.lun.files().data.sync()?)
     }
 
     /// FLUSH, at each close(2): gives the file lease back. With the last writer's, block clients go
@@ -242,7 +248,7 @@ impl DataFile {
             noted
         };
         self.log_growth();
-        self.lun.log_lease(noted, "files of the mount");
+        self.lun.log_lease(noted, self.who);
     }
 
     fn log_growth(&self) {
@@ -266,7 +272,7 @@ impl DataFile {
             }
             drop(gate);
             let (verdict, noted) = self.lun.lease.file_write(self.id);
-            self.lun.log_lease(noted, "files of the mount");
+            self.lun.log_lease(noted, self.who);
             match verdict {
                 FileVerdict::Granted { .. } => self.holding.store(true, Ordering::Release),
                 FileVerdict::HeldByBlock | FileVerdict::Limited => {

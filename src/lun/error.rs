@@ -33,6 +33,60 @@ pub enum Error {
         /// Which rule it breaks.
         why: &'static str,
     },
+    /// Not a snapshot's name.
+    #[error(
+        "'{name}' cannot be a snapshot's name\n\
+         {why}\n\
+         use at most 64 of A-Z a-z 0-9 . _ - : and no leading dot"
+    )]
+    BadSnapshotName {
+        /// What was asked for.
+        name: String,
+        /// Which rule it breaks.
+        why: &'static str,
+    },
+    /// No snapshot has this name.
+    #[error("there is no snapshot '{of}@{name}'\nlist them with: lunfs snapshot list {of}")]
+    NoSnapshot {
+        /// The LUN, or `/`.
+        of: String,
+        /// The snapshot.
+        name: String,
+    },
+    /// The name is taken by a snapshot or a bookmark.
+    #[error(
+        "there is a {by} '{of}@{name}' already\n\
+         names are compared without regard to case\n\
+         choose another name, or delete that one first"
+    )]
+    SnapshotExists {
+        /// The LUN, or `/`.
+        of: String,
+        /// What holds the name.
+        name: String,
+        /// `snapshot` or `bookmark`.
+        by: &'static str,
+    },
+    /// A snapshot is held.
+    #[error("{what} is refused\n{why}\n{remedy}")]
+    Held {
+        /// What was refused.
+        what: String,
+        /// For how long.
+        why: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// What was asked for makes no sense for these snapshots.
+    #[error("{what}\n{why}\n{remedy}")]
+    Snapshot {
+        /// What was refused.
+        what: String,
+        /// Why.
+        why: String,
+        /// What to do.
+        remedy: String,
+    },
     /// Not a possible capacity.
     #[error("{size_bytes} bytes cannot be a LUN's size\n{why}\n{remedy}")]
     BadSize {

@@ -41,14 +41,17 @@ pub(super) struct BadLines {
 /// The log of one LUN.
 pub(super) struct EventLog {
     fs: Arc<Fs>,
-    dir: NodeId,
-    file: File,
     clock: Arc<dyn Clock>,
+    /// Who is told instead, where the file is only read.
+    told: Option<Told>,
     state: Mutex<State>,
 }
 
-#[derive(Default)]
+type Told = Box<dyn Fn(&'static str, Value) + Send + Sync>;
+
 struct State {
+    dir: NodeId,
+    file: File,
     limits: HashMap<&'static str, Bucket>,
     /// Bytes that were cut off the front since the log was opened.
     cut_bytes: u64,
@@ -63,16 +66,43 @@ struct Bucket {
 
 impl EventLog {
     pub(super) fn new(fs: Arc<Fs>, dir: NodeId, file: File, clock: Arc<dyn Clock>) -> EventLog {
-        EventLog { fs, dir, file, clock, state: Mutex::default() }
+        let state = State { dir, file, limits: HashMap::new(), cut_bytes: 0 };
+        EventLog { fs, clock, told: None, state: Mutex::new(state) }
+    }
+
+    /// The log of a snapshot: `told` is told what would be added to it.
+    pub(super) fn elsewhere(
+        fs: Arc<Fs>,
+        dir: NodeId,
+        file: File,
+        clock: Arc<dyn Clock>,
+        told: Told,
+    ) -> EventLog {
+        EventLog { told: Some(told), ..EventLog::new(fs, dir, file, clock) }
     }
 
     pub(super) fn node(&self) -> NodeId {
-        self.file.id()
+        self.state.lock().file.id()
+    }
+
+    /// Goes on in another file of another directory, which `change` finds or makes: what others
+    /// have to tell meanwhile waits. It must log nothing here.
+    pub(super) fn follow<T, E>(
+        &self,
+        change: impl FnOnce() -> Result<(NodeId, File, T), E>,
+    ) -> Result<T, E> {
+        let mut state = self.state.lock();
+        let (dir, file, result) = change()?;
+        (state.dir, state.file) = (dir, file);
+        Ok(result)
     }
 
     /// Adds `{"time", "event", …fields}`. Kinds that come too often are counted and left out; the
     /// next line of the kind tells how many. Never an error: a full pool must not stop its users.
     pub(super) fn event(&self, event: &'static str, fields: Value) {
+        if let Some(told) = &self.told {
+            return told(event, fields);
+        }
         let now = self.clock.now();
         let mut state = self.state.lock();
         let bucket = state.limits.entry(event).or_insert_with(|| Bucket::full(now.0));
@@ -97,66 +127,91 @@ impl EventLog {
 
     /// `log.1` and `log`.
     pub(super) fn lines(&self) -> fs::Result<(Vec<LogLine>, Vec<BadLines>)> {
-        let _state = self.state.lock();
+        let state = self.state.lock();
         let mut bad = Vec::new();
-        let mut bytes = match self.fs.lookup(self.dir, OLDER_NAME) {
-            Ok(attr) => tail(&self.fs.open_file(attr.id)?, &mut bad)?,
-            Err(fs::Error::NotFound) => Vec::new(),
-            Err(e) => return Err(e),
-        };
-        bytes.extend(tail(&self.file, &mut bad)?);
+        let mut bytes = older_bytes(&self.fs, state.dir, &mut bad)?;
+        bytes.extend(tail(&state.file, &mut bad)?);
         Ok((lines_of(&bytes), bad))
     }
 
     /// What was added since `cursor` (0: all of `log`), and the cursor for the next call.
     pub(super) fn after(&self, cursor: u64) -> fs::Result<(Vec<u8>, u64, Vec<BadLines>)> {
         let state = self.state.lock();
-        let size = self.file.size_bytes();
+        let size = state.file.size_bytes();
         let end = state.cut_bytes.saturating_add(size);
         let from = cursor.clamp(state.cut_bytes, end) - state.cut_bytes;
         let from = from.max(size.saturating_sub(LOG_LIMIT_BYTES));
         let mut bad = Vec::new();
-        Ok((read_range(&self.file, from, size, &mut bad)?, end, bad))
+        Ok((read_range(&state.file, from, size, &mut bad)?, end, bad))
     }
 
     fn append(&self, state: &mut State, bytes: &[u8]) -> fs::Result<()> {
-        if self.file.size_bytes().saturating_add(bytes.len() as u64) > LOG_LIMIT_BYTES {
+        if state.file.size_bytes().saturating_add(bytes.len() as u64) > LOG_LIMIT_BYTES {
             self.cut(state)?;
         }
-        match self.file.append(bytes) {
+        match state.file.append(bytes) {
             Err(fs::Error::Corrupt { .. }) => {
                 self.cut(state)?;
-                self.file.append(bytes).map(drop)
+                state.file.append(bytes).map(drop)
             }
             appended => appended.map(drop),
         }
     }
 
     fn cut(&self, state: &mut State) -> fs::Result<()> {
-        let size_before = self.file.size_bytes();
+        let size_before = state.file.size_bytes();
         // Lines that cannot be read back must not stop those to come.
-        let bytes = tail(&self.file, &mut Vec::new())?;
+        let bytes = tail(&state.file, &mut Vec::new())?;
         let half = bytes.len() / 2;
         let newline = bytes.iter().skip(half).position(|b| *b == b'\n');
         let (older, newer) = bytes.split_at(newline.map_or(bytes.len(), |at| half + at + 1));
-        replace(&self.older()?, older)?;
-        replace(&self.file, newer)?;
+        replace(&older_of(&self.fs, state.dir, &state.file)?, older)?;
+        replace(&state.file, newer)?;
         state.cut_bytes =
             state.cut_bytes.saturating_add(size_before.saturating_sub(newer.len() as u64));
         Ok(())
     }
+}
 
-    fn older(&self) -> fs::Result<File> {
-        let node = match self.fs.lookup(self.dir, OLDER_NAME) {
-            Err(fs::Error::NotFound) => {
-                let like = self.file.attr()?;
-                let owner = Owner { mode: like.mode, uid: like.uid, gid: like.gid };
-                self.fs.create(self.dir, OLDER_NAME, NewNode::File, owner)?
-            }
-            found => found?,
-        };
-        self.fs.open_file(node.id)
+/// What `log.1` holds.
+fn older_bytes(fs: &Arc<Fs>, dir: NodeId, bad: &mut Vec<BadLines>) -> fs::Result<Vec<u8>> {
+    match fs.lookup(dir, OLDER_NAME) {
+        Ok(attr) => tail(&fs.open_file(attr.id)?, bad),
+        Err(fs::Error::NotFound) => Ok(Vec::new()),
+        Err(e) => Err(e),
     }
+}
+
+/// `log.1` beside `log`; made where there is none.
+fn older_of(fs: &Arc<Fs>, dir: NodeId, log: &File) -> fs::Result<File> {
+    let node = match fs.lookup(dir, OLDER_NAME) {
+        Err(fs::Error::NotFound) => {
+            let like = log.attr()?;
+            let owner = Owner { mode: like.mode, uid: like.uid, gid: like.gid };
+            fs.create(dir, OLDER_NAME, NewNode::File, owner)?
+        }
+        found => found?,
+    };
+    fs.open_file(node.id)
+}
+
+/// Makes the log of the directory `to` what that of `from` is, or empty.
+pub(super) fn carry(
+    fs: &Arc<Fs>,
+    from: Option<(NodeId, &File)>,
+    to: NodeId,
+    log: &File,
+) -> fs::Result<()> {
+    let mut bad = Vec::new();
+    let (older, newer) = match from {
+        None => (Vec::new(), Vec::new()),
+        Some((dir, file)) => (older_bytes(fs, dir, &mut bad)?, tail(file, &mut bad)?),
+    };
+    let has_older = !matches!(fs.lookup(to, OLDER_NAME), Err(fs::Error::NotFound));
+    if has_older || !older.is_empty() {
+        replace(&older_of(fs, to, log)?, &older)?;
+    }
+    replace(log, &newer)
 }
 
 impl Bucket {

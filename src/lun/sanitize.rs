@@ -8,7 +8,8 @@
 //!
 //! Invariants: `state` says so durably before anything is destroyed, and until all is; a sanitize
 //! that a stop or a crash interrupts begins again when the pool is next served. While one runs, or
-//! has failed, nobody reads or writes `data`.
+//! has failed, nobody reads or writes `data`. It is refused, or fails, where a device is missing:
+//! what is on that one would stay.
 
 use super::block_io::BlockError;
 use super::kept::{SanitizeOrder, Unfinished};
@@ -120,6 +121,11 @@ impl Lun {
         if matches!(self.sanitize_state(), SanitizeState::Running(_)) {
             return Err(BlockError::Sanitizing);
         }
+        if !self.shared.fs.all_devices_are_there() {
+            let why = "a device of the pool is missing";
+            self.log.event("sanitize", json!({"state": "refused", "why": why}));
+            return Err(BlockError::DeviceMissing);
+        }
         let failed = |error| self.block_error(error, 0);
         self.check_room_for_pattern(&order)?;
         let before = self.live.sanitize.get();
@@ -224,6 +230,9 @@ impl Lun {
         let mut wiped = 0;
         for segment in 0.. {
             self.check_going_on()?;
+            if !self.shared.fs.all_devices_are_there() {
+                return Err(End::Failed("a device of the pool is missing".to_owned()));
+            }
             let Some(bytes) = self.shared.fs.wipe_free(segment, &patterns)? else { break };
             wiped += bytes;
             progress(wiped);
@@ -233,14 +242,14 @@ impl Lun {
         if let Some(pattern) = order.final_pattern() {
             self.fill(pattern, &|filled| progress(wiped.saturating_add(filled)))?;
         }
-        Ok(self.data.sync()?)
+        Ok(self.files().data.sync()?)
     }
 
     /// Frees all blocks of `data`, and waits until they are free: named by no root, held by no
     /// reader.
     fn let_go(&self) -> Result<(), End> {
         let fs: &Fs = &self.shared.fs;
-        self.data.punch(0, self.data.size_bytes())?;
+        self.files().data.punch(0, self.files().data.size_bytes())?;
         fs.sync()?;
         loop {
             self.check_going_on()?;
@@ -263,7 +272,7 @@ impl Lun {
             let Some(data) = piece.get(..left as usize).filter(|data| !data.is_empty()) else {
                 return Ok(());
             };
-            self.data.write_at(at, data)?;
+            self.files().data.write_at(at, data)?;
             at += left;
             progress(at);
         }

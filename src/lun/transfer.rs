@@ -10,20 +10,21 @@ use super::data_file::DataFile;
 use super::error::{Error, Result};
 use super::transfer_job::{pieces_of_data, Chunks, Job, Pool, CHUNK_BYTES, MAX_WORKERS};
 use super::unit::Lun;
-use crate::device::BLOCK_BYTES;
 use crate::fs;
 use parking_lot::Mutex;
 use rustix::fs::SeekFrom as Seek;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
 use std::sync::Arc;
 
 /// Shared at once: the largest subtree of a file that is not a rarity.
 const CLONE_BYTES: u64 = 64 << 30;
+const BLOCK: u64 = crate::device::BLOCK_BYTES as u64;
 
 /// Where an image comes from.
 pub enum Source {
@@ -106,18 +107,73 @@ pub fn import_into(
     import(&file, source, progress)
 }
 
-/// Writes a LUN's contents to an image. What clients write meanwhile may be in it or not.
-pub fn export(lun: &Arc<Lun>, target: Target, progress: Progress) -> Result<Moved> {
+/// What was exported.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Exported {
+    /// How much.
+    pub moved: Moved,
+    /// Bytes that could not be read: zeros stand for them.
+    pub bad_bytes: u64,
+    /// Where they are: (offset, length), ascending, at most [`MAX_BAD_RANGES`].
+    pub bad: Vec<(u64, u64)>,
+}
+
+/// Ranges that an export lists; more are counted only.
+pub const MAX_BAD_RANGES: usize = 1000;
+
+/// What an export that goes on could not read.
+#[derive(Default)]
+struct Unread {
+    bytes: AtomicU64,
+    blocks: Mutex<BTreeSet<u64>>,
+}
+
+impl Unread {
+    fn note(&self, offset: u64, length: u64) {
+        self.bytes.fetch_add(length, Ordering::Relaxed);
+        let mut blocks = self.blocks.lock();
+        if blocks.len() < MAX_BAD_RANGES {
+            blocks.insert(offset);
+        }
+    }
+
+    fn ranges(&self, size_bytes: u64) -> Vec<(u64, u64)> {
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for at in self.blocks.lock().iter() {
+            let length = BLOCK.min(size_bytes.saturating_sub(*at));
+            match ranges.last_mut() {
+                Some((first, so_far)) if *first + *so_far == *at => *so_far += length,
+                _ => ranges.push((*at, length)),
+            }
+        }
+        ranges
+    }
+}
+
+/// Writes a LUN's contents to an image. What clients write meanwhile may be in it or not. Bad
+/// blocks end it, unless `past_bad`: then zeros stand for them.
+pub fn export(
+    lun: &Arc<Lun>,
+    target: Target,
+    past_bad: bool,
+    progress: Progress,
+) -> Result<Exported> {
+    let unread = Unread::default();
+    let past = past_bad.then_some(&unread);
     let size_bytes = lun.size_bytes();
     let job = Job::new(size_bytes);
     let ran = match target {
-        Target::Stream(writer) => export_stream(lun, writer, &job, progress),
-        Target::File(file) => export_file(lun, &file, &job, progress),
+        Target::Stream(writer) => export_stream(lun, writer, &job, past, progress),
+        Target::File(file) => export_file(lun, &file, &job, past, progress),
     };
     let moved = Moved { size_bytes, data_bytes: job.data_bytes() };
     ran.map_err(|error| explained("the export", lun, error))?;
-    lun.log.event("export", json!({"size_bytes": size_bytes, "data_bytes": moved.data_bytes}));
-    Ok(moved)
+    let bad_bytes = unread.bytes.load(Ordering::Relaxed);
+    let told = json!({
+        "size_bytes": size_bytes, "data_bytes": moved.data_bytes, "bad_bytes": bad_bytes
+    });
+    lun.log.event("export", told);
+    Ok(Exported { moved, bad_bytes, bad: unread.ranges(size_bytes) })
 }
 
 fn import(file: &DataFile, source: Source, progress: Progress) -> Result<Moved> {
@@ -167,7 +223,7 @@ fn import_pool(file: &DataFile, image: &fs::File, job: &Job, progress: Progress)
             at += cloned;
             job.add_done(cloned);
         }
-        job.add_data(blocks.saturating_mul(BLOCK_BYTES as u64).min(job.size_bytes));
+        job.add_data(blocks.saturating_mul(BLOCK).min(job.size_bytes));
         Ok(())
     };
     job.run(progress, [work])
@@ -245,7 +301,13 @@ fn put(file: &DataFile, offset: u64, chunk: &[u8], job: &Job) -> Result<()> {
     Ok(())
 }
 
-fn export_file(lun: &Arc<Lun>, file: &File, job: &Job, progress: Progress) -> Result<()> {
+fn export_file(
+    lun: &Arc<Lun>,
+    file: &File,
+    job: &Job,
+    past: Option<&Unread>,
+    progress: Progress,
+) -> Result<()> {
     let failed = |e: io::Error| far_end("the target file", &e);
     let is_device = file.metadata().map_err(failed)?.file_type().is_block_device();
     if !is_device {
@@ -262,7 +324,7 @@ fn export_file(lun: &Arc<Lun>, file: &File, job: &Job, progress: Progress) -> Re
             let Some(chunk) = buffer.get_mut(..length) else {
                 break;
             };
-            get(lun, offset, chunk)?;
+            get(lun, offset, chunk, past)?;
             if is_device {
                 file.write_all_at(chunk, offset).map_err(failed)?;
                 job.add_data(length as u64);
@@ -284,6 +346,7 @@ fn export_stream(
     lun: &Arc<Lun>,
     mut writer: Box<dyn Write + Send>,
     job: &Job,
+    past: Option<&Unread>,
     progress: Progress,
 ) -> Result<()> {
     let pool = Pool::default();
@@ -294,7 +357,7 @@ fn export_stream(
         while let Some((offset, length)) = chunks.next(job)? {
             let mut chunk = pool.take();
             chunk.resize(length, 0);
-            get(lun, offset, &mut chunk)?;
+            get(lun, offset, &mut chunk, past)?;
             if job.stopped() || sender.send((offset, chunk)).is_err() {
                 break;
             }
@@ -315,9 +378,29 @@ fn export_stream(
     job.run(progress, workers)
 }
 
-/// Reads all of a chunk; what a shrinking LUN has not any more is zeros.
-fn get(lun: &Lun, offset: u64, chunk: &mut [u8]) -> Result<()> {
-    let read = lun.data.read_at(offset, chunk).inspect_err(|error| {
+/// Reads all of a chunk; zeros stand for what a shrinking LUN has not any more, and for blocks that
+/// are bad where it is to go on.
+fn get(lun: &Lun, offset: u64, chunk: &mut [u8], past: Option<&Unread>) -> Result<()> {
+    let past = match (read_chunk(lun, offset, chunk), past) {
+        (Err(Error::Fs(crate::fs::Error::Corrupt { .. })), Some(past)) => past,
+        (read, _) => return read,
+    };
+    let mut at = offset;
+    for piece in chunk.chunks_mut(BLOCK as usize) {
+        match read_chunk(lun, at, piece) {
+            Err(Error::Fs(crate::fs::Error::Corrupt { .. })) => {
+                piece.fill(0);
+                past.note(at, piece.len() as u64);
+            }
+            read => read?,
+        }
+        at += piece.len() as u64;
+    }
+    Ok(())
+}
+
+fn read_chunk(lun: &Lun, offset: u64, chunk: &mut [u8]) -> Result<()> {
+    let read = lun.on_data(|data| data.read_at(offset, chunk)).inspect_err(|error| {
         if let crate::fs::Error::Corrupt { block, file_offset_bytes } = error {
             lun.medium_error(*block, file_offset_bytes.unwrap_or(offset));
         }
@@ -329,10 +412,10 @@ fn get(lun: &Lun, offset: u64, chunk: &mut [u8]) -> Result<()> {
 
 /// The next run of data of a LUN.
 fn lun_extent(lun: &Lun, from: u64) -> Result<Option<(u64, u64)>> {
-    let Some(start) = lun.data.seek_data(from)? else {
+    let Some(start) = lun.on_data(|data| data.seek_data(from))? else {
         return Ok(None);
     };
-    Ok(Some((start, lun.data.seek_hole(start)?)))
+    Ok(Some((start, lun.on_data(|data| data.seek_hole(start))?)))
 }
 
 /// The next run of data of an image. Where the host cannot tell holes, all of it.
@@ -427,6 +510,17 @@ fn explained(what: &str, lun: &Lun, error: Error) -> Error {
     let mut lines = why.lines();
     lun.log.event("error", json!({"kind": what, "why": lines.next()}));
     match error {
+        Error::Fs(crate::fs::Error::Corrupt { block, file_offset_bytes }) => {
+            let at = file_offset_bytes.map_or_else(String::new, |at| {
+                format!(": {BLOCK} bytes at {} of its data", at - at % BLOCK)
+            });
+            Error::Transfer {
+                what: format!("{what} of LUN '{}' failed", lun.name()),
+                why: format!("bad block {block} of the pool{at}"),
+                remedy: "`lunfs status` lists bad places; an export goes on with --past-bad"
+                    .to_owned(),
+            }
+        }
         Error::Fs(error) => Error::Transfer {
             what: format!("{what} of LUN '{}' failed", lun.name()),
             why: error.to_string(),

@@ -1,6 +1,9 @@
 //! One LUN: what it is, who uses it, what it logs.
 //!
 //! Invariants:
+//! - `files` are the LUN's files at this moment. A rollback puts others in their place, holding
+//!   `gate` for writing: who holds it for reading has the files that count; a reader without it who
+//!   finds them stale looks again behind it.
 //! - `size_bytes` is the length of `data`: it rises under a read of `gate`, falls under its write,
 //!   so that no write which was judged by an older length can make the file longer again.
 //! - `generation` rises after what it stands for has changed, and is read before it is: who sees a
@@ -13,17 +16,23 @@ use super::attributes::{Access, Attributes, Settings, Wanted};
 use super::block_io::{BlockError, Geometry, Identity};
 use super::catalog::CatalogOptions;
 use super::changes::{Change, Hub};
+use super::copies;
 use super::damage::Damage;
 use super::data_file::{DataFile, OpenIntent};
 use super::error::{Error, Result};
 use super::event_log::{self, BadLines, EventLog, LogLine};
+use super::history::History;
 use super::identity;
-use super::kept::StateFile;
+use super::kept::{self, StateFile};
 use super::lease::Holder;
 use super::lease_room::{LeaseRoom, Noted};
+use super::policies::Policies;
+use super::readers::{OpenSnapshot, Readers};
 use super::sanitize::{SanitizeState, Sanitizers, StateWord};
+use super::served::Served;
 use crate::device::BLOCK_BYTES;
 use crate::fs::{self, Attr, File, Fs, NewNode, NodeId, Owner, Timestamp, VolumeId};
+use arc_swap::{ArcSwap, Guard};
 use parking_lot::{Mutex, RwLock};
 use serde_json::{json, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,6 +56,23 @@ pub(super) struct Shared {
     pub(super) refused: Refused,
     pub(super) sanitizers: Sanitizers,
     pub(super) damage: Damage,
+    /// Names of the ordinary tree's snapshots.
+    pub(super) tree: History,
+    /// One change of snapshots at a time.
+    pub(super) versions: Mutex<()>,
+    pub(super) readers: Readers,
+    pub(super) policies: Policies,
+}
+
+impl Shared {
+    /// A reader or a scrub met a bad block. Whether it is news.
+    pub(super) fn note_damage(&self, node: NodeId, offset: Option<u64>, block: u64) -> bool {
+        let is_new = self.damage.note(node, offset, block, self.options.clock.now());
+        if is_new {
+            self.damage.keep(&self.fs);
+        }
+        is_new
+    }
 }
 
 /// Writes of block clients that were refused since the pool was opened.
@@ -65,6 +91,16 @@ pub(super) enum Found {
     Unfinished,
     /// Not a LUN.
     Foreign,
+}
+
+impl Found {
+    /// A LUN, or nothing that is left of one.
+    pub(super) fn lun(self) -> Result<Arc<Lun>> {
+        match self {
+            Found::Lun(lun) => Ok(lun),
+            Found::Unfinished | Found::Foreign => Err(Error::Gone),
+        }
+    }
 }
 
 /// What commands ask for, without a lock.
@@ -100,14 +136,41 @@ pub(super) struct Users {
     pub(super) closed: bool,
 }
 
+/// The files of a LUN: others after a rollback.
+pub(super) struct Files {
+    pub(super) volume: VolumeId,
+    pub(super) data: File,
+    /// `attributes`.
+    pub(super) stored: File,
+}
+
+/// What a [`Lun`] is made of.
+pub(super) struct Made {
+    pub(super) name: String,
+    pub(super) id: VolumeId,
+    pub(super) identity: VolumeId,
+    pub(super) created: Timestamp,
+    pub(super) log: EventLog,
+    pub(super) state: StateFile,
+    pub(super) settings: Settings,
+    pub(super) files: Files,
+    pub(super) snapshot: Option<OpenSnapshot>,
+}
+
 /// A LUN.
 pub struct Lun {
     pub(super) shared: Arc<Shared>,
-    volume: VolumeId,
+    id: VolumeId,
+    /// What serial number and NAA are derived from.
+    identity: VolumeId,
     created: Timestamp,
     name: RwLock<String>,
-    pub(super) data: File,
-    stored: File,
+    files: ArcSwap<Files>,
+    /// It is a snapshot served as a disk, which this holds open.
+    snapshot: Option<OpenSnapshot>,
+    pub(super) history: History,
+    /// Its snapshots that are served as disks.
+    pub(super) served: Served,
     pub(super) state: StateFile,
     pub(super) log: EventLog,
     settings: RwLock<Settings>,
@@ -140,15 +203,16 @@ impl Lun {
         create(DATA, 0o600)?.set_size(wanted.size_bytes)?;
         create(LOG, 0o644)?;
         event_log::replace(&create(ATTRIBUTES, 0o644)?, wanted.settings.to_toml().as_bytes())?;
-        match Lun::find(shared, name, volume)? {
-            Found::Lun(lun) => Ok(lun),
-            Found::Unfinished | Found::Foreign => Err(Error::Gone),
-        }
+        Lun::find(shared, name, volume)?.lun()
     }
 
     /// Looks at a volume.
     pub(super) fn find(shared: &Arc<Shared>, name: &str, volume: VolumeId) -> Result<Found> {
         let root = NodeId::root(volume);
+        let info = shared.fs.volume_info(volume)?;
+        if info.is_copy {
+            copies::settle(shared, volume, &info)?;
+        }
         let open = |name: &[u8]| match shared.fs.lookup(root, name) {
             Ok(attr) => Ok(Some(shared.fs.open_file(attr.id)?)),
             Err(fs::Error::NotFound) => Ok(None),
@@ -157,7 +221,13 @@ impl Lun {
         let (data, log, stored) = (open(DATA)?, open(LOG)?, open(ATTRIBUTES)?);
         match (data, log, stored) {
             (Some(data), Some(log), Some(stored)) if stored.size_bytes() > 0 => {
-                Ok(Found::Lun(Arc::new(Lun::load(shared, name, volume, data, log, stored)?)))
+                Ok(Found::Lun(Arc::new(Lun::load(
+                    shared,
+                    name,
+                    info.origin,
+                    log,
+                    Files { volume, data, stored },
+                )?)))
             }
             (data, _, stored) => {
                 let never_used = match &data {
@@ -173,48 +243,63 @@ impl Lun {
     fn load(
         shared: &Arc<Shared>,
         name: &str,
-        volume: VolumeId,
-        data: File,
+        id: VolumeId,
         log: File,
-        stored: File,
+        files: Files,
     ) -> Result<Lun> {
-        let created = shared.fs.getattr(NodeId::root(volume))?.btime;
-        let root = NodeId::root(volume);
+        let root = NodeId::root(files.volume);
         let clock = Arc::clone(&shared.options.clock);
         let log = EventLog::new(Arc::clone(&shared.fs), root, log, clock);
-        let settings = load_settings(&stored).unwrap_or_else(|why| {
+        let settings = load_settings(&files.stored).unwrap_or_else(|why| {
             if let LoadError::Fs(fs::Error::Corrupt { block, .. }) = &why {
-                shared.damage.note(stored.id(), Some(0), *block, shared.options.clock.now());
+                shared.note_damage(files.stored.id(), Some(0), *block);
             }
             let why = why.to_string();
             log.event("error", json!({"file": "attributes", "why": why}));
             // Whether writing was allowed is not known any more.
             Settings { read_only: true, ..Settings::default() }
         });
-        let lease = LeaseRoom::new(shared.options.timing, settings.access == Access::Shared);
-        let (state, why) = StateFile::load(Arc::clone(&shared.fs), root, log.node());
+        let place = kept::Place { dir: root, like: log.node() };
+        let (state, why) = StateFile::load(Arc::clone(&shared.fs), place);
         if let Some(why) = why {
             log.event("error", json!({"file": "state", "why": why}));
         }
-        let lun = Lun {
+        let created = match state.now().created {
+            Some(created) => created,
+            None => shared.fs.getattr(root)?.btime,
+        };
+        let name = name.to_owned();
+        let identity = id;
+        let made =
+            Made { name, id, identity, created, log, state, settings, files, snapshot: None };
+        let lun = Lun::of(shared, made);
+        lun.follow_kept();
+        Ok(lun)
+    }
+
+    /// Nobody uses it yet.
+    pub(super) fn of(shared: &Arc<Shared>, made: Made) -> Lun {
+        let settings = made.settings;
+        Lun {
             shared: Arc::clone(shared),
-            volume,
-            created,
-            name: RwLock::new(name.to_owned()),
-            live: Live::new(&settings, data.size_bytes()),
-            data,
-            stored,
-            state,
-            log,
+            id: made.id,
+            identity: made.identity,
+            created: made.created,
+            name: RwLock::new(made.name),
+            live: Live::new(&settings, made.files.data.size_bytes()),
+            files: ArcSwap::from_pointee(made.files),
+            snapshot: made.snapshot,
+            history: History::default(),
+            served: Served::default(),
+            state: made.state,
+            log: made.log,
+            lease: LeaseRoom::new(shared.options.timing, settings.access == Access::Shared),
             settings: RwLock::new(settings),
             change: Mutex::new(()),
             gate: RwLock::new(()),
-            lease,
             users: Mutex::default(),
             user_texts: RwLock::default(),
-        };
-        lun.follow_kept();
-        Ok(lun)
+        }
     }
 
     /// Takes over what outlived the last server.
@@ -238,20 +323,61 @@ impl Lun {
         *self.name.write() = name.to_owned();
     }
 
-    /// Its volume, the same for ever.
+    /// What its identity, rights and policy hang on: the volume it was made as. The same for ever.
+    pub fn id(&self) -> VolumeId {
+        self.id
+    }
+
+    /// Whether it is a snapshot that is served as a disk: only read, and no LUN of the catalog.
+    pub fn is_snapshot(&self) -> bool {
+        self.snapshot.is_some()
+    }
+
+    /// Its volume at this moment: another one after a rollback.
     pub fn volume(&self) -> VolumeId {
-        self.volume
+        self.files().volume
+    }
+
+    pub(super) fn files(&self) -> Guard<Arc<Files>> {
+        self.files.load()
+    }
+
+    pub(super) fn put_files(&self, files: Files) {
+        self.files.store(Arc::new(files));
+    }
+
+    /// Reads of `data`: once more where a rollback put another in its place meanwhile.
+    pub(super) fn on_data<T>(&self, mut act: impl FnMut(&File) -> fs::Result<T>) -> fs::Result<T> {
+        match act(&self.files().data) {
+            Err(fs::Error::Stale) => {
+                // Whoever is here already may hold the gate.
+                let _behind = self.gate.read_recursive();
+                act(&self.files().data)
+            }
+            other => other,
+        }
+    }
+
+    /// From memory alone; `None`: use [`Lun::on_data`].
+    pub(super) fn try_read_data(
+        &self,
+        offset: u64,
+        out: &mut [u8],
+        sums: Option<&mut Vec<u32>>,
+    ) -> Option<fs::Result<usize>> {
+        let read = self.files().data.try_read_summed_at(offset, out, sums)?;
+        (!matches!(read, Err(fs::Error::Stale))).then_some(read)
     }
 
     /// The inode of `data`.
     pub fn data_node(&self) -> NodeId {
-        self.data.id()
+        self.files().data.id()
     }
 
     /// The inode of `attributes` (it stores the settings; what a reader is shown is
     /// [`Lun::attributes_toml`]).
     pub fn attributes_node(&self) -> NodeId {
-        self.stored.id()
+        self.files().stored.id()
     }
 
     /// The inode of `log`: the same when the log is cut.
@@ -261,19 +387,20 @@ impl Lun {
 
     /// Attributes of `data`'s inode.
     pub fn data_attr(&self) -> Result<Attr> {
-        Ok(self.data.attr()?)
+        Ok(self.on_data(|data| data.attr())?)
     }
 
     /// Everything `attributes` shows.
     pub fn attributes(&self) -> Result<Attributes> {
         let options = &self.shared.options;
         let settings = Settings { serial: self.serial(), ..self.settings() };
+        let used_bytes = self.on_data(|data| self.shared.fs.volume_used_bytes(data.id().volume))?;
         Ok(Attributes {
             name: self.name(),
-            volume: self.volume,
+            volume: self.volume(),
             size_bytes: self.size_bytes(),
             settings,
-            used_bytes: self.shared.fs.volume_used_bytes(self.volume)?,
+            used_bytes,
             free_bytes: self.shared.fs.stats().free_bytes,
             location: options.location.clone(),
             redundancy: options.redundancy.clone(),
@@ -300,7 +427,7 @@ impl Lun {
     }
 
     pub(super) fn default_serial(&self) -> String {
-        identity::default_serial(&self.shared.fs.pool_id(), self.volume)
+        identity::default_serial(&self.shared.fs.pool_id(), self.identity)
     }
 
     /// Size, block sizes and flags at this moment.
@@ -329,7 +456,7 @@ impl Lun {
             vendor: settings.vendor,
             product: settings.product,
             serial: self.serial(),
-            naa: identity::naa(&self.shared.fs.pool_id(), self.volume),
+            naa: identity::naa(&self.shared.fs.pool_id(), self.identity),
         }
     }
 
@@ -417,7 +544,10 @@ impl Lun {
 
     /// Bytes of blocks behind `data`.
     pub(super) fn data_used_bytes(&self) -> Result<u64> {
-        Ok(self.data.attr()?.blocks.saturating_mul(crate::device::BLOCK_BYTES as u64))
+        Ok(self
+            .on_data(|data| data.attr())?
+            .blocks
+            .saturating_mul(crate::device::BLOCK_BYTES as u64))
     }
 
     /// `bytes` were written or freed: now and then use is compared with the threshold. Block
@@ -444,12 +574,17 @@ impl Lun {
     }
 
     pub(super) fn put_settings(&self, settings: &Settings) -> Result<()> {
-        event_log::replace(&self.stored, settings.to_toml().as_bytes())?;
+        event_log::replace(&self.files().stored, settings.to_toml().as_bytes())?;
+        self.take_settings(settings);
+        Ok(())
+    }
+
+    /// From here on these count, which `attributes` holds already.
+    pub(super) fn take_settings(&self, settings: &Settings) {
         let mut current = self.settings.write();
         self.live.generation.fetch_add(1, Ordering::AcqRel);
         *current = settings.clone();
         self.live.follow(settings);
-        Ok(())
     }
 
     pub(super) fn tell(&self, change: Change) {
@@ -488,13 +623,13 @@ impl Lun {
     }
 
     pub(super) fn medium_error(&self, block: u64, offset_bytes: u64) {
-        self.unreadable(self.data.id(), Some(offset_bytes), block);
+        self.unreadable(self.files().data.id(), Some(offset_bytes), block);
     }
 
     /// A block of one of its files cannot be read: counted, listed, and logged once.
     pub(super) fn unreadable(&self, node: NodeId, offset: Option<u64>, block: u64) {
         self.live.medium_errors.fetch_add(1, Ordering::Relaxed);
-        if !self.shared.damage.note(node, offset, block, self.shared.options.clock.now()) {
+        if !self.shared.note_damage(node, offset, block) {
             return;
         }
         let mut fields = json!({
@@ -519,10 +654,10 @@ impl Lun {
     /// What one of its inodes is called in its directory.
     pub fn file_name(&self, node: NodeId) -> &'static str {
         match node {
-            _ if node == self.data.id() => "data",
-            _ if node == self.stored.id() => "attributes",
+            _ if node == self.files().data.id() => "data",
+            _ if node == self.files().stored.id() => "attributes",
             _ if node == self.log.node() => "log",
-            _ if node == NodeId::root(self.volume) => ".",
+            _ if node == NodeId::root(self.volume()) => ".",
             _ => "log.1",
         }
     }
@@ -531,7 +666,7 @@ impl Lun {
     pub fn blocks_at(&self, node: NodeId, offset_bytes: u64) -> Option<(u64, u64)> {
         let block = u64::from(self.live.block_bytes.load(Ordering::Acquire).max(1));
         let blocks = (offset_bytes / block, (BLOCK_BYTES as u64 / block).max(1));
-        (node == self.data.id()).then_some(blocks)
+        (node == self.files().data.id()).then_some(blocks)
     }
 }
 
@@ -570,20 +705,20 @@ impl Live {
 
 impl fmt::Debug for Lun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lun").field("name", &self.name()).field("volume", &self.volume).finish()
+        f.debug_struct("Lun").field("name", &self.name()).field("volume", &self.volume()).finish()
     }
 }
 
 /// Why `attributes` cannot be used.
 #[derive(Debug, thiserror::Error)]
-enum LoadError {
+pub(super) enum LoadError {
     #[error("{0}")]
     Fs(#[from] fs::Error),
     #[error("{0}")]
     Text(String),
 }
 
-fn load_settings(stored: &File) -> std::result::Result<Settings, LoadError> {
+pub(super) fn load_settings(stored: &File) -> std::result::Result<Settings, LoadError> {
     let mut bytes = vec![0; stored.size_bytes().min(fs::ATOMIC_WRITE_BYTES as u64) as usize];
     let length = stored.read_at(0, &mut bytes)?;
     bytes.truncate(length);

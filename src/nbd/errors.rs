@@ -57,6 +57,7 @@ pub fn wire_error(error: &BlockError, writes: bool) -> WireError {
         BlockError::HeldByFile
         | BlockError::Reserved
         | BlockError::Sanitizing
+        | BlockError::DeviceMissing
         | BlockError::Medium { .. }
         | BlockError::Miscompare { .. }
         | BlockError::Io(_) => WireError::Io,

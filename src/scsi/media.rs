@@ -40,6 +40,21 @@ pub(super) enum Kind {
     WriteHead { offset: u64, fua: bool },
 }
 
+/// Room for the media data of a task.
+#[derive(Debug, Default)]
+pub struct DataIn<'a> {
+    /// `data_in_bytes` of it.
+    pub bytes: &'a mut [u8],
+    /// Takes what [`BlockIo::read_summed`] knows, where the transport wants it; empty before.
+    pub sums: Option<&'a mut Vec<u32>>,
+}
+
+impl<'a> From<&'a mut [u8]> for DataIn<'a> {
+    fn from(bytes: &'a mut [u8]) -> DataIn<'a> {
+        DataIn { bytes, sums: None }
+    }
+}
+
 /// A command whose range and lengths were checked, ready to be run once its data-out is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
@@ -239,11 +254,15 @@ impl Nexus {
 
     /// Runs `task` if nothing has to be waited for. `None` has changed nothing. `out` holds
     /// `data_out_bytes`, `into` has room for `data_in_bytes`.
-    pub fn try_run(&self, task: &Task, out: &[u8], into: &mut [u8]) -> Option<Answer> {
+    pub fn try_run(&self, task: &Task, out: &[u8], into: DataIn<'_>) -> Option<Answer> {
         let result = match task.kind {
             _ if task.wanted_bytes == 0 && task.moves_media() => Ok(()),
             Kind::Read { offset, fua: false } => {
-                return Some(self.answer(self.disk().try_read(offset, into)?, false));
+                let read = match into.sums {
+                    Some(sums) => self.disk().try_read_summed(offset, into.bytes, sums),
+                    None => self.disk().try_read(offset, into.bytes),
+                };
+                return Some(self.answer(read?, false));
             }
             Kind::Write { offset, fua: false } | Kind::WriteAtomic { offset, fua: false } => {
                 self.disk().try_write(offset, out)?
@@ -260,12 +279,16 @@ impl Nexus {
     }
 
     /// Runs `task`, waiting for whatever it needs. `cancel` ends work on long ranges early.
-    pub fn run(&self, task: &Task, out: &[u8], into: &mut [u8], cancel: &AtomicBool) -> Answer {
+    pub fn run(&self, task: &Task, out: &[u8], into: DataIn<'_>, cancel: &AtomicBool) -> Answer {
         let disk = self.disk();
         let result = match task.kind {
             Kind::Read { offset, fua } => {
                 let flushed = if fua { disk.flush() } else { Ok(()) };
-                return self.answer(flushed.and_then(|()| disk.read(offset, into)), false);
+                let read = flushed.and_then(|()| match into.sums {
+                    Some(sums) => disk.read_summed(offset, into.bytes, sums),
+                    None => disk.read(offset, into.bytes),
+                });
+                return self.answer(read, false);
             }
             Kind::Write { offset, fua } | Kind::WriteAtomic { offset, fua } => {
                 disk.write(offset, out, fua)

@@ -31,7 +31,7 @@ mod unit;
 pub use attention::Attention;
 pub use cdb::{decode, Command, Range};
 pub use copy::{CopyTarget, CopyTargets};
-pub use media::{Task, MAX_TRANSFER_BYTES};
+pub use media::{DataIn, Task, MAX_TRANSFER_BYTES};
 pub use nexus::{Nexus, Plan, PortNames};
 pub use sense::Sense;
 pub use unit::LogicalUnit;

@@ -138,6 +138,8 @@ impl Sense {
             BlockError::HeldByFile => Sense::new(0x2, 0x04, 0x07),
             BlockError::Reserved => Sense::ABORTED, // SCSI sessions judge that by themselves
             BlockError::Sanitizing => Sense::SANITIZING,
+            // LOGICAL UNIT NOT READY, MANUAL INTERVENTION REQUIRED
+            BlockError::DeviceMissing => Sense::new(0x2, 0x04, 0x03),
             BlockError::Medium { offset_bytes } => Sense::new(0x3, 0x11, 0x00)
                 .with_information(offset_bytes / u64::from(block_bytes.max(1))),
             BlockError::Miscompare { offset_bytes } => {
@@ -180,6 +182,8 @@ mod tests {
 
     #[test]
     fn progress_stands_in_both_formats() {
+        let missing = Sense::of_error(&BlockError::DeviceMissing, 512, true);
+        assert_eq!(missing, Sense::new(0x2, 0x04, 0x03));
         let sense = Sense::SANITIZING.with_progress(0x1234);
         assert_eq!(sense.encode(false)[15..18], [0x80, 0x12, 0x34]);
         assert_eq!(sense.encode(true)[7..], [8, 2, 6, 0, 0, 0x80, 0x12, 0x34, 0]);

@@ -59,9 +59,9 @@ fn run(nexus: &Nexus, cdb: &[u8], out: &[u8]) -> Answer {
     }
     let mut into = vec![0; task.data_in_bytes];
     let out = &out[..task.data_out_bytes];
-    let mut answer = match nexus.try_run(&task, out, &mut into) {
+    let mut answer = match nexus.try_run(&task, out, into.as_mut_slice().into()) {
         Some(answer) => answer,
-        None => nexus.run(&task, out, &mut into, &AtomicBool::new(false)),
+        None => nexus.run(&task, out, into.as_mut_slice().into(), &AtomicBool::new(false)),
     };
     if answer.status == Status::Good && !into.is_empty() {
         answer.data = into;

@@ -1,10 +1,10 @@
-//! LUNs as iSCSI targets: each its own target, LUN 0 of it.
+//! LUNs and their snapshots as iSCSI targets: each its own target, LUN 0 of it.
 
 use super::entrance::{local, note};
 use crate::access::{Book, Denial, Reason, Seen};
-use crate::control::doors::{target_name, TARGET_PREFIX};
+use crate::control::doors::{snapshot_target_name, target_name, TARGET_PREFIX};
 use crate::iscsi::{Client, Demand, Refusal, Service, TargetDirectory};
-use crate::lun::{self, AttachRequest, BlockIo, Catalog, Lun};
+use crate::lun::{self, policy_time, split_snapshot, AttachRequest, BlockIo, Catalog, Lun};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -48,7 +48,21 @@ impl Targets {
     fn lun(&self, target: &str) -> Result<Arc<Lun>, Refusal> {
         let lower = target.to_ascii_lowercase();
         let name = lower.strip_prefix(TARGET_PREFIX).ok_or(Refusal::NotFound)?;
-        self.catalog.get(name).map_err(|e| refusal(&e))
+        // A LUN's name holds no colon: what follows the first is a snapshot's.
+        let disk = match name.split_once(':') {
+            None => self.catalog.get(name),
+            Some((name, snapshot)) => self.catalog.snapshot_disk(name, snapshot),
+        };
+        disk.map_err(|e| refusal(&e))
+    }
+
+    /// A LUN's target and those of its snapshots, but for the many that policies make: who logs in
+    /// to all that a discovery names does not mean those. They open by their names.
+    fn targets_of(&self, lun: &str) -> Vec<String> {
+        let snapshots = self.catalog.snapshot_names(lun).unwrap_or_default();
+        let made_by_hand = snapshots.iter().filter(|name| policy_time(name).is_none());
+        let snapshots = made_by_hand.map(|name| snapshot_target_name(lun, name));
+        std::iter::once(target_name(lun)).chain(snapshots).collect()
     }
 
     fn denied(&self, denial: Denial, client: &Client, lun: &Lun) -> Refusal {
@@ -96,8 +110,8 @@ impl TargetDirectory for Targets {
 
     fn list(&self, client: &Client) -> Vec<String> {
         let all = self.catalog.list();
-        let own = all.iter().filter(|lun| self.book.judge(&seen(client), lun.volume()).is_ok());
-        own.map(|lun| target_name(&lun.name())).collect()
+        let own = all.iter().filter(|lun| self.book.judge(&seen(client), lun.id()).is_ok());
+        own.flat_map(|lun| self.targets_of(&lun.name())).collect()
     }
 
     fn open(&self, client: &Client, target: &str) -> Result<Arc<dyn BlockIo>, Refusal> {
@@ -109,7 +123,7 @@ impl TargetDirectory for Targets {
         })?;
         let seen = seen(client);
         let denied = |denial| self.denied(denial, client, &lun);
-        let right = self.book.judge(&seen, lun.volume()).map_err(denied)?;
+        let right = self.book.judge(&seen, lun.id()).map_err(denied)?;
         let request = AttachRequest {
             door: "iscsi",
             client: client.initiator.clone(),
@@ -126,15 +140,22 @@ impl TargetDirectory for Targets {
     }
 
     fn find(&self, client: &Client, naa: &[u8; 16]) -> Option<Arc<dyn BlockIo>> {
-        let all = self.catalog.list();
-        let lun = all.iter().find(|lun| lun.identity().naa == *naa)?;
-        self.open(client, &target_name(&lun.name())).ok()
+        let all = self.catalog.disks();
+        let found = all.iter().find(|disk| disk.identity().naa == *naa)?;
+        let name = found.name();
+        let target = match split_snapshot(&name) {
+            (lun, None) => target_name(lun),
+            (lun, Some(snapshot)) => snapshot_target_name(lun, snapshot),
+        };
+        self.open(client, &target).ok()
     }
 }
 
 fn refusal(error: &lun::Error) -> Refusal {
     match error {
-        lun::Error::NotFound(_) | lun::Error::BadName { .. } => Refusal::NotFound,
+        lun::Error::NotFound(_) | lun::Error::NoSnapshot { .. } | lun::Error::BadName { .. } => {
+            Refusal::NotFound
+        }
         lun::Error::Gone => Refusal::Removed,
         _ => Refusal::Unavailable,
     }

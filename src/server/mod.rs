@@ -11,6 +11,7 @@ mod doors;
 mod entrance;
 mod iscsi_targets;
 mod nbd_exports;
+mod policies;
 
 pub use config::{Listen, ServeConfig};
 pub use doors::check_doors;
@@ -24,6 +25,7 @@ use crate::control::run_dir::RunDirs;
 use crate::control::stop::StopSignal;
 use crate::control::{report, Error, Result};
 use doors::OpenDoors;
+use policies::PolicyClock;
 use serde_json::{json, Value};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -126,7 +128,7 @@ fn run(
     };
     let closed = engine.pool.close();
     drop(engine);
-    stop.finish(closed.as_ref().copied().map_err(|e| e.message().to_string()));
+    stop.finish(closed.as_ref().copied().map_err(|e| e.message().in_one_line()));
     if let Some(commands) = commands {
         runtime.block_on(commands.finish(COMMANDS_WAIT));
     }
@@ -154,11 +156,14 @@ async fn serve_open_doors(
 ) -> Result<Commands> {
     let (listener, path) = RunDirs::of_process().bind(&engine.pool.fs.pool_id())?;
     let commands = tokio::spawn(listen(listener, engine.clone()));
+    let clock = PolicyClock::start(engine.pool.catalog.clone());
+    let clock = clock.map_err(|e| Error::io("the server has no thread for policies", &e))?;
     announce(&Ready::of(&engine, doors.warnings()));
     tokio::select! {
         () = stop.requested() => {}
         () = doors.watch() => {}
     }
+    tokio::task::block_in_place(|| drop(clock));
     // The name goes before the lock does: a successor's socket is never removed.
     let _ = std::fs::remove_file(path);
     let broken = |_| Error::Connection("the control socket broke down".into());

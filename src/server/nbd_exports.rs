@@ -1,4 +1,4 @@
-//! LUNs as NBD exports.
+//! LUNs and their snapshots as NBD exports.
 
 use super::disk::Description;
 use super::entrance::{local, note};
@@ -25,7 +25,7 @@ impl Exports {
 
     /// What the client may do with a LUN; a refusal is noted.
     fn judge(&self, peer: &Peer, lun: &Lun) -> Result<Right, Refusal> {
-        let judged = self.book.judge(&seen(peer), lun.volume());
+        let judged = self.book.judge(&seen(peer), lun.id());
         judged.map_err(|denial| self.denied(denial, peer, lun))
     }
 
@@ -48,12 +48,24 @@ impl Exports {
     fn find(&self, name: &str) -> Result<Arc<Lun>, Refusal> {
         let unknown = || Refusal::Unknown(name.to_string());
         if !name.is_empty() {
-            return self.catalog.get(name).map_err(|_| unknown());
+            return self.catalog.disk(name).map_err(|_| unknown());
         }
         match self.catalog.list().as_slice() {
             [only] => Ok(only.clone()),
             _ => Err(unknown()),
         }
+    }
+
+    /// A LUN and its snapshots.
+    fn entries_of(&self, lun: &Lun) -> Vec<ExportEntry> {
+        let name = lun.name();
+        let snapshots = self.catalog.snapshot_names(&name).unwrap_or_default().into_iter();
+        let snapshots = snapshots.map(|snapshot| ExportEntry {
+            description: format!("a snapshot of {name}"),
+            name: format!("{name}@{snapshot}"),
+        });
+        let own = ExportEntry { name: name.clone(), description: describe(lun) };
+        std::iter::once(own).chain(snapshots).collect()
     }
 
     /// When the session is dropped its connection is found by export and peer: NBD numbers its
@@ -74,10 +86,9 @@ impl Exports {
 
 impl ExportDirectory for Exports {
     fn list(&self, peer: &Peer) -> Result<Vec<ExportEntry>, Refusal> {
-        let entry = |lun: &Arc<Lun>| ExportEntry { name: lun.name(), description: describe(lun) };
         let all = self.catalog.list();
-        let own = all.iter().filter(|lun| self.book.judge(&seen(peer), lun.volume()).is_ok());
-        Ok(own.map(entry).collect())
+        let own = all.iter().filter(|lun| self.book.judge(&seen(peer), lun.id()).is_ok());
+        Ok(own.flat_map(|lun| self.entries_of(lun)).collect())
     }
 
     fn open(&self, name: &str, peer: &Peer) -> Result<Export, Refusal> {

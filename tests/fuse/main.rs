@@ -6,5 +6,6 @@ mod mounting;
 mod nodes;
 mod panics;
 mod pool;
+mod snapshots;
 mod space;
 mod users;

@@ -91,9 +91,11 @@ fn fuzz_commands_and_parameter_lists() {
                     assert!(task.data_in_bytes as u64 <= MAX_TRANSFER_BYTES);
                     let out = list(&mut rng, task.data_out_bytes);
                     let mut into = vec![0; task.data_in_bytes];
-                    let at_once = nexus.try_run(&task, &out, &mut into);
+                    let at_once = nexus.try_run(&task, &out, into.as_mut_slice().into());
                     let cancel = AtomicBool::new(rng.below(10) == 0);
-                    at_once.unwrap_or_else(|| nexus.run(&task, &out, &mut into, &cancel))
+                    at_once.unwrap_or_else(|| {
+                        nexus.run(&task, &out, into.as_mut_slice().into(), &cancel)
+                    })
                 }
             };
             assert!(answer.data.len() <= 1 << 20 && answer.sense.len() <= 252);

@@ -261,13 +261,12 @@ def no_descriptors(lab):
         equal("the mount goes on", f.read(4), b"aaaa")
     for s in crowd:
         s.close()
-    deadline, client = time.monotonic() + 15, None
-    while time.monotonic() < deadline and not client:
-        with contextlib.suppress(nbd.Error):
-            client = nbd_connect(lab.nbd_port, "vm1")
+    client = in_time(lambda: nbd_connect(lab.nbd_port, "vm1"), nbd.Error)
     check("NBD takes clients again", client is not None)
     equal("and serves them", bytes(client.pread(512, 0)) if client else None, b"a" * 512)
-    another = Iscsi(lab.iscsi_port, IQN + "vm1", "iqn.2026-11.local.test:b")
+    name = "iqn.2026-11.local.test:b"
+    another = in_time(lambda: Iscsi(lab.iscsi_port, IQN + "vm1", name), ConnectionError)
+    check("iSCSI takes initiators again", another is not None)
     another.clear_attention()
     equal("iSCSI too", another.read(0, BLOCK), b"a" * BLOCK)
     check("commands too", lab.ask("status")["luns"][0]["name"] == "vm1")
@@ -276,6 +275,17 @@ def no_descriptors(lab):
     if client:
         client.shutdown()
     check("an orderly stop", lab.stop())
+
+
+def in_time(connect, error):
+    """What `connect` gives, once those who left are let go of; None after a quarter of a minute."""
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        try:
+            return connect()
+        except error:
+            time.sleep(0.05)
+    return None
 
 
 def cpu_seconds(pid):

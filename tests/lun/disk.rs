@@ -33,6 +33,33 @@ fn what_is_written_is_read() {
 }
 
 #[test]
+fn checksums_that_are_kept_come_with_whole_blocks() {
+    let pool = Pool::new();
+    let disk = login(&pool.lun("vm1", 16 * MIB), "a");
+    let (head, tail) = (noise(1, 1 << 20), noise(2, 3 << 20));
+    disk.write(0, &head, true).unwrap();
+    disk.write(512, &noise(3, 512), false).unwrap(); // merged, and not yet on a device
+    disk.write(5 * MIB, &tail, false).unwrap();
+    let check = |disk: &dyn BlockIo, offset: u64, length: usize| {
+        let (mut out, mut sums) = (vec![0; length], Vec::new());
+        disk.read_summed(offset, &mut out, &mut sums).unwrap();
+        let (mut again, mut same) = (vec![0; length], Vec::new());
+        disk.try_read_summed(offset, &mut again, &mut same).unwrap().unwrap();
+        assert!(out == again && sums == same);
+        let found: Vec<u32> = out.chunks(4096).map(crc32c::crc32c).collect();
+        let whole = offset % 4096 == 0 && length % 4096 == 0;
+        assert_eq!(sums, if whole { found } else { Vec::new() }, "{length} bytes at {offset}");
+    };
+    let ranges = [(0, 4096), (0, 2 << 20), (MIB, 8 << 10), (4 * MIB, 2 << 20), (512, 8192)];
+    ranges.iter().for_each(|(offset, length)| check(&*disk, *offset, *length));
+    drop(disk);
+    let pool = pool.reopen();
+    let disk = login(&pool.catalog.get("vm1").unwrap(), "a");
+    ranges.iter().for_each(|(offset, length)| check(&*disk, *offset, *length));
+    check(&*disk, 0, 512);
+}
+
+#[test]
 fn ranges_are_checked() {
     let pool = Pool::new();
     let disk = login(&pool.lun("vm1", MIB), "a");

@@ -1,6 +1,9 @@
 //! What a LUN keeps beside its files: reservations that bind the other doors, and sanitize.
 
 use crate::pool::*;
+use lunfs::device::sim::SimDevice;
+use lunfs::device::BlockDevice;
+use lunfs::fs::{FormatOptions, Fs, OpenOptions, Redundancy, SystemClock, Timestamp};
 use lunfs::lun::{AttachRequest, BlockError, BlockIo, Error, Lun, SanitizeOrder, SanitizeState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -144,4 +147,31 @@ fn block_clients_hear_once_of_each_time_the_threshold_is_met() {
     assert_eq!(disk.provisioning().used_bytes, 12 * MIB);
     disk.unmap(0, 12 * MIB).unwrap();
     assert_eq!(fill(0, 9), 2);
+}
+
+/// What is on a device that is away would stay there.
+#[test]
+fn a_sanitize_wants_all_devices() {
+    let sim = |i: u64| Arc::new(SimDevice::new(24_576, i));
+    let devices: Vec<Arc<dyn BlockDevice>> = vec![sim(1), sim(2)];
+    let format = FormatOptions {
+        pool_id: [9; 16],
+        created: Timestamp(1),
+        paths: vec!["a".into(), "b".into()],
+        redundancy: Redundancy::Mirror,
+    };
+    Fs::format(&devices, &format).unwrap();
+    let clock = Arc::new(SystemClock);
+    let options = OpenOptions { cache_bytes: 16 * MIB, clock, ..OpenOptions::default() };
+    let catalog = open_catalog(Fs::open(devices, options).unwrap());
+    let lun = catalog.create("vm1", &sized(MIB)).unwrap();
+    let disk = login(&lun, "iqn.a");
+    disk.write(0, &[7; 4096], true).unwrap();
+    catalog.fs().offline(1).unwrap();
+    assert!(matches!(disk.sanitize(&order(None)), Err(BlockError::DeviceMissing)));
+    assert_eq!(lun.sanitize_state(), SanitizeState::Idle);
+    assert!(logged(&lun, "sanitize", "refused"));
+    let mut out = [0; 4096];
+    disk.read(0, &mut out).unwrap();
+    assert_eq!(out, [7; 4096]);
 }

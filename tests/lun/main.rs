@@ -10,4 +10,5 @@ mod lease;
 mod pool;
 mod rot;
 mod settings;
+mod snapshots;
 mod transfer;

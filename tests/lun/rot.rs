@@ -4,6 +4,7 @@ use crate::pool::*;
 use lunfs::device::sim::SimDevice;
 use lunfs::device::{Block, BlockDevice};
 use lunfs::fs::{FormatOptions, Fs, OpenOptions, SystemClock, Timestamp};
+use lunfs::lun::transfer::{export, Target};
 use lunfs::lun::{BlockError, BlockIo, Catalog};
 use std::sync::Arc;
 
@@ -71,4 +72,40 @@ fn the_range_is_told_counted_and_logged() {
     disk.read(0, &mut out).unwrap();
     assert_eq!(out[8192..12_288], [1; 4096]);
     assert_eq!(catalog.bad_places().0, [], "what was written again is not bad any more");
+}
+
+/// What nobody has read but the scrub is told in the same way; and a restart forgets nothing that
+/// is bad still.
+#[test]
+fn what_a_scrub_finds_is_told_and_outlives_a_restart() {
+    let device = rotten();
+    let catalog = open_sim(device.clone());
+    let lun = catalog.get("vm1").unwrap();
+    assert_eq!(catalog.bad_places().0, []);
+    assert!(catalog.fs().scrub_start().unwrap());
+    while catalog.fs().scrub_step(1000).unwrap() {}
+    let told = |lun| events(lun).into_iter().filter(|event| event["event"] == "error").count();
+    assert_eq!(told(&lun), 1);
+    assert_eq!(events(&lun).last().unwrap()["offset_bytes"], 8192);
+    let found = catalog.bad_places().0;
+    assert_eq!((found.len(), found[0].offset_bytes), (1, Some(8192)));
+    let file = tempfile::tempfile().unwrap();
+    let quiet = &|_, _| true;
+    let refused = export(&lun, Target::File(file.try_clone().unwrap()), false, quiet);
+    assert!(refused.unwrap_err().to_string().contains("4096 bytes at 8192"));
+    let done = export(&lun, Target::File(file), true, quiet).unwrap();
+    assert_eq!((done.bad_bytes, done.bad), (4096, vec![(8192, 4096)]));
+    catalog.fs().close().unwrap();
+    drop((lun, catalog));
+
+    let catalog = open_sim(device.clone());
+    let lun = catalog.get("vm1").unwrap();
+    assert_eq!(catalog.bad_places().0, found, "as it was found first");
+    let disk = login(&lun, "a");
+    disk.write(8192, &[1; 4096], true).unwrap();
+    assert_eq!(catalog.bad_places().0, []);
+    drop(disk);
+    catalog.fs().close().unwrap();
+    drop((lun, catalog));
+    assert_eq!(open_sim(device).bad_places().0, []);
 }

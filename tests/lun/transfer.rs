@@ -62,7 +62,7 @@ fn an_image_goes_in_and_out_sparse() {
 
     let out = pool.scratch("out.img");
     let target = Target::File(File::create(&out).unwrap());
-    let moved = export(&lun, target, QUIET).unwrap();
+    let moved = export(&lun, target, false, QUIET).unwrap().moved;
     assert_eq!(moved.size_bytes, model.len() as u64);
     assert!(std::fs::read(&out).unwrap() == model);
     assert!(std::fs::metadata(&out).unwrap().blocks() * 512 < 7 * MIB, "sparse");
@@ -92,7 +92,7 @@ fn pipes_work_both_ways() {
         import_new(&pool.catalog, "vm1", &request, stream(model.clone()), QUIET).unwrap();
     assert_eq!(moved.size_bytes, 17 * MIB);
     let sink = Sink::default();
-    export(&lun, Target::Stream(Box::new(sink.clone())), QUIET).unwrap();
+    export(&lun, Target::Stream(Box::new(sink.clone())), false, QUIET).unwrap();
     let out = sink.0.lock().unwrap();
     assert!(out.len() == 20 * MIB as usize && out[..model.len()] == model);
     assert!(out[model.len()..].iter().all(|byte| *byte == 0));

@@ -2,8 +2,8 @@
 
 use crate::lab::*;
 use lunfs::device::sim::SimDevice;
-use lunfs::device::BlockDevice;
-use lunfs::fs::{Fs, Redundancy, Result};
+use lunfs::device::{Block, BlockDevice};
+use lunfs::fs::{dump, DumpAs, DumpWhat, Fs, Redundancy, Result};
 use std::sync::Arc;
 
 fn dynamic(sim: &Arc<SimDevice>) -> Arc<dyn BlockDevice> {
@@ -226,4 +226,90 @@ fn a_device_that_fails_while_it_is_filled_is_missing_again() {
     settle(&fs).expect("merge");
     drop(fs);
     expect_each_alone(&sims, 10, "after");
+}
+
+/// What memory has given up is not walked, but a crash leads back to it for as long as the durable
+/// root names it: it was bad on a device that was normal by then.
+#[test]
+fn a_device_is_normal_only_when_all_is_there_that_a_crash_leads_back_to() {
+    let sims = mirror();
+    let fs = open(&sims).expect("open");
+    assert!(steps(&fs, 1, 4).1.is_none());
+    fs.offline(1).expect("offline");
+    assert!(steps(&fs, 5, 8).1.is_none());
+    fs.online(&dynamic(&sims[1])).expect("online");
+    // Over all that was missed, in memory alone.
+    for s in 5..=8 {
+        overwrite(&fs, s).expect("overwrite");
+    }
+    while fs.regenerate_step(10).expect("step") {}
+    assert_eq!(states(&fs), ["normal", "normal"]);
+    for seed in 1..9 {
+        let after = crashed(&sims, seed);
+        expect_sound(&after, &format!("fate {seed}"));
+    }
+}
+
+/// The new device has a lower slot than the one that it replaces, which comes back meanwhile.
+#[test]
+fn what_is_replaced_leaves_though_it_was_filled_too() {
+    let mut sims = mirror();
+    sims.extend(devices(4).split_off(2));
+    let fs = open(&sims[..2]).expect("open");
+    fs.replace(0, &dynamic(&sims[2]), "c").expect("replace");
+    settle(&fs).expect("regenerate");
+    assert!(steps(&fs, 1, 4).1.is_none());
+    fs.offline(1).expect("offline");
+    assert!(steps(&fs, 5, 6).1.is_none());
+    assert_eq!(fs.replace(1, &dynamic(&sims[3]), "d").expect("replace"), 0);
+    fs.online(&dynamic(&sims[1])).expect("online");
+    settle(&fs).expect("regenerate");
+    assert!(steps(&fs, 7, STEPS).1.is_none());
+    let now: Vec<String> = fs.devices().iter().map(|d| format!("{} {}", d.path, d.state)).collect();
+    assert_eq!(now, ["d normal", "c normal"]);
+    drop(fs);
+    let sims = vec![sims[2].clone(), sims[3].clone()];
+    expect_sound(&sims, "replaced");
+    expect_each_alone(&sims, STEPS, "replaced");
+}
+
+/// The number behind a word of a dump.
+fn number(sims: &Sims, what: DumpWhat, line: &str, word: &str) -> u64 {
+    let shown = dump(&handles(sims), &what).expect("dump").to_string();
+    let line = shown.lines().find(|l| l.trim().starts_with(line)).expect(line).to_string();
+    let found = line.split([',', ':']).find_map(|field| field.trim().strip_prefix(word));
+    found.and_then(|n| n.trim().parse().ok()).expect(word)
+}
+
+/// What could not be read was not copied: the device is not in order before it was tried again.
+#[test]
+fn a_read_that_fails_for_a_while_is_tried_again() {
+    let sims = mirror();
+    let fs = open(&sims).expect("open");
+    assert!(steps(&fs, 1, 4).1.is_none());
+    fs.offline(1).expect("offline");
+    assert!(steps(&fs, 5, 8).1.is_none());
+    fs.online(&dynamic(&sims[1])).expect("online");
+    fs.close().expect("close");
+    drop(fs);
+    let node = number(&sims, DumpWhat::Name("/f".into()), "node of height", "block ");
+    let copy = number(&sims, DumpWhat::Block(node, DumpAs::Guess), "copy: device 0", "block ");
+    let mut raw = [Block::zeroed()];
+    sims[0].read(copy, &mut raw).expect("read");
+    sims[0].make_unreadable(copy);
+    let fs = open(&sims).expect("open");
+    assert_eq!(states(&fs), ["normal", "merging"]);
+    let (mut so_far, mut again) = (0, false);
+    while fs.regenerate_step(8).expect("step") {
+        let now = fs.devices()[1].progress.map_or(0, |p| p.0);
+        if now < so_far && !again {
+            again = true;
+            sims[0].write(copy, &[&raw[0]]).expect("it passes");
+        }
+        so_far = now;
+    }
+    assert!(again && states(&fs) == ["normal", "normal"]);
+    drop(fs);
+    expect_sound(&sims, "tried again");
+    expect_each_alone(&sims, 8, "tried again");
 }

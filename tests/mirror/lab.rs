@@ -112,6 +112,12 @@ pub fn step(fs: &Arc<Fs>, s: u64) -> Result<()> {
     fs.sync()
 }
 
+/// Writes what a step wrote otherwise, and leaves it in memory.
+pub fn overwrite(fs: &Arc<Fs>, s: u64) -> Result<()> {
+    let (at, len) = range(s);
+    file(fs)?.write_at(at as u64, &vec![0xA5; len])
+}
+
 /// Steps `from..=to`; through which one all were acknowledged, and why not all were.
 pub fn steps(fs: &Arc<Fs>, from: u64, to: u64) -> (u64, Option<Error>) {
     for s in from..=to {

@@ -3,4 +3,5 @@
 mod beside;
 mod lab;
 mod repair;
+mod versions;
 mod walk;

@@ -7,7 +7,7 @@ use fs_layout::{
 };
 use lunfs::device::sim::SimDevice;
 use lunfs::device::{Block, BlockDevice};
-use lunfs::fs::{check, repair, CheckOptions, Fs, NodeId, Repaired, VolumeId};
+use lunfs::fs::{check, dump, repair, CheckOptions, DumpWhat, Fs, NodeId, Repaired, VolumeId};
 use std::sync::Arc;
 
 type Devices = Vec<Arc<SimDevice>>;
@@ -187,14 +187,41 @@ fn the_newest_root_is_lost() {
     drop(fs);
     devices[0].crash(1);
     let (root, slot) = root_of(&devices[0]);
+    // A file's block that rots is no reason to keep all others: it stays a medium error.
+    let bad = data_block(&devices, "/f1");
+    devices[0].flip_bit(bad, 5);
     ROOT_COPIES.iter().for_each(|at| devices[0].flip_bit(at + slot, 999));
     let refused = check(&dyns(&devices), CheckOptions { data: true });
     assert!(refused.is_err(), "an automatic step back");
     let done = repair(&dyns(&devices), false).expect("repair");
     assert!(done.actions[0].contains("back to the root of epoch"), "{:?}", done.actions);
-    assert_eq!(done.after.errors, Vec::<String>::new());
+    assert_eq!(done.after.errors.len(), 1, "{:?}", done.after.errors);
+    let told = &done.after.errors[0];
+    assert!(told.starts_with("/f1: 4096 bytes at 0: block"), "{told}");
+    assert!(done.actions[0].contains("written 1970-01-01T00:00:01"), "{:?}", done.actions);
     assert!(root_of(&devices[0]).0.epoch >= root.epoch - 1);
-    assert_files(&devices, &files);
+    assert_files(&devices, &files[1..]);
+}
+
+/// Where the first block of a file is.
+fn data_block(devices: &Devices, name: &str) -> u64 {
+    let shown = dump(&dyns(devices), &DumpWhat::Name(name.into())).expect("dump").to_string();
+    let data = shown.lines().find(|l| l.trim().starts_with("data: first 0,")).expect("data");
+    let block = data.split(", ").find_map(|field| field.strip_prefix("block "));
+    block.and_then(|n| n.parse().ok()).expect("a number")
+}
+
+/// What nobody has recorded yet must not be written over by a repair of half of a mirror.
+#[test]
+fn half_of_a_mirror_is_not_repaired() {
+    let devices = mirrored();
+    filled(&devices);
+    let half = dyns(&devices[..1]);
+    let before = devices[0].digest();
+    let refused = repair(&half, false).expect_err("refused").to_string();
+    assert!(refused.contains("missing"), "{refused}");
+    assert_eq!(devices[0].digest(), before);
+    repair(&half, true).expect("a dry run writes nothing");
 }
 
 /// Changes the record of an inode of the ordinary tree on disk, all checksums above made right.

@@ -3,7 +3,7 @@
 //! `LUNFS_SIM_SEED` runs one seed, else `LUNFS_SIM_SEEDS` fresh ones from `LUNFS_SIM_FIRST` (or of
 //! this moment) on, each of `LUNFS_SIM_STEPS` steps, until `LUNFS_SIM_SECONDS` are over.
 //! `LUNFS_SIM_TRACE=1` tells each operation, `LUNFS_SIM_SKIP=7,9-12` leaves steps out,
-//! `LUNFS_SIM_MEMBERS=1` also changes the devices of mirrors,
+//! `LUNFS_SIM_STEADY=1` leaves the devices of mirrors as they are,
 //! `LUNFS_SIM_PROFILE=Names` and `LUNFS_SIM_DENSE=1` are those of `character.rs`,
 //! `LUNFS_SIM_NO_SHRINK=1` tells a failure as it is, `LUNFS_SIM_FAILURES` ends it after so many.
 

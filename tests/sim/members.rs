@@ -94,8 +94,7 @@ impl World {
 
     /// A step of what the background would do.
     fn fill(&self, fs: &Arc<Fs>, rng: &mut Rng) -> Done {
-        // Nothing inside: a consistency point there waits for a lock that this thread holds.
-        self.begin(Outer::default(), false);
+        self.begin(Outer::default(), true);
         let result = match rng.below(2) {
             0 => {
                 self.trace(|| "regenerate".to_string());

@@ -30,7 +30,7 @@ pub fn config(seed: u64) -> Config {
         trace: env::<u32>("LUNFS_SIM_TRACE").is_some(),
         profile: env::<String>("LUNFS_SIM_PROFILE")
             .and_then(|name| Profile::ALL.into_iter().find(|p| format!("{p:?}") == name)),
-        steady: env::<u32>("LUNFS_SIM_MEMBERS").is_none(),
+        steady: env::<u32>("LUNFS_SIM_STEADY").is_some(),
         dense: env::<u32>("LUNFS_SIM_DENSE").is_some(),
     }
 }

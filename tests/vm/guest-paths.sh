@@ -18,6 +18,8 @@ refused() { ! sg_dd if=/dev/zero of="$1" bs=512 count=1 blk_sgio=1 >/tmp/dd 2>&1
 modprobe iscsi_tcp || die "no initiator in this kernel"
 modprobe -a dm_multipath scsi_dh_alua || die "no multipath in this kernel"
 mkdir -p /run/lock/iscsi
+echo "node.conn[0].iscsi.HeaderDigest = CRC32C" >>/etc/iscsi/iscsid.conf
+echo "node.conn[0].iscsi.DataDigest = CRC32C" >>/etc/iscsi/iscsid.conf
 iscsid || die "iscsid"
 iscsiadm -m discovery -t sendtargets -p "$host:$1" >/tmp/targets || die "discovery"
 grep -q "$host:$1,1" /tmp/targets && grep -q "$host:$2,2" /tmp/targets ||
@@ -32,6 +34,7 @@ for _ in $(seq 100); do
   sleep 0.1
 done
 [ -b "$a" ] && [ -b "$b" ] || die "not two disks: '$a' '$b'"
+[ "$(iscsiadm -m session -P 2 | grep -ci 'Digest: CRC32C')" = 4 ] || die "no digests"
 say "two paths: $a $b"
 sg_rtpg -d "$a" >/tmp/rtpg 2>&1 && grep -q "active/optimized" /tmp/rtpg || die "$(cat /tmp/rtpg)"
 sg_logs -p 0xc "$a" >/dev/null || die "log page 0Ch"
@@ -54,8 +57,15 @@ clear "$a"; clear "$b"
 say "reservations: register, reserve, conflict, preempt, clear"
 
 cat >/etc/multipath.conf <<'C'
-defaults { find_multipaths no  user_friendly_names yes  polling_interval 1  no_path_retry 60 }
-blacklist { devnode "^vd" }
+defaults {
+  find_multipaths no
+  user_friendly_names yes
+  polling_interval 1
+  no_path_retry 60
+}
+blacklist {
+  devnode "^vd"
+}
 C
 multipathd || die "multipathd"
 map=

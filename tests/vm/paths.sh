@@ -4,40 +4,10 @@
 # pool its space back. The guest says when it wants something of the server; this script does it.
 # usage: paths.sh LUNFS
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 lunfs=$(realpath "${1:?usage: paths.sh LUNFS}")
-work=$(mktemp -d "${TMPDIR:-/tmp}/lunfs-vm.XXXXXX")
-export LUNFS_POOL=$work/pool.lunfs XDG_RUNTIME_DIR=$work/run
 # the small kernel has no handler of ALUA, which the LUN announces
 export LUNFS_VM_FLAVOUR=${LUNFS_VM_FLAVOUR:-amd64}
-guest_seconds=${GUEST_SECONDS:-900}
-server=
-
-say() { echo "vm: $*"; }
-fail() { echo "vm: FAILED: $*" >&2; exit 1; }
-
-cleanup() {
-  local code=$?
-  trap - EXIT
-  [ -z "$server" ] || { "$lunfs" stop || kill "$server"; } >/dev/null 2>&1 || true
-  [ -z "$server" ] || wait "$server" || true
-  [ "$code" = 0 ] || [ ! -s "$work/server.log" ] || tail -30 "$work/server.log" >&2
-  [ -n "${KEEP:-}" ] && say "kept $work" || rm -rf "$work"
-  exit "$code"
-}
-trap cleanup EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
-ports() {
-  /usr/bin/python3 -c 'import socket
-s = [socket.socket() for _ in range(2)]
-[x.bind(("127.0.0.1", 0)) for x in s]
-print(*(x.getsockname()[1] for x in s))'
-}
-
-# json EXPRESSION: of the answer on stdin, called `it`.
-json() { /usr/bin/python3 -c "import json, sys; it = json.load(sys.stdin); print($1)"; }
+source "$(dirname "${BASH_SOURCE[0]}")/lab.sh"
 
 used_bytes() { "$lunfs" lun show disk --json | json 'it.get("lun", it)["used_bytes"]'; }
 
@@ -63,23 +33,12 @@ serve_guest() {
   done
 }
 
-mkdir -m 700 -p "$XDG_RUNTIME_DIR"
-"$here/run" --build
-read -r one two <<<"$(ports)"
+read -r one two <<<"$(ports 2)"
 "$lunfs" pool create "$LUNFS_POOL" --size 2G >/dev/null
 "$lunfs" lun create disk --size 256M >/dev/null
-"$lunfs" serve "$LUNFS_POOL" --iscsi "127.0.0.1:$one" --iscsi "127.0.0.1:$two" \
-  --advertise 10.0.2.2 >"$work/server.log" 2>&1 &
-server=$!
-for _ in $(seq 300); do
-  ! grep -qi '^ready' "$work/server.log" || break
-  kill -0 "$server" 2>/dev/null || fail "the server ended"
-  sleep 0.1
-done
+serve --iscsi "127.0.0.1:$one" --iscsi "127.0.0.1:$two" --advertise 10.0.2.2
 "$here/run" -t "$guest_seconds" "$here/guest-paths.sh" "$one" "$two" | serve_guest ||
   fail "the guest's script failed"
-"$lunfs" stop >/dev/null
-wait "$server" || fail "the server ended with $?"
-server=
-"$lunfs" pool check "$LUNFS_POOL" >/dev/null || fail "pool check"
-say "all well"
+ok "reservations, multipath under fio with paths dropped, a resize, fstrim"
+finish
+say "$passed checks passed"

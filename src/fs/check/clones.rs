@@ -4,7 +4,7 @@
 //! it counted once more, of one that nobody else has what is below is its own. What is left must be
 //! what the counts say.
 
-use super::Count;
+use super::{Count, Place};
 use crate::fs::core::{Core, COUNTS};
 use crate::fs::error::{Error, Result};
 use crate::fs::reclaim::children;
@@ -19,7 +19,7 @@ pub(in crate::fs) struct Clones {
     /// have them.
     wanted: Vec<u64>,
     /// Clones of nodes, with their height and where they were found.
-    pub later: Vec<(Pointer, u8, String)>,
+    pub(super) later: Vec<(Pointer, u8, Place)>,
 }
 
 impl Clones {
@@ -86,16 +86,14 @@ impl Count<'_> {
         }
         if height == 0 {
             if self.options.data {
-                self.verify(p);
+                self.verify(0, p);
             }
             return Ok(());
         }
         match children(&self.core.store, p) {
             Ok(below) => below.iter().try_for_each(|child| self.follow(child, height - 1)),
             Err(e) => {
-                let place = self.place.clone();
-                self.error(format!("{place}: node at block {}: {e}", p.block));
-                self.unread += 1;
+                self.unread(format!("node at block {}: {e}", p.block));
                 Ok(())
             }
         }

@@ -1,8 +1,8 @@
 //! Volumes, inodes, and what inodes hold.
 
-use super::{bucket, object, pointer, Object};
+use super::{bucket, object, pointer, Object, Value};
 use crate::device::BLOCK_BYTES;
-use crate::fs::core::{Core, NAMES, TABLE};
+use crate::fs::core::{Core, TABLE};
 use crate::fs::error::{Error, Result};
 use crate::fs::types::*;
 use fs_layout::{
@@ -12,26 +12,28 @@ use fs_layout::{
 
 const FAN: u64 = POINTERS_PER_NODE as u64;
 
-/// Names of volumes, and all inodes of the volume table.
+/// Names of volumes, snapshots and bookmarks, and all inodes of the volume table.
 pub(super) fn volumes(core: &Core) -> Result<Object> {
     let mut out = volume(core, TABLE.0)?;
     out.name = "volume table".into();
-    let names = core.inode(NAMES)?;
-    let mut cookie = 0;
-    loop {
-        let some = core.dir_list(&names, cookie, 256)?;
-        let Some(last) = some.last() else { return Ok(out) };
-        cookie = last.cookie;
-        for e in &some {
-            let name = String::from_utf8_lossy(&e.name).into_owned();
-            out.put(&format!("{name:?}"), &e.id.ino.to_string());
-        }
+    for (id, name) in core.version_names() {
+        out.put(if id == VolumeId::TREE { "/" } else { &name }, u64::from(id.0));
+    }
+    Ok(out)
+}
+
+/// There is no such volume or inode: in words that name it.
+fn gone(e: Error, what: String) -> Error {
+    match e {
+        Error::Stale | Error::NotFound => Error::Format(format!("there is no {what}")),
+        e => e,
     }
 }
 
 /// All inodes of a volume.
 pub(super) fn volume(core: &Core, volume: u32) -> Result<Object> {
-    let file = core.inode_file(VolumeId(volume))?;
+    let file = core.inode_file(VolumeId(volume));
+    let file = file.map_err(|e| gone(e, format!("volume {volume}")))?;
     let record = {
         let s = file.state.read();
         s.meta
@@ -87,7 +89,10 @@ pub(super) fn inode(core: &Core, volume: u32, ino: u64) -> Result<Object> {
     let id = NodeId { volume: VolumeId(volume), ino };
     let record = match id.volume == TABLE && ino == 0 {
         true => core.cp.lock().root.volume_table,
-        false => core.read_inode(id)?,
+        false => {
+            let found = core.read_inode(id);
+            found.map_err(|e| gone(e, format!("inode {ino} in volume {volume}")))?
+        }
     };
     let mut out = object(format!("volume {volume} inode {ino}"), &record);
     if record.kind == InodeKind::Free {
@@ -107,14 +112,17 @@ fn tree(core: &Core, p: &Pointer, height: u8, base: u64, out: &mut Object) {
     }
     if height == 0 {
         let last = out.parts.last().filter(|l| l.name == "data");
-        let field = |l: &Object, i: usize| l.fields.get(i).and_then(|f| f.1.parse::<u64>().ok());
+        let field = |l: &Object, i: usize| match l.fields.get(i)?.1 {
+            Value::Number(n) => Some(n),
+            _ => None,
+        };
         let run = last.and_then(|l| Some((field(l, 0)?, field(l, 1)?, field(l, 2)?)));
         match (run, out.parts.last_mut()) {
             (Some((first, count, block)), Some(l))
                 if first + count == base && block + count == p.block =>
             {
                 if let Some(f) = l.fields.get_mut(1) {
-                    f.1 = (count + 1).to_string();
+                    f.1 = (count + 1).into();
                 }
             }
             _ => {
@@ -134,7 +142,7 @@ fn tree(core: &Core, p: &Pointer, height: u8, base: u64, out: &mut Object) {
                 }
             }
         }
-        Err(e) => shown.put("error", &e.to_string()),
+        Err(e) => shown.put("error", e.to_string()),
     }
     out.parts.push(shown);
 }
@@ -162,7 +170,7 @@ fn content(core: &Core, record: &Inode, out: &mut Object) {
     }
     bytes.truncate(record.size as usize);
     match record.kind {
-        InodeKind::Symlink => out.put("target", &String::from_utf8_lossy(&bytes)),
+        InodeKind::Symlink => out.put("target", String::from_utf8_lossy(&bytes).into_owned()),
         InodeKind::Xattrs => xattrs(&bytes, out),
         InodeKind::DeadList => {
             for raw in bytes.chunks_exact(DEAD_ENTRY_BYTES) {
@@ -184,21 +192,26 @@ fn xattrs(mut bytes: &[u8], out: &mut Object) {
         let (Some(name), Some(value)) =
             (rest.get(..name_len), rest.get(name_len..name_len.saturating_add(len)))
         else {
-            return out.put("error", "the attributes end early");
+            return out.put("error", "the attributes end early".to_string());
         };
         let hex: String = value.iter().map(|b| format!("{b:02x}")).collect();
-        let attribute = Object::new("attribute").with("name", String::from_utf8_lossy(name));
-        out.parts.push(attribute.with("value", hex));
+        let name = String::from_utf8_lossy(name).into_owned();
+        let attribute = Object::new("attribute").with_text("name", name);
+        out.parts.push(attribute.with_text("value", hex));
         bytes = rest.get(name_len + len..).unwrap_or_default();
     }
 }
 
-/// `VOLUME/path`, or `/path` in the ordinary tree.
+/// `VOLUME/path`, `VOLUME@SNAPSHOT/path`, or `/path` in the ordinary tree.
 pub(super) fn by_name(core: &Core, name: &str) -> Result<Object> {
     let (first, path) = name.split_once('/').unwrap_or((name, ""));
     let volume = match first {
         "" => VolumeId::TREE,
-        first => core.volume_lookup(first)?.ok_or(Error::NotFound)?,
+        first => {
+            let all = core.version_names();
+            let found = all.iter().find(|(_, name)| *name == first).map(|(id, _)| *id);
+            found.ok_or(Error::NotFound)?
+        }
     };
     let mut at = NodeId::root(volume);
     for part in path.split('/').filter(|p| !p.is_empty()) {

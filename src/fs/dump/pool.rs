@@ -14,7 +14,7 @@ pub(super) fn overview(devices: &[Device]) -> Object {
     let mut out = Object::new("pool").with("devices", devices.len());
     for device in devices {
         let mut shown = Object::new(format!("device {}", device.name()));
-        shown.put("blocks", &device.block_count().to_string());
+        shown.put("blocks", device.block_count());
         let copy = |at: u64, name: String, decode: &dyn Fn(&[u8; 4096]) -> Object| {
             let read = read_one(device, at);
             let read = read.map(|raw| decode(&raw.0));
@@ -83,7 +83,7 @@ pub(super) fn log(core: &Core) -> Result<Object> {
     for (head, records, blocks) in core.log_content()? {
         let mut group = object(format!("group {}", head.number), &head);
         let (at, _) = blocks.first().copied().unwrap_or_default();
-        group.put("block", &at.to_string());
+        group.put("block", at);
         for r in &records {
             let name = format!("volume {} inode {}", r.volume, r.ino);
             let mut record = Object::new(name);

@@ -3,14 +3,15 @@
 //! Its record goes out with each consistency point. The places it found bad are in memory only: a
 //! scrub that was interrupted counts what it found before, and names what it finds after.
 
-use super::{BadPlace, Cursor, Found, Phase, Walk, PIECE_BLOCKS};
+use super::{BadPlace, Cursor, Found, Outcome, Part, Phase, Walk, PIECE_BLOCKS};
 use crate::device::BLOCK_BYTES;
-use crate::fs::core::Core;
+use crate::fs::core::{Core, TABLE};
 use crate::fs::error::Result;
 use crate::fs::types::*;
 use fs_layout::{ScrubRecord, ScrubResult};
 use parking_lot::Mutex;
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Places a scrub remembers: enough to name what is lost, bounded in memory.
@@ -33,7 +34,7 @@ pub struct ScrubStatus {
     pub running: bool,
     /// When it was started; `None`: there never was one.
     pub started: Option<Timestamp>,
-    /// When the last one ended.
+    /// When it ended; `None` while it runs.
     pub finished: Option<Timestamp>,
     /// The last one was cancelled.
     pub cancelled: bool,
@@ -48,6 +49,9 @@ pub struct ScrubStatus {
     /// Where copies were bad, healed ones included: at most [`SCRUB_PLACES`] of them.
     pub places: Vec<BadPlace>,
 }
+
+/// Is called with each place whose data or tree has no good copy.
+pub(crate) type Hears = Arc<dyn Fn(&BadPlace) + Send + Sync>;
 
 /// The scrub's state in an open pool.
 #[derive(Default)]
@@ -124,7 +128,8 @@ impl Scrub {
         ScrubStatus {
             running: r.running,
             started: time(r.started),
-            finished: time(r.finished),
+            // While it runs, what the record has is the end of the one before.
+            finished: time(r.finished).filter(|_| !r.running),
             cancelled: r.result == ScrubResult::Cancelled,
             examined_bytes: r.examined_blocks * BLOCK_BYTES as u64,
             total_bytes: r.total_blocks.max(r.examined_blocks) * BLOCK_BYTES as u64,
@@ -160,6 +165,14 @@ impl State {
         }
         self.turn += 1;
     }
+}
+
+/// What no copy has of files, the pool's own left out.
+fn lost_of_files(found: &Found) -> Vec<BadPlace> {
+    let of_file = |p: &&BadPlace| {
+        p.outcome == Outcome::Lost && p.volume != TABLE && matches!(p.part, Part::Data | Part::Node)
+    };
+    found.places.iter().filter(of_file).cloned().collect()
 }
 
 impl Core {
@@ -204,7 +217,7 @@ impl Core {
     /// Examines about so many blocks more; true while there is more to do.
     pub fn scrub_step(&self, budget_blocks: u64) -> Result<bool> {
         self.writable()?;
-        let Some(_one) = self.lock_unless_alone(&self.scrub.stepping) else {
+        let Some(one) = self.lock_unless_alone(&self.scrub.stepping) else {
             return Ok(self.scrub.is_running());
         };
         let (mut walk, turn) = {
@@ -215,6 +228,7 @@ impl Core {
             (s.walk, s.turn)
         };
         let found = self.walk(&mut walk, budget_blocks)?;
+        let lost = lost_of_files(&found);
         let (running, unsaved) = {
             let mut s = self.scrub.state.lock();
             if s.turn == turn {
@@ -222,10 +236,19 @@ impl Core {
             }
             (s.record.running, s.unsaved)
         };
+        drop(one);
+        self.tell_lost(&lost);
         if !running || unsaved >= SAVE_BLOCKS {
             self.consistency_point_forced()?;
         }
         Ok(running)
+    }
+
+    fn tell_lost(&self, places: &[BadPlace]) {
+        let hears = self.lost.read().clone();
+        if let Some(hears) = hears {
+            places.iter().for_each(|place| hears(place));
+        }
     }
 
     /// One piece and the rest after it: what the background thread does. True while there is more

@@ -19,7 +19,7 @@ mod control;
 mod fixed;
 mod trees;
 
-pub(crate) use control::Scrub;
+pub(crate) use control::{Hears, Scrub};
 pub use control::{ScrubStatus, SCRUB_PLACES};
 
 use super::core::Core;
@@ -99,6 +99,8 @@ pub(crate) struct Found {
     pub places: Vec<BadPlace>,
     /// Something has no good copy on disk, but is in memory: consistency points write it anew.
     pub renew: bool,
+    /// Reads that failed where no copy was good: it may pass.
+    pub unread: u64,
 }
 
 /// Where something stands, for whoever hears of it.
@@ -123,6 +125,9 @@ impl Found {
     pub fn note(&mut self, owner: Owner, block: u64, verdict: &Verdict) {
         self.examined_blocks += 1;
         self.enter(owner, block, &verdict.healed, Outcome::Healed);
+        if verdict.good.is_none() && verdict.failure.is_some() {
+            self.unread += 1;
+        }
         let left = if verdict.good.is_some() { Outcome::Kept } else { Outcome::Lost };
         self.enter(owner, block, &verdict.bad, left);
     }

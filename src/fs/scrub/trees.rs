@@ -165,7 +165,11 @@ impl<'a> Descent<'a> {
         if !self.verify || base < self.from {
             return match self.core.store.read(p) {
                 Ok(data) => Ok(Some(data.bytes.clone())),
-                Err(Error::Corrupt { .. } | Error::Io(_)) => Ok(None),
+                Err(Error::Corrupt { .. }) => Ok(None),
+                Err(Error::Io(_)) => {
+                    self.found.unread += 1;
+                    Ok(None)
+                }
                 Err(e) => Err(e),
             };
         }
@@ -197,7 +201,7 @@ impl Core {
         let _pin = self.pins.pin(&self.epoch);
         let before = self.completed_epoch.load(Ordering::SeqCst);
         let volume = VolumeId(w.at.volume);
-        let Some(file) = self.walked_volume(volume)? else {
+        let Some(file) = self.walked_volume(volume, found)? else {
             self.next_volume(w);
             return Ok(());
         };
@@ -222,7 +226,7 @@ impl Core {
             };
             // See the head of mod.rs: only now it is known that what was gathered is linked.
             let completed = self.completed_epoch.load(Ordering::SeqCst) != before;
-            if completed || self.is_deleted(volume) {
+            if completed || self.is_over(volume, &file) {
                 return Ok(());
             }
             let more = match gathered {
@@ -286,7 +290,7 @@ impl Core {
         let durable = self.completed_epoch.load(Ordering::SeqCst);
         let gathered = Gather::tree(&file.state.read().tree, from, since, durable);
         let volume = VolumeId(w.at.volume);
-        if self.is_deleted(volume) {
+        if self.is_over(volume, file) {
             self.next_volume(w);
             return Ok(None);
         }
@@ -310,7 +314,13 @@ impl Core {
         };
         let bytes = match leaf {
             Leaf::Memory(data) => Some(data.bytes.clone()),
-            Leaf::Disk(p) if w.at.entered => self.store.read(&p).ok().map(|d| d.bytes.clone()),
+            Leaf::Disk(p) if w.at.entered => match self.store.read(&p) {
+                Ok(data) => Some(data.bytes.clone()),
+                Err(e) => {
+                    found.unread += u64::from(matches!(e, Error::Io(_)));
+                    None
+                }
+            },
             Leaf::Disk(p) => {
                 let verdict = self.store.verify(&p)?;
                 let owner = Owner { ino: number * INODES_PER_BLOCK, ..owner };
@@ -329,24 +339,30 @@ impl Core {
     }
 
     /// A volume's inode file, if it is there to be walked.
-    fn walked_volume(&self, volume: VolumeId) -> Result<Option<Arc<Inode>>> {
+    fn walked_volume(&self, volume: VolumeId, found: &mut Found) -> Result<Option<Arc<Inode>>> {
         let file = match self.inode_file(volume) {
             Ok(file) => file,
-            // That its inode cannot be read was found in the volume table.
-            Err(Error::Stale | Error::Corrupt { .. } | Error::Io(_) | Error::Format(_)) => {
-                return Ok(None)
+            Err(Error::Io(_)) => {
+                found.unread += 1;
+                return Ok(None);
             }
+            // That its inode cannot be read was found in the volume table.
+            Err(Error::Stale | Error::Corrupt { .. } | Error::Format(_)) => return Ok(None),
             Err(e) => return Err(e),
         };
-        let is_version = {
-            let s = file.state.read();
-            !s.gone && s.meta.kind == InodeKind::Version
-        };
-        Ok(Some(file).filter(|_| is_version && !self.is_deleted(volume)))
+        Ok(Some(file).filter(|file| !self.is_over(volume, file)))
     }
 
-    fn is_deleted(&self, volume: VolumeId) -> bool {
-        self.volumes.get(&volume).is_some_and(|v| v.deleted.load(Ordering::Acquire))
+    /// Is there nothing of a version to be found where its record says? A snapshot that was deleted
+    /// has all it had until a consistency point ends it: others share it with the pool's walks.
+    fn is_over(&self, volume: VolumeId, file: &Inode) -> bool {
+        let s = file.state.read();
+        if s.gone || s.meta.kind != InodeKind::Version {
+            return true;
+        }
+        let is_deleted =
+            || self.volumes.get(&volume).is_some_and(|v| v.deleted.load(Ordering::Acquire));
+        s.meta.version.epoch == 0 && is_deleted()
     }
 
     /// What a version shares with its parent was born by the time the parent was frozen, and is

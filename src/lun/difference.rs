@@ -1,0 +1,138 @@
+//! What changed of a LUN's `data` between two of its snapshots, or since one.
+
+use super::catalog::Catalog;
+use super::error::{Error, Result};
+use super::history::Subject;
+use super::readers::OpenSnapshot;
+use crate::fs::{ChangedExtent, DiffBase, File, Fs, NodeId, VolumeId};
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+
+/// Extents that are asked for at once.
+pub const DIFF_PAGE_EXTENTS: usize = 4096;
+
+/// A difference that is read page by page. It holds what it compares.
+pub struct Difference {
+    fs: Arc<Fs>,
+    base: DiffBase,
+    to: File,
+    next_bytes: Option<u64>,
+    _older: Option<OpenSnapshot>,
+    _newer: Newer,
+}
+
+/// What the older state is compared with.
+enum Newer {
+    Snapshot(OpenSnapshot),
+    /// The state of this moment: a snapshot that nobody sees.
+    Now(Hidden),
+}
+
+/// A snapshot that lives for one command.
+struct Hidden {
+    subject: Subject,
+    id: VolumeId,
+    name: String,
+}
+
+impl Hidden {
+    fn make(subject: &Subject, number: u64) -> Result<Hidden> {
+        let name = format!(".now-{number}");
+        let made = subject.shared().fs.snapshot_create(&[(subject.volume(), &name)], false)?;
+        let id = made.first().copied().ok_or(Error::Gone)?;
+        Ok(Hidden { subject: subject.clone(), id, name })
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        // What stays goes when the names are next loaded.
+        let _ = self.subject.shared().fs.snapshot_delete(self.subject.volume(), &self.name);
+    }
+}
+
+impl Catalog {
+    /// What changed of `data` since the snapshot or bookmark `from`: up to the snapshot `to`, or to
+    /// this moment. Its cost grows with the change.
+    pub fn snapshot_diff(&self, of: &str, from: &str, to: Option<&str>) -> Result<Difference> {
+        let subject = self.subject(of)?;
+        subject.lun("a difference")?;
+        let fs = Arc::clone(&self.shared.fs);
+        let newer = match to {
+            Some(to) => Newer::Snapshot(self.open_snapshot(of, to)?),
+            None => {
+                let _one = self.shared.versions.lock();
+                let number = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+                Newer::Now(Hidden::make(&subject, number)?)
+            }
+        };
+        let newer_id = match &newer {
+            Newer::Snapshot(open) => open.volume(),
+            Newer::Now(hidden) => hidden.id,
+        };
+        let known = subject.known(from)?;
+        let (base, older) = match known.is_bookmark {
+            true => (self.bookmark_base(&subject, &known.name, &newer)?, None),
+            false => {
+                let open = OpenSnapshot::open(&subject, &known.name)?;
+                (DiffBase::Snapshot(open.volume()), Some(open))
+            }
+        };
+        let root = NodeId::root(newer_id);
+        let to = fs.open_file(fs.lookup(root, b"data")?.id)?;
+        Ok(Difference { fs, base, to, next_bytes: Some(0), _older: older, _newer: newer })
+    }
+
+    /// A bookmark says something of the states that came later in its own line.
+    fn bookmark_base(&self, subject: &Subject, name: &str, newer: &Newer) -> Result<DiffBase> {
+        let volume = subject.volume();
+        let all = self.shared.fs.bookmark_list(volume)?;
+        let bookmark = all.into_iter().find(|one| one.name == name);
+        let bookmark = bookmark.ok_or_else(|| subject.missing(name))?;
+        let (of, epoch) = match newer {
+            Newer::Snapshot(open) => (open.info().of, open.info().epoch),
+            Newer::Now(_) => (volume, u64::MAX),
+        };
+        if bookmark.of == of && bookmark.epoch <= epoch {
+            return Ok(DiffBase::Epoch(bookmark.epoch));
+        }
+        let why = match bookmark.of == of {
+            true => "the bookmark is younger than the snapshot",
+            false => "a rollback lies between them",
+        };
+        Err(Error::Snapshot {
+            what: format!("'{}@{name}' is no base for this difference", subject.name()),
+            why: why.to_owned(),
+            remedy: "compare with a snapshot".to_owned(),
+        })
+    }
+}
+
+impl Difference {
+    /// Length of the newer state in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.to.size_bytes()
+    }
+
+    /// The next extents, in ascending order; `None` at the end.
+    pub fn page(&mut self) -> Result<Option<Vec<ChangedExtent>>> {
+        let size = self.size_bytes();
+        let Some(from) = self.next_bytes.filter(|from| *from < size) else {
+            return Ok(None);
+        };
+        let found = self.fs.diff(self.base, self.to.id(), from, DIFF_PAGE_EXTENTS)?;
+        self.next_bytes = found.next_bytes;
+        let inside = found.extents.into_iter().filter(|extent| extent.offset_bytes < size);
+        let cut = |extent: ChangedExtent| {
+            let length_bytes = extent.length_bytes.min(size - extent.offset_bytes);
+            ChangedExtent { length_bytes, ..extent }
+        };
+        Ok(Some(inside.map(cut).collect()))
+    }
+}
+
+impl std::fmt::Debug for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Difference({:?} to {:?})", self.base, self.to)
+    }
+}

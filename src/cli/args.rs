@@ -440,7 +440,7 @@ pub enum Lun {
 pub struct Import {
     /// The LUN
     pub name: String,
-    /// The image; - is standard input
+    /// The image; - is standard input, pool:PATH a file of the pool, whose blocks are shared
     pub file: PathBuf,
     /// Attributes of the new LUN
     #[arg(value_name = "KEY=VALUE", value_parser = parse::key_value)]

@@ -198,6 +198,8 @@ pub enum Command {
         into: bool,
         /// Though a door has it open.
         force: bool,
+        /// A path in the pool in place of a file that comes with the request.
+        from_pool: Option<String>,
     },
     /// Writes a LUN to the file that comes with the request.
     LunExport {

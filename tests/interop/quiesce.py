@@ -1,5 +1,5 @@
-"""Applications at rest for a snapshot: a filesystem of the kernel on a LUN, PostgreSQL under load, a
-program; and nothing stays at rest when a process is killed in between."""
+"""Applications at rest for a snapshot: a filesystem of the kernel on a LUN, PostgreSQL under load,
+a program; and nothing stays at rest when a process is killed in between."""
 
 import glob
 import os

@@ -10,6 +10,9 @@ pub const ISCSI_PORT: u16 = 3260;
 /// Default port of NBD (IANA).
 pub const NBD_PORT: u16 = 10809;
 
+/// Default port of NBS.
+pub const NBS_PORT: u16 = 10900;
+
 /// A number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);

@@ -64,6 +64,9 @@ pub struct InitiatorChange {
     /// Bytes that its writes may make a LUN take; 0 ends a quota.
     #[serde(default)]
     pub quotas: Vec<(String, u64)>,
+    /// Where it may come from: addresses and networks, or `any` alone.
+    #[serde(default)]
+    pub addresses: Vec<String>,
     /// Sessions at a time.
     pub max_sessions: Option<u32>,
     /// Commands outstanding in each.
@@ -195,6 +198,8 @@ pub enum Command {
         into: bool,
         /// Though a door has it open.
         force: bool,
+        /// A path in the pool in place of a file that comes with the request.
+        from_pool: Option<String>,
     },
     /// Writes a LUN to the file that comes with the request.
     LunExport {

@@ -19,7 +19,10 @@ use super::tree::{Dead, Tree};
 use super::types::*;
 use super::work::Work;
 use crate::device::Block;
-use fs_layout::{Inode as DiskInode, InodeKind, FEATURE_VERSIONS, ROOT_COPIES, VERSION_DELETED};
+use fs_layout::{
+    Inode as DiskInode, InodeKind, FEATURE_DEAD_NODES, FEATURE_VERSIONS, ROOT_COPIES,
+    VERSION_DELETED,
+};
 use parking_lot::MutexGuard;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -111,6 +114,8 @@ impl Core {
         if frozen.iter().any(|f| !f.ops.is_empty()) {
             cp.root.incompatible |= FEATURE_VERSIONS;
         }
+        work.names_nodes = cp.root.incompatible & FEATURE_DEAD_NODES != 0;
+        self.names_nodes.store(work.names_nodes, Ordering::Release);
         for f in frozen {
             work.take_up(cp, f)?;
         }
@@ -217,6 +222,7 @@ impl Core {
         }
         work.relist(cp)?;
         work.end_doomed(cp)?;
+        work.write_counts()?;
         work.write_lists()?;
         work.write_reclaim(cp)?;
         work.write_doomed(cp)?;

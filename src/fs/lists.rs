@@ -65,18 +65,9 @@ impl Work<'_> {
         let table_volume = self.core.volume(TABLE)?;
         let ino = table_volume.take_ino();
         let owner = u64::from(volume.0);
-        self.new_list(table(ino), owner)?;
+        self.new_table_file(table(ino), InodeKind::DeadList, owner)?;
         self.relink(owner, |p| p.dead_list = ino)?;
         Ok(ino)
-    }
-
-    fn new_list(&mut self, id: NodeId, owner: u64) -> Result<Arc<Inode>> {
-        let mut meta = DiskInode::empty(InodeKind::DeadList);
-        meta.version = VersionPart { parent: owner, ..VersionPart::default() };
-        let inode = Arc::new(Inode::new(id, meta, self.core.volume(TABLE)?));
-        self.core.inodes.insert(id, inode.clone());
-        self.changed.insert(id.ino);
-        Ok(inode)
     }
 
     /// What is on a list that has been read, with what this consistency point put there.
@@ -138,7 +129,10 @@ impl Work<'_> {
         let mut waiting = Vec::new();
         while let Some(id) = cp.doomed.pop() {
             let part = self.core.version_part(VolumeId(id as u32))?;
-            if budget == 0 || !cp.reclaim.is_quiet(part.dead_list) {
+            // What is being walked relies on what its version shares with others: where blocks are
+            // counted, these stay until it is done.
+            let is_walking = self.core.has_counts() && cp.reclaim.len() > 0;
+            if budget == 0 || is_walking || !cp.reclaim.is_quiet(part.dead_list) {
                 waiting.push(id);
                 continue;
             }
@@ -241,9 +235,13 @@ impl Work<'_> {
             self.shared.entry(list).or_default().extend(kept);
         }
         let list = self.core.version_part(VolumeId(child as u32))?.dead_list;
+        let (mut nodes, freed): (Vec<_>, Vec<_>) =
+            freed.into_iter().partition(|e| e.kind == DeadKind::Node);
+        nodes.sort_by_key(|e| std::cmp::Reverse(e.depth));
+        nodes.iter().try_for_each(|e| self.let_go_node(&e.pointer))?;
         for e in freed {
             if e.depth == 0 && e.kind == DeadKind::Data {
-                self.freed.push(e.pointer.block);
+                self.let_go(e.pointer.block)?;
             } else {
                 let list = if bound == 0 { 0 } else { list };
                 cp.reclaim.push(Scope { list, bound: 0 }, e);
@@ -317,7 +315,7 @@ impl Work<'_> {
         let file = match self.core.inode(DOOMED) {
             Ok(file) if !file.state.read().gone => file,
             Ok(_) | Err(Error::Stale) if cp.doomed.is_empty() => return Ok(()),
-            Ok(_) | Err(Error::Stale) => self.new_list(DOOMED, 0)?,
+            Ok(_) | Err(Error::Stale) => self.new_table_file(DOOMED, InodeKind::DeadList, 0)?,
             Err(e) => return Err(e),
         };
         if cp.doomed.is_empty() && file.state.read().meta.size == 0 {

@@ -488,9 +488,9 @@ impl Generator<'_> {
 /// much a run may write.
 pub fn blocks_held(model: &Model) -> usize {
     let mut seen = BTreeSet::new();
-    let mut held = |node: &Arc<super::model::Node>| match &node.body {
+    let held = |node: &Arc<super::model::Node>| match &node.body {
         Body::File(blocks) if seen.insert(Arc::as_ptr(node)) => blocks.len(),
         _ => 0,
     };
-    model.nodes.values().chain(model.orphans.values()).map(|node| held(node)).sum()
+    model.nodes.values().chain(model.orphans.values()).map(held).sum()
 }

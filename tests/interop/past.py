@@ -49,8 +49,8 @@ def trees(lab):
     then = f"{m}/.snapshots/then"
     equal("the tree then", sorted(os.listdir(then)), ["json", "link", "sparse"])
     equal("it is what the tree was", same(then, truth), "")
-    copies = [("rsync", ["rsync", "-aHAX"]), ("cp", ["cp", "-a", "--sparse=always", "-T"])]
-    for name, copy in copies:
+    cp = ["cp", "-a", "--sparse=always", "-T"]
+    for name, copy in [("rsync", ["rsync", "-aHAX"]), ("cp", cp)]:
         tool(*copy, f"{then}/", lab.path(name))
         equal(f"{name} copies it whole", same(then, lab.path(name)), "")
     tool("tar", "-C", then, "--sparse", "--xattrs", "-cf", lab.path("then.tar"), ".")

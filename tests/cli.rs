@@ -241,6 +241,35 @@ fn images_in_and_out() {
     lab.good("pool check pool");
 }
 
+/// An image that lies in the pool, by its path in the pool and by that in the mount.
+#[test]
+fn an_import_from_the_pool_shares_blocks() {
+    let mut lab = Lab::with_pool();
+    lab.sparse_image("image", 48 << 20);
+    lab.good("lun import vm1 image");
+    let used = |lab: &Lab| lab.json("pool show pool")["used_bytes"].as_u64().unwrap();
+    let before = used(&lab);
+    let made = lab.json("lun import vm2 pool:vm1/data");
+    assert_eq!(made["image_bytes"], bytes(48 << 20));
+    assert!(used(&lab) < before + (1 << 20), "{before} and {}", used(&lab));
+    let image = fs::read(lab.path("image")).unwrap();
+    assert!(lab.piped("lun export vm2 -", &[]) == image);
+    lab.refused("lun import vm3 pool:none", "no such");
+    lab.good("lun import vm1 pool:/vm2/data --into");
+    fs::create_dir(lab.path("mnt")).unwrap();
+    if !std::path::Path::new("/dev/fuse").exists() {
+        return;
+    }
+    lab.serve("--mount mnt");
+    lab.good("lun import vm3 mnt/vm1/data");
+    lab.good("lun import vm4 pool:vm1/data --size 64M");
+    assert!(used(&lab) < before + (2 << 20), "{before} and {}", used(&lab));
+    lab.good("lun delete vm1 --force");
+    assert!(lab.piped("lun export vm3 -", &[]) == image);
+    lab.stop();
+    lab.good("pool check pool");
+}
+
 fn images(lab: &Lab) {
     let image = fs::read(lab.path("image")).unwrap();
     lab.good("lun import vm1 image --dry-run");

@@ -29,6 +29,8 @@ pub enum DoorKind {
     Iscsi,
     /// NBD over TCP or a Unix socket.
     Nbd,
+    /// NBS over TCP.
+    Nbs,
 }
 
 /// A door that was asked for.
@@ -67,6 +69,7 @@ impl Door {
             }
             (DoorKind::Iscsi, _) => format!("iscsi://{host}/{target}/0"),
             (DoorKind::Nbd, Some(path)) => format!("nbd+unix:///{disk}?socket={path}"),
+            (DoorKind::Nbs, _) => format!("nbs://{host}/{disk}"),
             (DoorKind::Nbd, None) => format!("nbd://{host}/{disk}"),
         }
     }
@@ -115,6 +118,13 @@ impl Doors {
         open.map(|door| door.line_for(lun)).collect()
     }
 
+    /// Where the pool is mounted.
+    pub fn mounts(&self) -> Vec<String> {
+        let doors = self.0.read();
+        let open = doors.iter().filter(|d| d.kind == DoorKind::Mount && d.failure.is_none());
+        open.map(|door| door.address.clone()).collect()
+    }
+
     /// How a LUN is reached, or a snapshot by `NAME@SNAP`.
     pub fn reach(&self, name: &str) -> Value {
         let (lun, snapshot) = split_snapshot(name);
@@ -122,8 +132,10 @@ impl Doors {
         json!({
             "target": { "iqn": target, "lun": 0 },
             "nbd_export": name,
+            "nbs_name": name,
             "iscsi_urls": self.lines(DoorKind::Iscsi, name),
             "nbd_uris": self.lines(DoorKind::Nbd, name),
+            "nbs_urls": self.lines(DoorKind::Nbs, name),
             "paths": self.lines(DoorKind::Mount, name),
         })
     }

@@ -122,9 +122,12 @@ impl Session<'_> {
             }
             Command::LunSet { lun, keys } => self.lun_set(&lun, &keys),
             Command::LunLog { lun, follow } => self.lun_log(&lun, follow),
-            Command::LunImport { lun, size_bytes, keys, into, force } => {
+            Command::LunImport { lun, size_bytes, keys, into, force, from_pool } => {
                 let wanted = transfer::Import { lun, size_bytes, keys, into, force };
-                self.import(wanted, needed(file)?)
+                match from_pool {
+                    Some(path) => self.import_from_pool(wanted, &path),
+                    None => self.import(wanted, needed(file)?),
+                }
             }
             Command::LunExport { lun, past_bad } => self.export(&lun, past_bad, needed(file)?),
             Command::InitiatorAdd { initiator, change } => self.initiator_add(&initiator, change),

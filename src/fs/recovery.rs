@@ -20,7 +20,7 @@ use super::roots::{mend_roots, newest_root, read_segment_map, write_segment_map}
 use super::segments;
 use super::space::{Run, Space};
 use super::store::Store;
-use super::tree::{Dead, Miss, Slot, Tree};
+use super::tree::{Change, Dead, Miss, Slot, Tree};
 use super::txn::Txn;
 use super::types::*;
 use super::version::with_links_of;
@@ -28,9 +28,9 @@ use super::{FormatOptions, OpenOptions};
 use crate::device::{Block, BLOCK_BYTES};
 use dashmap::DashMap;
 use fs_layout::{
-    DeviceEntry, FileRecord, GroupHead, Inode as DiskInode, InodeKind, Label, MemberState,
-    PayloadReader, Pointer, Root, SegmentRun, SpaceEntry, VersionPart, MAX_DEVICES,
-    SEGMENT_MAP_PAGES, VERSION_DELETED,
+    CloneLink, DeviceEntry, FileRange, FileRecord, GroupHead, Inode as DiskInode, InodeKind, Label,
+    MemberState, PayloadReader, Pointer, Root, SegmentRun, SpaceEntry, VersionPart, FEATURE_CLONES,
+    FEATURE_DEAD_NODES, MAX_DEVICES, SEGMENT_MAP_PAGES, VERSION_DELETED,
 };
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -109,6 +109,9 @@ fn build(
         epoch_dead_data: AtomicU64::new(0),
         completed_epoch: AtomicU64::new(root.epoch),
         reclaim_pending: AtomicU64::new(0),
+        counted: AtomicBool::new(false),
+        clones_enabled: AtomicBool::new(root.incompatible & FEATURE_CLONES != 0),
+        names_nodes: AtomicBool::new(root.incompatible & FEATURE_DEAD_NODES != 0),
         releases: Mutex::default(),
         cp: Mutex::new(CpState::new(root, root_hash, root_slot)),
         inodes,
@@ -209,8 +212,8 @@ impl Clock for FixedClock {
 pub(super) enum Damage {
     /// Refuse the pool.
     Refuse,
-    /// The log ends before it, and of the rest is left out what is about things that cannot be read:
-    /// repair alone says so.
+    /// The log ends before it, and of the rest is left out what is about things that cannot be
+    /// read: repair alone says so.
     Cut,
 }
 
@@ -331,6 +334,15 @@ fn is_payload_of(head: &GroupHead, payload: &[u8]) -> bool {
 /// A group as a dump shows it: head, records, and its own blocks.
 pub(super) type GroupContent = (GroupHead, Vec<FileRecord>, Vec<Run>);
 
+fn linked(l: &fs_layout::Link, birth: u64) -> Pointer {
+    Pointer { block: l.disk_block, birth, crc: l.crc, cloned: false }
+}
+
+fn link_clone(tree: &mut Tree, c: &mut Change, clone: &CloneLink) -> std::result::Result<(), Miss> {
+    let p = Pointer { block: clone.block, birth: c.now, crc: clone.crc, cloned: true };
+    tree.link_clone(c, clone.first, clone.height, p, clone.data_blocks)
+}
+
 /// Does a record say that a version is deleted?
 fn ends_version(r: &FileRecord) -> bool {
     let deleted = |i: &DiskInode| i.version.flags & VERSION_DELETED != 0;
@@ -389,6 +401,7 @@ impl Core {
 
     /// The list of what waits to be walked and freed, as the root names it.
     pub(super) fn load_reclaim(&self) -> Result<()> {
+        self.load_counts()?;
         let list = ReclaimList::load(self, &*self.inode(RECLAIM)?)?;
         let mut cp = self.cp.lock();
         cp.reclaim = list;
@@ -572,8 +585,12 @@ impl Core {
         let links: Vec<_> = g.records.iter().flat_map(|r| &r.links).collect();
         for part in links.chunk_by(|a, b| a.disk_block + 1 == b.disk_block) {
             for part in part.chunks(256) {
-                let pointer =
-                    |l: &&fs_layout::Link| Pointer { block: l.disk_block, birth: 1, crc: l.crc };
+                let pointer = |l: &&fs_layout::Link| Pointer {
+                    block: l.disk_block,
+                    birth: 1,
+                    crc: l.crc,
+                    cloned: false,
+                };
                 let pointers: Vec<Pointer> = part.iter().map(pointer).collect();
                 if pointers.iter().any(|p| p.block >= self.space.blocks()) {
                     return Ok(false);
@@ -612,9 +629,7 @@ impl Core {
             Ok(v) => v,
             Err(Error::Stale) => {
                 // Deleted by the same group or before: what was linked is free.
-                let ptr =
-                    |l: &fs_layout::Link| Pointer { block: l.disk_block, birth: epoch, crc: l.crc };
-                let dead = r.links.iter().map(|l| Dead::Block(Slot::Ptr(ptr(l))));
+                let dead = r.links.iter().map(|l| Dead::Block(Slot::Ptr(linked(l, epoch))));
                 // It was linked after any snapshot: nobody else has it.
                 self.bury_later(TABLE, dead);
                 return Ok(());
@@ -684,13 +699,20 @@ impl Core {
                 }
             }
         };
-        for (first, count) in r.holes.iter().filter(|_| !planted(Mutation::ReplaySkipsHoles)) {
-            run(&mut |s| {
-                self.change(inode, s, epoch, &held, |tree, c| tree.punch(c, *first, *count))
-            })?;
+        for range in &r.ranges {
+            match range {
+                FileRange::Hole(..) if planted(Mutation::ReplaySkipsHoles) => {}
+                FileRange::Hole(first, count) => run(&mut |s| {
+                    self.change(inode, s, epoch, &held, |tree, c| tree.punch(c, *first, *count))
+                })?,
+                FileRange::Clone(clone) => run(&mut |s| {
+                    s.tree.get(&held, clone.first)?;
+                    self.change(inode, s, epoch, &held, |tree, c| link_clone(tree, c, clone))
+                })?,
+            }
         }
         for l in &r.links {
-            let p = Pointer { block: l.disk_block, birth: epoch, crc: l.crc };
+            let p = linked(l, epoch);
             run(&mut |s| {
                 s.tree.get(&held, l.file_block)?;
                 self.change(inode, s, epoch, &held, |tree, c| {

@@ -218,8 +218,8 @@ fn a_scrub_reads_what_versions_share_once_and_hidden_ones_too() {
     assert_eq!(told.len(), 1, "{told:?}");
 }
 
-/// A snapshot goes while the walk is between the live version, which left what they share to it, and
-/// the snapshot itself.
+/// A snapshot goes while the walk is between the live version, which left what they share to it,
+/// and the snapshot itself.
 #[test]
 fn a_scrub_misses_nothing_where_a_snapshot_goes_meanwhile() {
     let mut gone_before_its_turn = 0;
@@ -231,7 +231,9 @@ fn a_scrub_misses_nothing_where_a_snapshot_goes_meanwhile() {
         devices[0].flip_bit(shared, 3);
         let fs = open(&devices);
         assert!(fs.scrub_start().expect("start"));
-        (0..steps).for_each(|_| drop(fs.scrub_step(1).expect("step")));
+        (0..steps).for_each(|_| {
+            fs.scrub_step(1).expect("step");
+        });
         let before = fs.scrub_status().bad;
         fs.snapshot_delete(v, "new").expect("delete");
         settle(&fs);

@@ -154,7 +154,7 @@ impl<'a> Descent<'a> {
         self.nodes_left -= 1;
         let Some(node) = self.node(p, height, base)? else { return Ok(()) };
         for i in 0..POINTERS_PER_NODE {
-            let below = Pointer::in_node(&node.0, i).map_err(|e| Error::Format(e.to_string()))?;
+            let below = p.child(&node.0, i).map_err(|e| Error::Format(e.to_string()))?;
             self.slot(&below, height - 1, base + i as u64 * reach(height - 1))?;
         }
         Ok(())

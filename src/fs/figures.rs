@@ -1,9 +1,10 @@
 //! What snapshots hold: the deletion of some is gone through without doing it.
 //!
-//! It does what `lists`, `reclaim` and `counts` would do, on the lists as the last consistency point
-//! left them, and only counts. Its cost is that of the deletion: the dead lists of the snapshots and
-//! of those made after them are read, and the nodes of subtrees that are on them, or that a snapshot
-//! without a successor has alone. What was detached and is not walked yet is nobody's any more.
+//! It does what `lists`, `reclaim` and `counts` would do, on the lists as the last consistency
+//! point left them, and only counts. Its cost is that of the deletion: the dead lists of the
+//! snapshots and of those made after them are read, and the nodes of subtrees that are on them, or
+//! that a snapshot without a successor has alone. What was detached and is not walked yet is
+//! nobody's any more.
 
 use super::core::*;
 use super::error::{Error, Result};

@@ -248,7 +248,8 @@ impl Core {
 /// Links settled under one taking of a file's lock.
 const SETTLE_PART: usize = 64;
 
-/// Later changes win: a link is dropped by a later link or hole; holes and clones stand before links.
+/// Later changes win: a link is dropped by a later link or hole; holes and clones stand before
+/// links.
 fn draw_together(f: CutFile) -> GroupFile {
     let mut ranges = Vec::new();
     let mut map = BTreeMap::new();

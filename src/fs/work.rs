@@ -169,8 +169,8 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Judges what died: blocks are let go or shared, subtrees go to the reclaim list. First what was
-    /// linked is counted, then come nodes, the tall ones before the others.
+    /// Judges what died: blocks are let go or shared, subtrees go to the reclaim list. First what
+    /// was linked is counted, then come nodes, the tall ones before the others.
     fn bury(&mut self, cp: &mut CpState, mut dead: Vec<(VolumeId, Dead)>) -> Result<()> {
         dead.sort_by_key(|(_, d)| match d {
             Dead::Cloned(_) => 0,

@@ -1,7 +1,7 @@
 //! lunfs: a FUSE-based multi-protocol filesystem.
 //!
 //! Layers, each using only those below it (checked by `tests/tidy.rs`):
-//! `cli control` | `fuse iscsi→scsi nbd` | `access` | `lun` | `fs` | `device`;
+//! `cli control` | `fuse iscsi→scsi nbd nbs` | `access` | `lun` | `fs` | `device`;
 //! `server` alone knows everybody.
 
 pub mod access;
@@ -13,6 +13,7 @@ pub mod fuse;
 pub mod iscsi;
 pub mod lun;
 pub mod nbd;
+pub mod nbs;
 pub mod quiesce;
 pub mod scsi;
 pub mod server;

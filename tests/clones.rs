@@ -70,7 +70,7 @@ fn what_is_shared_is_freed_with_its_last_owner() {
         clone(&lab, &files[0], 0, &files[1], 0, 1000);
         lab.check();
         assert!(lab.used() <= full + 8, "{} blocks, {full} before", lab.used());
-        let mut all = vec![&a, &files[0], &files[1]];
+        let mut all = [&a, &files[0], &files[1]];
         all.rotate_left(order % 3);
         if order > 2 {
             all.swap(1, 2);

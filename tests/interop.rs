@@ -36,7 +36,8 @@ macro_rules! scripts {
             let entries = std::fs::read_dir(folder).expect("tests/interop is readable");
             for entry in entries.flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
-                let library = ["harness.py", "blockclients.py"].contains(&name.as_str());
+                let libraries = ["harness.py", "blockclients.py", "nbswire.py"];
+                let library = libraries.contains(&name.as_str());
                 let wanted = format!("interop/{name}");
                 assert!(!name.ends_with(".py") || library || listed.contains(&wanted.as_str()),
                     "{wanted} is not listed in tests/interop.rs");
@@ -59,7 +60,10 @@ scripts! {
     libiscsi => "interop/libiscsi.py",
     libnbd => "interop/libnbd.py",
     memory => "interop/memory.py",
+    nbs => "interop/nbs.py",
+    nbs_client => "interop/nbs_client.py",
     past => "interop/past.py",
+    quiesce => "interop/quiesce.py",
     qemu => "interop/qemu.py",
     resize => "interop/resize.py",
     snapshots => "interop/snapshots.py",

@@ -22,7 +22,8 @@ const MAX_FUNCTION_LINES: usize = 70;
 const MIN_REASON: usize = 10;
 
 /// Which folders of `src/` each folder may name: only what lies below it. `iscsi` stands on `scsi`,
-/// and `cli` on `control` (it is the control socket's client) and on `server` (it starts one).
+/// and `cli` on `control` (it is the control socket's client), on `nbs` (it is a client of that
+/// too) and on `server` (it starts one).
 const LAYERS: &[(&str, &[&str])] = &[
     ("device", &[]),
     ("fs", &["device"]),
@@ -31,10 +32,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("scsi", &["lun"]),
     ("iscsi", &["scsi", "access", "lun"]),
     ("nbd", &["access", "lun"]),
+    ("nbs", &["access", "lun"]),
     ("fuse", &["lun", "fs", "device"]),
     ("control", &["access", "lun", "fs", "device"]),
     ("quiesce", &["fs"]),
-    ("cli", &["server", "quiesce", "control", "access", "lun", "fs", "device"]),
+    ("cli", &["server", "quiesce", "control", "nbs", "access", "lun", "fs", "device"]),
 ];
 
 /// What a layer may not use, because it is deterministic, or a protocol core that does no I/O.

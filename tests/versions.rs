@@ -600,7 +600,8 @@ impl World {
         self.check()?;
         let end = self.report()?;
         // Left are the directory of the tree's snapshots, its dead list, the list of deleted
-        // versions and the counts of clones, all four empty, and a bucket each of three directories.
+        // versions and the counts of clones, all four empty, and a bucket each of three
+        // directories.
         if end.inodes > new.inodes + 4 || end.used_blocks > new.used_blocks + 6 {
             return Err(format!(
                 "{} inodes and {} blocks are left of {} and {}",

@@ -16,7 +16,7 @@ use crate::fs::{Clock, VolumeId};
 use crate::lun::{Attachment, Catalog, Rights, SessionInfo};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
@@ -32,6 +32,8 @@ pub struct Seen<'a> {
     pub proof: Option<u64>,
     /// It is a process of this host.
     pub local: bool,
+    /// Where it comes from; `None`: a Unix socket.
+    pub address: Option<IpAddr>,
 }
 
 /// Proved by other means than CHAP.
@@ -55,6 +57,9 @@ pub enum Denial {
     /// No initiator is defined, and it comes from another host.
     #[error("no initiator is defined, and the client is not of this host")]
     Remote,
+    /// Its address is not among those that it may come from.
+    #[error("the initiator may not come from this address")]
+    Elsewhere,
     /// The list in the pool cannot be read.
     #[error("the list of initiators cannot be read")]
     Unreadable,
@@ -130,6 +135,30 @@ impl Book {
         }
     }
 
+    /// The export list: whether anybody may come from there at all.
+    pub fn check_address(&self, address: IpAddr, local: bool) -> std::result::Result<(), Denial> {
+        let list = self.current().map_err(|_| Denial::Unreadable)?;
+        if list.is_empty() {
+            let trusted = local || self.insecure.load(Ordering::Acquire);
+            return trusted.then_some(()).ok_or(Denial::Remote);
+        }
+        let any = list.values().any(|one| one.comes_from(address));
+        any.then_some(()).ok_or(Denial::Elsewhere)
+    }
+
+    /// Whether a client without a name is let in: no initiator is defined.
+    pub fn is_empty(&self) -> bool {
+        self.current().is_ok_and(|list| list.is_empty())
+    }
+
+    /// The initiators that prove themselves under this user name, from there.
+    pub fn find_by_user(&self, user: &str, address: IpAddr) -> Vec<Initiator> {
+        let list = self.current().unwrap_or_default();
+        let is = |one: &&Initiator| one.chap.as_ref().is_some_and(|chap| chap.user == user);
+        let all = list.values().filter(is);
+        all.filter(|one| one.comes_from(address)).cloned().collect()
+    }
+
     /// What `seen` may do with a LUN.
     pub fn judge(&self, seen: &Seen<'_>, lun: VolumeId) -> std::result::Result<Right, Denial> {
         let list = self.current().map_err(|_| Denial::Unreadable)?;
@@ -139,6 +168,9 @@ impl Book {
         }
         let name = seen.name.ok_or(Denial::Nameless)?;
         let one = list.get(&name.to_ascii_lowercase()).ok_or(Denial::Unlisted)?;
+        if seen.address.is_some_and(|address| !one.comes_from(address)) {
+            return Err(Denial::Elsewhere);
+        }
         let wanted = one.chap.as_ref().map(|chap| chap.stamp());
         let proved =
             seen.proof == Some(PROVED_OTHERWISE) || (wanted.is_some() && seen.proof == wanted);
@@ -227,16 +259,14 @@ impl Book {
 
     fn review(&self) {
         self.catalog.review_sessions(&|session, volume| {
-            let local = match session.peer.parse::<SocketAddr>() {
-                Ok(peer) => peer.ip().to_canonical().is_loopback(),
-                Err(_) => true, // a Unix socket
-            };
+            let address = session.peer.parse::<SocketAddr>().map(|peer| peer.ip()).ok();
+            let local = address.is_none_or(|address| address.to_canonical().is_loopback());
             let name = Some(session.client.as_str());
             // Whoever has a session proved what was asked of it; a new credential ends it.
             let chap = name.and_then(|name| self.find(name).ok().flatten()?.chap);
             let otherwise = (session.door != "iscsi").then_some(PROVED_OTHERWISE);
             let proof = chap.map(|chap| chap.stamp()).or(otherwise);
-            let judged = self.judge(&Seen { name, proof, local }, volume);
+            let judged = self.judge(&Seen { name, proof, local, address }, volume);
             judged.map(rights_of).map_err(|denial| denial.to_string())
         });
     }

@@ -58,6 +58,9 @@ pub enum Error {
     /// A limit is out of range.
     #[error("{0} was refused\n{1}")]
     BadLimit(&'static str, String),
+    /// Not an address or network.
+    #[error("'{0}' is no address\ngive one as 10.0.0.7, 10.0.0.0/24 or fd00::/8, or any")]
+    BadNetwork(String),
     /// Too many of something.
     #[error("{0}\nthe list of initiators is bounded\nremove some that are not used any more")]
     TooMany(String),

@@ -1,9 +1,11 @@
 //! One client as the administrator wrote it down.
 
 use super::error::{Error, Result};
+use super::network::{Network, MAX_NETWORKS};
 use super::secret::Secret;
 use crate::fs::VolumeId;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
@@ -122,6 +124,8 @@ pub struct Initiator {
     /// What it may use. By volume: a LUN that is renamed keeps its users, one that is made anew
     /// under an old name has none.
     pub rights: BTreeMap<VolumeId, Right>,
+    /// Where it may come from; empty: anywhere.
+    pub networks: Vec<Network>,
     /// What it may take.
     pub limits: Limits,
 }
@@ -139,6 +143,8 @@ pub struct Edit {
     pub quotas: Vec<(VolumeId, u64)>,
     /// LUNs it may not use any more.
     pub deny: Vec<VolumeId>,
+    /// Where it may come from; empty: anywhere.
+    pub networks: Option<Vec<Network>>,
     /// Sessions.
     pub sessions: Option<u32>,
     /// Commands.
@@ -155,6 +161,7 @@ impl Initiator {
             chap: None,
             mutual: None,
             rights: BTreeMap::new(),
+            networks: Vec::new(),
             limits: Limits::default(),
         })
     }
@@ -179,6 +186,7 @@ impl Initiator {
             let why = "it may not use that LUN: add --allow NAME".to_owned();
             right.ok_or(Error::BadLimit("--quota", why))?.quota_bytes = quota_bytes;
         }
+        self.networks = edit.networks.unwrap_or(std::mem::take(&mut self.networks));
         let limits = &mut self.limits;
         limits.sessions = edit.sessions.unwrap_or(limits.sessions);
         limits.commands = edit.commands.unwrap_or(limits.commands);
@@ -186,8 +194,16 @@ impl Initiator {
         self.check()
     }
 
+    /// Whether it may come from there.
+    pub fn comes_from(&self, address: IpAddr) -> bool {
+        self.networks.is_empty() || self.networks.iter().any(|it| it.contains(address))
+    }
+
     fn check(&self) -> Result<()> {
         self.limits.check()?;
+        if self.networks.len() > MAX_NETWORKS {
+            return Err(Error::BadLimit("--address", format!("give at most {MAX_NETWORKS}")));
+        }
         match (&self.chap, &self.mutual) {
             (None, Some(_)) => Err(Error::MutualAlone),
             (Some(one), Some(other)) if one.secret.is(&other.secret) => Err(Error::SameSecret),

@@ -9,6 +9,7 @@
 
 use super::error::{Error, Result};
 use super::initiator::{Credential, Initiator, Limits, Right};
+use super::network::Network;
 use super::secret::BareSecret;
 use crate::fs::{self, Fs, VolumeId};
 use crate::lun::{find_own_file, own_file};
@@ -35,6 +36,8 @@ struct Entry {
     chap: Option<Login>,
     mutual: Option<Login>,
     rights: Vec<Grant>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    addresses: Vec<String>,
     sessions: u32,
     commands: u32,
     memory_bytes: u64,
@@ -114,6 +117,7 @@ fn entry(one: &Initiator) -> Entry {
         chap: login(&one.chap),
         mutual: login(&one.mutual),
         rights: one.rights.iter().map(grant).collect(),
+        addresses: one.networks.iter().map(Network::to_string).collect(),
         sessions: one.limits.sessions,
         commands: one.limits.commands,
         memory_bytes: one.limits.memory_bytes,
@@ -133,6 +137,7 @@ fn read(entry: Entry) -> Result<Initiator> {
         chap: credential(entry.chap)?,
         mutual: credential(entry.mutual)?,
         rights: entry.rights.into_iter().map(right).collect(),
+        networks: entry.addresses.iter().map(|text| text.parse()).collect::<Result<_>>()?,
         limits: Limits {
             sessions: entry.sessions,
             commands: entry.commands,

@@ -2,6 +2,7 @@
 //!
 //! - [`Secret`], [`chap`]: what is shared with a client, and CHAP's arithmetic.
 //! - [`Initiator`], [`Right`], [`Limits`]: one client as the administrator wrote it down.
+//! - [`Network`]: where a client may come from.
 //! - [`Book`]: all of them, kept in the pool; it judges who may do what, and makes a change act on
 //!   the sessions that stand.
 //! - [`Crowd`]: bounds on those who have not proved anything yet.
@@ -15,6 +16,7 @@ mod crowd;
 mod error;
 mod initiator;
 mod kept;
+mod network;
 mod refusals;
 mod secret;
 
@@ -22,5 +24,6 @@ pub use book::{Book, Denial, Seen, PROVED_OTHERWISE};
 pub use crowd::{Crowd, Place};
 pub use error::{Error, Result};
 pub use initiator::{check_name, Credential, Edit, Initiator, Limits, Right};
+pub use network::{Network, MAX_NETWORKS};
 pub use refusals::{Reason, Refusals, Refused};
 pub use secret::{BareSecret, Secret, MAX_SECRET_BYTES, MIN_SECRET_BYTES};

@@ -27,16 +27,19 @@ pub enum Reason {
     Limit,
     /// Too many connections from one place that had not logged in.
     Flood,
+    /// It may not come from that address.
+    Elsewhere,
 }
 
 impl Reason {
-    const ALL: [Reason; 6] = [
+    const ALL: [Reason; 7] = [
         Reason::Unproved,
         Reason::Unlisted,
         Reason::NotAllowed,
         Reason::NoSuchLun,
         Reason::Limit,
         Reason::Flood,
+        Reason::Elsewhere,
     ];
 
     /// As `status` and logs name it.
@@ -48,6 +51,7 @@ impl Reason {
             Reason::NoSuchLun => "no_such_lun",
             Reason::Limit => "limit",
             Reason::Flood => "flood",
+            Reason::Elsewhere => "address",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The command line: one noun and one verb.
 
 pub use super::args_snapshot::{CloneVerb, Policy, Snapshot};
+use super::nbs_args::Nbs;
 use super::parse::{self, Size};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -78,6 +79,9 @@ pub enum Noun {
     /// Say who may use which LUN over iSCSI, and how it proves who it is
     #[command(subcommand)]
     Initiator(Initiator),
+    /// Use the objects of an NBS server, this one's or another's
+    #[command(subcommand)]
+    Nbs(Nbs),
     /// Look at and end the sessions of block clients
     #[command(subcommand)]
     Session(Session),
@@ -276,7 +280,8 @@ pub enum Redundancy {
 
 const SERVE_EXAMPLES: &str = "\
 PATH comes before the doors: the address of a door may be left out, and is then on loopback
-(iSCSI 127.0.0.1:3260, NBD 127.0.0.1:10809). With no door at all both of them open.
+(iSCSI 127.0.0.1:3260, NBD 127.0.0.1:10809, NBS 127.0.0.1:10900). With no door at all iSCSI and NBD
+open.
 
 Examples:
   lunfs serve /srv/pool.lunfs
@@ -289,7 +294,7 @@ pub struct Serve {
     /// Devices of the pool: any of them is enough where the others are beside it
     #[arg(value_name = "PATH")]
     pub paths: Vec<PathBuf>,
-    /// TOML with the same names: path, mount, iscsi, nbd, advertise, cache, degraded, insecure
+    /// TOML with the same names: path, mount, iscsi, nbd, nbs, advertise, cache, degraded, insecure
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Mount the pool's tree on this directory
@@ -303,6 +308,10 @@ pub struct Serve {
     #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = "")]
     #[arg(action = ArgAction::Append)]
     pub nbd: Vec<String>,
+    /// Open NBS here
+    #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = "")]
+    #[arg(action = ArgAction::Append)]
+    pub nbs: Vec<String>,
     /// What iSCSI discovery names instead of the address that was dialled
     #[arg(long, value_name = "ADDR")]
     pub advertise: Option<String>,
@@ -538,6 +547,9 @@ pub struct InitiatorEdit {
     /// How much its writes may make a LUN take; 0 ends a quota
     #[arg(long, value_name = "NAME=SIZE", value_parser = parse::quota)]
     pub quota: Vec<(String, u64)>,
+    /// Where it may come from, as 10.0.0.7 or 10.0.0.0/24; any: from anywhere [default: any]
+    #[arg(long, value_name = "NETWORK")]
+    pub address: Vec<String>,
     /// Sessions at a time [default: 64]
     #[arg(long, value_name = "N")]
     pub max_sessions: Option<u32>,
@@ -635,6 +647,13 @@ mod tests {
             "lunfs initiator remove iqn.2026-11.org:a --dry-run",
             "lunfs initiator list --json",
             "lunfs initiator show iqn.2026-11.org:a",
+            "lunfs nbs list --server a:1,b --json",
+            "lunfs nbs info vm1 --user u --secret-file f",
+            "lunfs nbs read vm1 - --offset 4K --length 512",
+            "lunfs nbs write vm1 f --dry-run",
+            "lunfs nbs attach a,b/vm1 --nbd unix:/n",
+            "lunfs nbs snap create vm1@s --server a,b",
+            "lunfs nbs snap list vm1",
             "lunfs lun export a@b:c f",
             "lunfs snapshot create a@x b /@y --dry-run --json",
             "lunfs snapshot list",
@@ -680,9 +699,12 @@ mod tests {
             "lunfs initiator add iqn.2026-11.org:a --chap-user u",
             "lunfs initiator add iqn.2026-11.org:a --allow a:rx",
             "lunfs initiator add iqn.2026-11.org:a --quota a",
+            "lunfs nbs attach a/vm1",
+            "lunfs nbs list --user u",
             "lunfs pool check p --dry-run",
             "lunfs pool create p --redundancy raid6",
             "lunfs snapshot create",
+            "lunfs snapshot show a",
             "lunfs snapshot hold a@x --until soon",
             "lunfs clone create a@x",
             "lunfs policy set a --every 15",

@@ -83,6 +83,7 @@ fn change(edit: &InitiatorEdit) -> Result<InitiatorChange> {
         allow: edit.allow.clone(),
         deny: edit.deny.clone(),
         quotas: edit.quota.clone(),
+        addresses: edit.address.clone(),
         max_sessions: edit.max_sessions,
         max_commands: edit.max_commands,
         max_memory_bytes: edit.max_memory.map(|size| size.0),
@@ -99,7 +100,7 @@ fn login(user: Option<&String>, file: Option<&PathBuf>) -> Result<Option<Login>>
 }
 
 /// One line of text from a file of mode 0600 (or less) that belongs to us or to root.
-fn read_secret(path: &Path) -> Result<BareSecret> {
+pub(super) fn read_secret(path: &Path) -> Result<BareSecret> {
     let what = || format!("the secret file {} was refused", path.display());
     let refuse =
         |why: String, todo: String| -> Error { Message::new(what()).why(why).todo(todo).into() };

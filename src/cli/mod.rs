@@ -5,6 +5,8 @@ mod args_snapshot;
 mod image;
 mod initiator;
 mod lun;
+mod nbs;
+mod nbs_args;
 mod offline;
 mod output;
 mod parse;
@@ -72,6 +74,7 @@ fn obey(cli: &Cli) -> Result<ExitCode> {
         Noun::Clone(verb) => snapshot::run_clone(verb, common)?,
         Noun::Policy(verb) => policy::run(verb, common)?,
         Noun::Initiator(verb) => initiator::run(verb, common)?,
+        Noun::Nbs(verb) => nbs::run(verb, common)?,
         Noun::Session(verb) => session(verb, common)?,
         Noun::Status => return status(common),
         Noun::Serve(serve) => {

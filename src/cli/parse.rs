@@ -10,6 +10,9 @@ pub const ISCSI_PORT: u16 = 3260;
 /// Default port of NBD (IANA).
 pub const NBD_PORT: u16 = 10809;
 
+/// Default port of NBS.
+pub const NBS_PORT: u16 = 10900;
+
 /// A number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
@@ -60,6 +63,14 @@ pub fn allowed(text: &str) -> Result<(String, bool), String> {
 pub fn quota(text: &str) -> Result<(String, u64), String> {
     let (name, limit) = key_value(text).map_err(|_| "not of the form NAME=SIZE")?;
     size(&limit).map(|limit| (name, limit.0))
+}
+
+/// `NAME@SNAP`.
+pub fn snapshot(text: &str) -> Result<String, String> {
+    match text.split_once('@') {
+        Some((name, snapshot)) if !name.is_empty() && !snapshot.is_empty() => Ok(text.to_owned()),
+        _ => Err("not of the form NAME@SNAP".into()),
+    }
 }
 
 const NOT_A_DURATION: &str = "not a duration: give a number followed by s, m, h, d or w";
@@ -181,6 +192,14 @@ mod tests {
         assert_eq!(time("2027-01-31T00:00:00Z").unwrap(), "2027-01-31T00:00:00Z");
         assert!(time("30d").unwrap().ends_with('Z'));
         assert!(time("tomorrow").is_err() && time("9999999w").is_err());
+    }
+
+    #[test]
+    fn names_of_snapshots() {
+        assert_eq!(snapshot("/@a:b").unwrap(), "/@a:b");
+        for text in ["vm1", "@a", "vm1@", ""] {
+            assert!(snapshot(text).is_err(), "{text}");
+        }
     }
 
     #[test]

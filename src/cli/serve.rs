@@ -1,7 +1,7 @@
 //! `lunfs serve`: flags and config file become what the server is asked to do.
 
 use super::args::{Common, Serve};
-use super::parse::{self, Size, ISCSI_PORT, NBD_PORT};
+use super::parse::{self, Size, ISCSI_PORT, NBD_PORT, NBS_PORT};
 use crate::control::find::find_devices;
 use crate::control::pool::lock_devices;
 use crate::control::report;
@@ -29,6 +29,7 @@ struct ConfigFile {
     mount: Option<PathBuf>,
     iscsi: Option<Addresses>,
     nbd: Option<Addresses>,
+    nbs: Option<Addresses>,
     advertise: Option<String>,
     cache: Option<Size>,
     #[serde(default)]
@@ -94,7 +95,7 @@ fn config_error(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     let line = before.matches('\n').count() + 1;
     Message::new(format!("{}: line {line} is not understood", path.display()))
         .why(error.message().lines().next().unwrap_or_default())
-        .todo("keys: path mount iscsi nbd advertise cache degraded insecure")
+        .todo("keys: path mount iscsi nbd nbs advertise cache degraded insecure")
         .into()
 }
 
@@ -106,8 +107,9 @@ fn merge(serve: &Serve, pool: Option<&PathBuf>, file: ConfigFile) -> Result<Serv
     };
     let mut iscsi = first_of(&serve.iscsi, file.iscsi);
     let mut nbd = first_of(&serve.nbd, file.nbd);
+    let nbs = first_of(&serve.nbs, file.nbs);
     let mount = serve.mount.clone().or(file.mount);
-    if iscsi.is_empty() && nbd.is_empty() && mount.is_none() {
+    if iscsi.is_empty() && nbd.is_empty() && nbs.is_empty() && mount.is_none() {
         iscsi.push(String::new());
         nbd.push(String::new());
     }
@@ -126,6 +128,7 @@ fn merge(serve: &Serve, pool: Option<&PathBuf>, file: ConfigFile) -> Result<Serv
         advertise: advertise.map(advertised).transpose()?,
         iscsi,
         nbd: addresses("nbd", &nbd, |text| parse::tcp_or_unix(text, NBD_PORT))?,
+        nbs: addresses("nbs", &nbs, |text| parse::tcp(text, NBS_PORT))?,
         cache_bytes: serve.cache.or(file.cache).map_or(DEFAULT_CACHE_BYTES, |size| size.0),
         degraded: serve.degraded || file.degraded,
         insecure: serve.insecure || file.insecure,
@@ -187,6 +190,7 @@ fn would_serve(config: &ServeConfig) -> Result<Value> {
     server::check_doors(config)?;
     let mut doors: Vec<String> = config.iscsi.iter().map(|a| format!("iSCSI on {a}")).collect();
     doors.extend(config.nbd.iter().map(|listen| format!("NBD on {listen}")));
+    doors.extend(config.nbs.iter().map(|address| format!("NBS on {address}")));
     doors.extend(config.mount.iter().map(|dir| format!("the mount on {}", dir.display())));
     Ok(report::would(format!(
         "serve {} with {}",

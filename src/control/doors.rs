@@ -29,6 +29,8 @@ pub enum DoorKind {
     Iscsi,
     /// NBD over TCP or a Unix socket.
     Nbd,
+    /// NBS over TCP.
+    Nbs,
 }
 
 /// A door that was asked for.
@@ -67,6 +69,7 @@ impl Door {
             }
             (DoorKind::Iscsi, _) => format!("iscsi://{host}/{target}/0"),
             (DoorKind::Nbd, Some(path)) => format!("nbd+unix:///{disk}?socket={path}"),
+            (DoorKind::Nbs, _) => format!("nbs://{host}/{disk}"),
             (DoorKind::Nbd, None) => format!("nbd://{host}/{disk}"),
         }
     }
@@ -129,8 +132,10 @@ impl Doors {
         json!({
             "target": { "iqn": target, "lun": 0 },
             "nbd_export": name,
+            "nbs_name": name,
             "iscsi_urls": self.lines(DoorKind::Iscsi, name),
             "nbd_uris": self.lines(DoorKind::Nbd, name),
+            "nbs_urls": self.lines(DoorKind::Nbs, name),
             "paths": self.lines(DoorKind::Mount, name),
         })
     }

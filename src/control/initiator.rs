@@ -4,7 +4,7 @@ use super::engine::Session;
 use super::error::Result;
 use super::protocol::{InitiatorChange, Login};
 use super::report;
-use crate::access::{Credential, Edit, Initiator};
+use crate::access::{self, Credential, Edit, Initiator, Network};
 use crate::fs::VolumeId;
 use crate::lun::Catalog;
 use serde_json::{json, Value};
@@ -64,6 +64,7 @@ impl Session<'_> {
                 .into_iter()
                 .map(|(volume, ())| volume)
                 .collect(),
+            networks: networks(&change.addresses)?,
             sessions: change.max_sessions,
             commands: change.max_commands,
             memory_bytes: change.max_memory_bytes,
@@ -89,6 +90,7 @@ impl Session<'_> {
             "chap_user": one.chap.as_ref().map(|it| it.user.as_str()),
             "mutual_user": one.mutual.as_ref().map(|it| it.user.as_str()),
             "luns": one.rights.iter().filter_map(right).collect::<Value>(),
+            "addresses": one.networks.iter().map(Network::to_string).collect::<Value>(),
             "max_sessions": one.limits.sessions,
             "max_commands": one.limits.commands,
             "max_memory_bytes": one.limits.memory_bytes,
@@ -110,6 +112,14 @@ fn credential(login: Option<Login>, clear: bool) -> Result<Option<Option<Credent
         Some(login) => Ok(Some(Some(Credential::new(login.user, login.secret.into_secret()?)?))),
         None => Ok(clear.then_some(None)),
     }
+}
+
+/// `None`: as before.
+fn networks(texts: &[String]) -> Result<Option<Vec<Network>>> {
+    let any = texts.iter().any(|text| text == "any");
+    let named = texts.iter().filter(|text| *text != "any");
+    let all = named.map(|text| text.parse()).collect::<access::Result<Vec<Network>>>()?;
+    Ok((any || !all.is_empty()).then_some(all))
 }
 
 fn volumes<T>(catalog: &Catalog, named: Vec<(String, T)>) -> Result<Vec<(VolumeId, T)>> {

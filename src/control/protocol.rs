@@ -64,6 +64,9 @@ pub struct InitiatorChange {
     /// Bytes that its writes may make a LUN take; 0 ends a quota.
     #[serde(default)]
     pub quotas: Vec<(String, u64)>,
+    /// Where it may come from: addresses and networks, or `any` alone.
+    #[serde(default)]
+    pub addresses: Vec<String>,
     /// Sessions at a time.
     pub max_sessions: Option<u32>,
     /// Commands outstanding in each.
@@ -210,6 +213,20 @@ pub enum Command {
     SnapshotCreate {
         /// `NAME[@SNAP]` each.
         snapshots: Vec<String>,
+        /// This hook says that their applications are at rest; what became of that is noted later.
+        #[serde(default)]
+        hook: Option<String>,
+    },
+    /// What became of a hook.
+    SnapshotNote {
+        /// `NAME@SNAP` each; `NAME` where no snapshot came of it.
+        snapshots: Vec<String>,
+        /// Its kind.
+        hook: String,
+        /// How it did.
+        outcome: Quiesced,
+        /// What went wrong.
+        why: String,
     },
     /// Snapshots and bookmarks.
     SnapshotList {
@@ -359,6 +376,20 @@ impl Command {
     pub fn is_quick(&self) -> bool {
         !self.changes() && !matches!(self, Command::LunLog { .. } | Command::LunExport { .. })
     }
+}
+
+/// How a hook did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Quiesced {
+    /// The application was at rest until the snapshot was there.
+    AtRest,
+    /// It refused.
+    Refused,
+    /// It did not come to rest in time.
+    TimedOut,
+    /// It went on before the snapshot was there.
+    WentOn,
 }
 
 /// One line of an answer.

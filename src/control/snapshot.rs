@@ -3,18 +3,33 @@
 
 use super::engine::Session;
 use super::error::{Error, Message, Result};
-use super::protocol::{Command, Reply};
+use super::protocol::{Command, Quiesced, Reply};
 use super::report::{self, time_text};
 use super::wire;
-use crate::fs::{ChangedExtent, Timestamp};
+use crate::fs::{ChangedExtent, Consistency, HookOutcome, Timestamp};
 use crate::lun::{split_snapshot, Bookmark, Hold, Maker, Snapshot, SnapshotWish, TREE_NAME};
 use serde_json::{json, Map, Value};
+
+fn outcome_of(outcome: Quiesced) -> HookOutcome {
+    match outcome {
+        Quiesced::AtRest => HookOutcome::AtRest,
+        Quiesced::Refused => HookOutcome::Refused,
+        Quiesced::TimedOut => HookOutcome::TimedOut,
+        Quiesced::WentOn => HookOutcome::WentOn,
+    }
+}
 
 impl Session<'_> {
     /// Snapshots, clones and policies.
     pub(super) fn snapshot_command(&self, command: Command) -> Result<Value> {
         match command {
-            Command::SnapshotCreate { snapshots } => self.snapshot_create(&snapshots),
+            Command::SnapshotCreate { snapshots, hook } => {
+                self.snapshot_create(&snapshots, hook.unwrap_or_default())
+            }
+            Command::SnapshotNote { snapshots, hook, outcome, why } => {
+                let outcome = outcome_of(outcome);
+                self.snapshot_note(&snapshots, &Consistency { outcome, hook }, &why)
+            }
             Command::SnapshotList { lun } => self.snapshot_list(lun.as_deref()),
             Command::SnapshotShow { snapshot } => self.snapshot_show(&snapshot),
             Command::SnapshotRename { snapshot, new } => self.snapshot_rename(&snapshot, &new),
@@ -38,7 +53,7 @@ impl Session<'_> {
         }
     }
 
-    fn snapshot_create(&self, wanted: &[String]) -> Result<Value> {
+    fn snapshot_create(&self, wanted: &[String], hook: String) -> Result<Value> {
         let wish = |text: &String| {
             let (of, name) = split_snapshot(text);
             SnapshotWish { of: of.to_owned(), name: name.map(str::to_owned) }
@@ -49,9 +64,25 @@ impl Session<'_> {
             let names = catalog.check_snapshot_create(&wanted)?;
             return Ok(report::would(format!("make {}, of one instant", names.join(" and "))));
         }
+        let outcome = if hook.is_empty() { HookOutcome::NotAsked } else { HookOutcome::WentOn };
         // Durable by itself: one flush, not another one for the line in the log.
-        let made = catalog.snapshot_create(&wanted, Maker::User, false)?;
+        let made = catalog.snapshot_create(&wanted, Maker::User, Consistency { outcome, hook })?;
         Ok(made.iter().map(|one| self.snapshot_row(one)).collect())
+    }
+
+    fn snapshot_note(&self, of: &[String], how: &Consistency, why: &str) -> Result<Value> {
+        let catalog = &self.engine.pool.catalog;
+        let mut rows = Vec::new();
+        for (of, name) in of.iter().map(|text| split_snapshot(text)) {
+            if self.dry_run {
+                continue;
+            }
+            catalog.snapshot_note(of, name, how, why)?;
+            if let Some(name) = name {
+                rows.push(self.snapshot_row(&catalog.snapshot(of, name)?));
+            }
+        }
+        Ok(rows.into())
     }
 
     /// Of one LUN, of the ordinary tree, or of all.

@@ -245,7 +245,7 @@ impl<'a> Count<'a> {
                 DeadKind::Data | DeadKind::Node => {
                     self.tree(&e.pointer, e.depth, false, &mut |_, _, _| Ok(()))?;
                 }
-                DeadKind::Kept => self.clones.to_be_counted(self.core, &e, self.bound)?,
+                DeadKind::Kept => self.clones.wait_to_count(self.core, &e, self.bound)?,
                 DeadKind::Inodes => self.dead_inodes(&e.pointer, e.depth)?,
                 DeadKind::Scope => self.bound = self.bound_of(&Scope::of(&e)),
                 DeadKind::Count => {}

@@ -84,7 +84,8 @@ impl Core {
         }
     }
 
-    /// By how much the pointers to a block are more than one, by the last consistency point.
+    /// By how much the pointers to a block are more than one, as the last consistency point left
+    /// it.
     pub fn clones_of(&self, block: u64) -> Result<u32> {
         if !self.has_counts() {
             return Ok(0);

@@ -152,7 +152,13 @@ impl Core {
         let inodes = std::mem::take(&mut *self.epoch_files.lock());
         let capture = |inode: Arc<Inode>| {
             let s = inode.state.read();
-            let (meta, tree) = (s.meta, s.tree.clone());
+            // A volume's inode file belongs to the consistency point that may be writing it at this
+            // moment: a snapshot freezes beside it, and nobody must share its nodes.
+            let tree = match s.meta.kind {
+                InodeKind::Version => Tree::empty(),
+                _ => s.tree.clone(),
+            };
+            let meta = s.meta;
             drop(s);
             (inode.id, Captured { inode, meta, tree })
         };
@@ -199,6 +205,7 @@ impl Core {
             if id.volume == TABLE && c.meta.kind == InodeKind::Version {
                 if c.meta.version.flags & VERSION_DELETED != 0 {
                     cp.doomed.push(id.ino);
+                    work.deleted.insert(id.ino);
                 }
                 work.changed.insert(id.ino);
                 versions.insert(id, c.meta);

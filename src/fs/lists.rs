@@ -172,14 +172,31 @@ impl Work<'_> {
         }
         if part.parent != 0 {
             self.replace_child(part.parent, id, 0)?;
-            let parent = self.core.version_part(VolumeId(part.parent as u32))?;
-            if parent.flags & VERSION_DELETED != 0 && !cp.doomed.contains(&part.parent) {
+            if self.is_deleted(part.parent)? && !cp.doomed.contains(&part.parent) {
                 cp.doomed.push(part.parent);
             }
         }
         self.end(part.dead_list)?;
         self.end(id)?;
         Ok(0)
+    }
+
+    /// Is a version deleted as far as this root is to say? In memory it may be so by a transaction
+    /// of the next epoch, which a crash may lose.
+    fn is_deleted(&self, id: u64) -> Result<bool> {
+        if planted(Mutation::DeletionOfNextEpoch) {
+            let part = self.core.version_part(VolumeId(id as u32))?;
+            return Ok(part.flags & VERSION_DELETED != 0);
+        }
+        if self.deleted.contains(&id) {
+            return Ok(true);
+        }
+        match self.core.read_inode(table(id)) {
+            Ok(record) => Ok(record.version.flags & VERSION_DELETED != 0),
+            // It was made in this epoch.
+            Err(Error::Stale) => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// A version with one child, which takes its place. `None`: a list cannot be read.
@@ -206,6 +223,9 @@ impl Work<'_> {
         let entries = self.take_list(heir.dead_list, of_heir);
         let (freed, mut kept): (Vec<_>, Vec<_>) =
             entries.into_iter().partition(|e| e.pointer.birth > bound);
+        if planted(Mutation::DeadListJoinedWrong) {
+            kept.clear();
+        }
         kept.extend(self.take_list(part.dead_list, own));
         if heir.dead_list != 0 {
             self.empty(heir.dead_list)?;
@@ -229,6 +249,7 @@ impl Work<'_> {
         }
         self.end(part.dead_list)?;
         self.end(id)?;
+        self.core.scrub.joined(child, id, bound);
         Ok(Some(read))
     }
 

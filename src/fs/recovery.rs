@@ -212,7 +212,8 @@ impl Clock for FixedClock {
 pub(super) enum Damage {
     /// Refuse the pool.
     Refuse,
-    /// The log ends before it: repair alone says so.
+    /// The log ends before it, and of the rest is left out what is about things that cannot be
+    /// read: repair alone says so.
     Cut,
 }
 
@@ -257,11 +258,16 @@ pub(super) fn all_are_there(devices: &[Device]) -> Result<()> {
 
 /// Opens and recovers a pool.
 pub(crate) fn open(devices: Vec<Device>, o: &OpenOptions) -> Result<Core> {
-    recovered(load(devices, o, false)?, Damage::Refuse)
+    recovered(load(devices, o, false)?)
 }
 
 /// Recovers what was loaded.
-pub(super) fn recovered(loaded: Loaded, damage: Damage) -> Result<Core> {
+pub(super) fn recovered(loaded: Loaded) -> Result<Core> {
+    recovered_from(loaded, Damage::Refuse).map(|(core, _)| core)
+}
+
+/// The same, for a repair that may leave things out; how many records it did.
+pub(super) fn recovered_from(loaded: Loaded, damage: Damage) -> Result<(Core, u64)> {
     let Loaded { core, readable, unrecorded, uneven } = loaded;
     mend_roots(&readable);
     // Before anything is acknowledged, recovery's own writes included.
@@ -274,8 +280,12 @@ pub(super) fn recovered(loaded: Loaded, damage: Damage) -> Result<Core> {
     } else if uneven {
         core.store.relabel()?;
     }
-    core.recover(damage).map_err(own_files_are_damaged)?;
-    Ok(core)
+    let skipped = core.recover(damage).map_err(own_files_are_damaged)?;
+    Ok((core, skipped))
+}
+
+fn is_unreadable(error: &Error) -> bool {
+    matches!(error, Error::Corrupt { .. } | Error::Format(_) | Error::Io(_))
 }
 
 /// Can the pool be opened without the devices that are not there?
@@ -420,7 +430,8 @@ impl Core {
         }
     }
 
-    fn recover(&self, damage: Damage) -> Result<()> {
+    /// Replays the log; how many records were left out, which is for a repair alone to do.
+    fn recover(&self, damage: Damage) -> Result<u64> {
         self.load_reclaim()?;
         let groups = self.read_log(damage)?;
         let last_epoch = groups.iter().map(|g| g.head.epoch).max().unwrap_or(0);
@@ -434,12 +445,16 @@ impl Core {
         for g in &groups {
             self.mark_group(g, recovery_epoch)?;
         }
+        let mut skipped = 0;
         for g in &groups {
             self.epoch.store(g.head.epoch, Ordering::SeqCst);
             // Deletions last: what a snapshot of the same group holds was linked before.
             let (ends, records): (Vec<_>, Vec<_>) = g.records.iter().partition(|r| ends_version(r));
             for record in records.into_iter().chain(ends.iter().copied()) {
-                self.replay(record, g.head.epoch)?;
+                match self.replay(record, g.head.epoch) {
+                    Err(e) if damage == Damage::Cut && is_unreadable(&e) => skipped += 1,
+                    replayed => replayed?,
+                }
             }
             ends.into_iter().for_each(|r| self.replay_deletion(r));
             self.replay_freeze();
@@ -456,9 +471,9 @@ impl Core {
             }
         }
         if planted(Mutation::RecoveryWithoutRoot) {
-            return Ok(());
+            return Ok(skipped);
         }
-        self.consistency_point_forced()
+        self.consistency_point_forced().map(|()| skipped)
     }
 
     pub fn consistency_point_forced(&self) -> Result<()> {

@@ -454,7 +454,8 @@ impl Core {
     fn deletable(&self, found: &Found) -> Result<Arc<Inode>> {
         let version = self.inode(NodeId { volume: TABLE, ino: found.ino })?;
         let part = version.state.read().meta.version;
-        if part.flags & VERSION_HELD != 0 || part.hold_until > self.time() {
+        let until = Some(part.hold_until).filter(|until| *until != 0);
+        if part.flags & VERSION_HELD != 0 || until.is_some_and(|until| until > self.time()) {
             return Err(Error::Busy);
         }
         Ok(version)

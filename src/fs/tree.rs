@@ -290,9 +290,9 @@ impl Tree {
         Ok(())
     }
 
-    /// What stands in a range of blocks, as parts that can be linked elsewhere: of what is on disk
-    /// the tallest subtrees that lie in the range and that `fits` (first block, height) takes, else
-    /// blocks; holes are left out. Where more than `max` parts are, the block to go on from.
+    /// What stands in blocks `first..end`, as parts that can be linked elsewhere: of what is on
+    /// disk the tallest subtrees that lie in the range and that `fits` (first block, height) takes,
+    /// else blocks; holes are left out. Where more than `max` parts are, the block to go on from.
     pub fn parts(
         &self,
         nodes: &dyn NodeSource,

@@ -12,6 +12,7 @@ use super::core::*;
 use super::counts::Counts;
 use super::cp::{Captured, Frozen};
 use super::error::{Error, Result};
+use super::planted::{planted, Mutation};
 use super::reclaim::{children, Owners, Scope};
 use super::space::Run;
 use super::store::Data;
@@ -124,6 +125,8 @@ pub(crate) struct Work<'a> {
     pub changed: BTreeSet<u64>,
     /// Snapshots that can be read when this is durable.
     pub placed: Vec<VolumeId>,
+    /// Versions whose deletion it takes up.
+    pub deleted: BTreeSet<u64>,
     pub counts: Counts,
     /// Dead lists tell nodes from data.
     pub names_nodes: bool,
@@ -144,6 +147,7 @@ impl<'a> Work<'a> {
             shared: BTreeMap::new(),
             changed: BTreeSet::new(),
             placed: Vec::new(),
+            deleted: BTreeSet::new(),
             counts: Counts::default(),
             names_nodes: false,
         }
@@ -241,7 +245,7 @@ impl<'a> Work<'a> {
 
     /// A block that a version has no more.
     fn drop_block(&mut self, volume: VolumeId, bound: u64, pointer: Pointer) -> Result<()> {
-        if pointer.birth > bound {
+        if pointer.birth > bound || planted(Mutation::SharedBlockFreed) {
             return self.let_go(pointer.block).map(drop);
         }
         let list = self.list_of(volume)?;

@@ -273,7 +273,7 @@ impl Attachment {
     pub(super) fn enter_write(&self) -> std::result::Result<RwLockReadGuard<'_, ()>, BlockError> {
         loop {
             self.check_may_write()?;
-            let gate = self.lun.gate.read();
+            let gate = self.lun.write_gate();
             if self.is_granted() {
                 return Ok(gate);
             }
@@ -289,7 +289,7 @@ impl Attachment {
         if let Err(error) = self.check_may_write() {
             return Some(Err(error));
         }
-        let gate = self.lun.gate.try_read()?;
+        let gate = self.lun.try_write_gate()?;
         self.is_granted().then_some(Ok(gate))
     }
 

@@ -200,6 +200,10 @@ impl BlockIo for Attachment {
         self.lun.live.generation.load(Ordering::Acquire) + rights
     }
 
+    fn may_wait_long(&self) -> bool {
+        self.lun.is_paused()
+    }
+
     fn outstanding(&self, commands: usize) {
         let commands = u32::try_from(commands).unwrap_or(u32::MAX);
         self.figures.outstanding.store(commands, Ordering::Relaxed);

@@ -241,7 +241,7 @@ impl Settings {
 }
 
 /// A time as the log and `attributes` show it.
-pub(super) fn rfc3339(time: Timestamp) -> String {
+pub fn rfc3339(time: Timestamp) -> String {
     match jiff::Timestamp::from_nanosecond(i128::from(time.0)) {
         Ok(time) => format!("{time:.3}"),
         Err(_) => "1970-01-01T00:00:00.000Z".to_owned(),

@@ -160,6 +160,12 @@ pub trait BlockIo: Send + Sync + fmt::Debug {
     /// The door refused a write because of [`Geometry::read_only`], without asking for it here.
     fn write_refused(&self) {}
 
+    /// A request may have to wait for seconds at this moment: writes are paused, or all of them
+    /// take the way over a network.
+    fn may_wait_long(&self) -> bool {
+        false
+    }
+
     /// Fills `out` from `offset`.
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), BlockError>;
     /// As `read`, from memory alone.

@@ -138,7 +138,7 @@ impl DataFile {
         if !self.holding.load(Ordering::Acquire) || self.is_read_only() {
             return None;
         }
-        let _gate = self.lun.gate.try_read().filter(|_| self.holding.load(Ordering::Acquire))?;
+        let _gate = self.lun.try_write_gate().filter(|_| self.holding.load(Ordering::Acquire))?;
         let written = self.lun.files().data.try_write_at(offset, data)?;
         if written.is_ok() {
             self.lun.note_growth(offset.saturating_add(data.len() as u64));
@@ -157,6 +157,7 @@ impl DataFile {
     /// ftruncate: a resize. Growing works under a block lease too; shrinking is `Busy` while a
     /// block client is logged in.
     pub fn set_size(&self, size_bytes: u64) -> Result<()> {
+        self.lun.wait_for_resume();
         let _change = self.lun.change.lock();
         if self.is_read_only() {
             return Err(Error::ReadOnly(self.lun.name()));
@@ -172,6 +173,7 @@ impl DataFile {
     }
 
     fn truncate_on_open(&self) -> Result<()> {
+        self.lun.wait_for_resume();
         let _change = self.lun.change.lock();
         self.check_no_sessions()?;
         self.set_size_now(0)
@@ -266,7 +268,7 @@ impl DataFile {
             if self.is_read_only() {
                 return Err(Error::ReadOnly(self.lun.name()));
             }
-            let gate = self.lun.gate.read();
+            let gate = self.lun.write_gate();
             if self.holding.load(Ordering::Acquire) {
                 return Ok(gate);
             }

@@ -148,6 +148,13 @@ pub enum Error {
     Fs(#[from] fs::Error),
 }
 
+impl Error {
+    /// The pool is full.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Error::Fs(fs::Error::NoSpace))
+    }
+}
+
 /// Result of the LUN layer.
 pub type Result<T> = std::result::Result<T, Error>;
 

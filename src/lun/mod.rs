@@ -6,6 +6,7 @@
 //! - [`Lun`]: one of them: settings, resize, log.
 //! - [`Attachment`]: a block client's session; the [`BlockIo`] that iSCSI and NBD drive.
 //! - [`DataFile`]: `data` opened through the mount.
+//! - [`Pause`]: all writes of a LUN wait. [`OnceBook`]: what must not be done twice.
 //! - [`transfer`]: import and export of raw images.
 
 mod attachment;
@@ -29,6 +30,9 @@ mod lease;
 mod lease_room;
 mod memory;
 mod names;
+mod once;
+mod opaque;
+mod pause;
 mod policies;
 mod policy;
 mod readers;
@@ -41,7 +45,7 @@ mod transfer_job;
 mod unit;
 
 pub use attachment::{AttachRequest, Attachment, Rights, SessionId, SessionInfo};
-pub use attributes::{Access, Attributes, Settings, MAX_ATTRIBUTES_TEXT_BYTES};
+pub use attributes::{rfc3339, Access, Attributes, Settings, MAX_ATTRIBUTES_TEXT_BYTES};
 pub use block_io::{BlockError, BlockIo, Extent, Geometry, Identity, Provisioning, SUM_BYTES};
 pub use catalog::{Catalog, CatalogOptions, CreateLun, DeleteOptions, TreeNameGuard};
 pub use changes::{Change, Subscription};
@@ -58,6 +62,9 @@ pub use names::{
     check_name, check_snapshot_name, parse_size, policy_name, policy_time, split_snapshot,
     TREE_NAME,
 };
+pub use once::{Asked, Once, OnceBook, OnceClient, Outcome, DEEDS_KEPT, MAX_DEED_BYTES};
+pub use opaque::{MAX_OPAQUE_BYTES, OPAQUE_NAME};
+pub use pause::{Pause, MAX_PAUSE};
 pub use policies::{PolicyRun, PolicyStatus};
 pub use policy::{Policy, PolicyChange};
 pub use readers::{OpenSnapshot, SnapshotUse};

@@ -110,14 +110,24 @@ impl Catalog {
         named.iter().map(|(subject, name)| self.shown(subject, name)).collect()
     }
 
-    /// Says anew whether the applications were at rest: it is known for sure only afterwards.
-    pub fn snapshot_note(&self, of: &str, name: &str, how: &fs::Consistency) -> Result<()> {
+    /// How a hook did that was to bring the application to rest: told in the log, with `why`, and
+    /// kept with the snapshot, if there is one. A snapshot is made before it is known for sure.
+    pub fn snapshot_note(
+        &self,
+        of: &str,
+        name: Option<&str>,
+        how: &fs::Consistency,
+        why: &str,
+    ) -> Result<()> {
         let _names = self.names.read();
         let _one = self.shared.versions.lock();
         let subject = self.subject(of)?;
-        let name = subject.known_snapshot(name)?;
-        self.shared.fs.snapshot_note_consistency(subject.volume(), &name, how)?;
-        let fields = json!({"name": name, "consistent": how.is_application(), "hook": how.hook});
+        let known = name.map(|name| subject.known_snapshot(name)).transpose()?;
+        if let Some(name) = &known {
+            self.shared.fs.snapshot_note_consistency(subject.volume(), name, how)?;
+        }
+        let (at_rest, hook) = (how.is_application(), &how.hook);
+        let fields = json!({"name": known, "hook": hook, "consistent": at_rest, "why": why});
         subject.log("quiesce", fields);
         Ok(self.shared.fs.sync()?)
     }

@@ -26,6 +26,7 @@ use super::identity;
 use super::kept::{self, StateFile};
 use super::lease::Holder;
 use super::lease_room::{LeaseRoom, Noted};
+use super::pause::PauseRoom;
 use super::policies::Policies;
 use super::readers::{OpenSnapshot, Readers};
 use super::sanitize::{SanitizeState, Sanitizers, StateWord};
@@ -179,6 +180,7 @@ pub struct Lun {
     pub(super) change: Mutex<()>,
     /// Writes hold it for reading; what must see none of them in flight takes it for writing.
     pub(super) gate: RwLock<()>,
+    pub(super) pause: PauseRoom,
     pub(super) lease: LeaseRoom,
     pub(super) users: Mutex<Users>,
     /// `users` of its attributes: who may attach it, as whoever judges that last told.
@@ -297,6 +299,7 @@ impl Lun {
             settings: RwLock::new(settings),
             change: Mutex::new(()),
             gate: RwLock::new(()),
+            pause: PauseRoom::default(),
             users: Mutex::default(),
             user_texts: RwLock::default(),
         }

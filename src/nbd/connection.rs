@@ -330,6 +330,7 @@ impl Connection {
             && self.seat.is_alone()
             && self.inbox.is_drained()
             && job.is_short()
+            && !self.export.io.may_wait_long()
             && self.patience.try_now()
     }
 

@@ -56,6 +56,8 @@ pub struct ServeConfig {
     pub iscsi: Vec<SocketAddr>,
     /// Where NBD listens.
     pub nbd: Vec<Listen>,
+    /// Where NBS listens.
+    pub nbs: Vec<SocketAddr>,
     /// What iSCSI discovery names instead of the dialled address: `HOST` or `HOST:PORT`.
     pub advertise: Option<String>,
     /// Bound of the block cache with accepted, unwritten data.
@@ -74,12 +76,13 @@ impl ServeConfig {
         self.check_beyond(self.nbd.iter().cloned(), why, todo)
     }
 
-    /// The same of iSCSI, which lets in whom the list of initiators names, if there is one.
+    /// The same of iSCSI and NBS, which let in whom the list of initiators names, if there is one.
     pub fn check_iscsi_reach(&self, initiators_defined: bool) -> Result<()> {
-        let iscsi = self.iscsi.iter().map(|address| Listen::Tcp(*address));
+        let doors = self.iscsi.iter().chain(&self.nbs);
+        let doors = doors.map(|address| Listen::Tcp(*address));
         let why = "no initiator is defined: everybody there could read and write every LUN";
         let todo = "define one with `lunfs initiator add`, listen on loopback, or add --insecure";
-        self.check_beyond(iscsi.filter(|_| !initiators_defined), why, todo)
+        self.check_beyond(doors.filter(|_| !initiators_defined), why, todo)
     }
 
     fn check_beyond(
@@ -118,6 +121,7 @@ mod tests {
             mount: None,
             iscsi: vec!["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()],
             nbd: vec![Listen::Unix("/n".into())],
+            nbs: vec!["127.0.0.1:0".parse().unwrap()],
             advertise: None,
             cache_bytes: 0,
             degraded: false,
@@ -128,6 +132,9 @@ mod tests {
         config.iscsi.push("0.0.0.0:1".parse().unwrap());
         assert!(config.check_nbd_reach().is_err() && config.check_iscsi_reach(false).is_err());
         assert!(config.check_iscsi_reach(true).is_ok());
+        config.iscsi.clear();
+        config.nbs.push("0.0.0.0:1".parse().unwrap());
+        assert!(config.check_iscsi_reach(false).is_err());
         config.insecure = true;
         assert!(config.check_nbd_reach().is_ok() && config.check_iscsi_reach(false).is_ok());
     }

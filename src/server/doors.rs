@@ -3,6 +3,7 @@
 use super::config::{with_port, Listen, ServeConfig};
 use super::iscsi_targets::Targets;
 use super::nbd_exports::Exports;
+use super::nbs_objects::Objects;
 use crate::control::doors::{Door, DoorKind};
 use crate::control::engine::Engine;
 use crate::control::{Error, Message, Result};
@@ -10,9 +11,10 @@ use crate::fs::SystemClock;
 use crate::fuse::{Mount, MountError, MountOptions};
 use crate::iscsi::{self, portal, Service};
 use crate::nbd::NbdServer;
+use crate::nbs::{Messages, NbsServer};
 use parking_lot::Mutex;
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +30,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub fn check_doors(config: &ServeConfig) -> Result<()> {
     for address in &config.iscsi {
         TcpListener::bind(address).map_err(|e| port_error("iscsi", &address.to_string(), &e))?;
+    }
+    for address in &config.nbs {
+        TcpListener::bind(address).map_err(|e| port_error("nbs", &address.to_string(), &e))?;
     }
     for listen in &config.nbd {
         if let Listen::Tcp(address) = listen {
@@ -77,6 +82,7 @@ pub(super) struct OpenDoors {
     nbd: Option<NbdServer>,
     /// Where the NBD exports know their own door: emptied when it closes.
     nbd_known: Arc<Mutex<Option<NbdServer>>>,
+    nbs: Option<NbsServer>,
     mount: Option<Mount>,
 }
 
@@ -88,6 +94,7 @@ impl OpenDoors {
             iscsi: None,
             nbd: None,
             nbd_known: Arc::default(),
+            nbs: None,
             mount: None,
         };
         match doors.open_all(config).await {
@@ -105,6 +112,9 @@ impl OpenDoors {
         }
         if !config.nbd.is_empty() {
             self.open_nbd(&config.nbd).await?;
+        }
+        if !config.nbs.is_empty() {
+            self.open_nbs(&config.nbs)?;
         }
         config.mount.as_deref().map_or(Ok(()), |dir| self.open_mount(dir))
     }
@@ -157,6 +167,20 @@ impl OpenDoors {
         Ok(())
     }
 
+    fn open_nbs(&mut self, addresses: &[SocketAddr]) -> Result<()> {
+        let pool = &self.engine.pool;
+        let objects = Objects::new(pool.catalog.clone(), pool.book.clone());
+        let door = NbsServer::new(Arc::new(objects), Messages::new());
+        let door = door.map_err(|e| Error::io("the NBS door has no threads", &e))?;
+        self.nbs = Some(door.clone());
+        for address in addresses {
+            let bound = door.listen(*address);
+            let bound = bound.map_err(|e| port_error("nbs", &address.to_string(), &e))?;
+            self.opened(DoorKind::Nbs, bound.to_string());
+        }
+        Ok(())
+    }
+
     fn open_mount(&mut self, dir: &Path) -> Result<()> {
         let catalog = self.engine.pool.catalog.clone();
         let options = MountOptions::new(Arc::new(SystemClock));
@@ -195,6 +219,9 @@ impl OpenDoors {
     pub(super) async fn close(&mut self) {
         if let Some(door) = self.iscsi.take() {
             door.close().await;
+        }
+        if let Some(nbs) = self.nbs.take() {
+            tokio::task::block_in_place(|| nbs.shutdown(CLIENTS_WAIT));
         }
         if let Some(nbd) = self.nbd.take() {
             nbd.shutdown(CLIENTS_WAIT).await;

@@ -70,6 +70,7 @@ impl Targets {
             Denial::Unlisted | Denial::Nameless | Denial::Remote => {
                 (Reason::Unlisted, Refusal::Forbidden)
             }
+            Denial::Elsewhere => (Reason::Elsewhere, Refusal::Forbidden),
             Denial::Unproved => (Reason::Unproved, Refusal::Forbidden),
             Denial::NotAllowed => (Reason::NotAllowed, Refusal::Forbidden),
             Denial::Unreadable => (Reason::NotAllowed, Refusal::Unavailable),
@@ -82,7 +83,9 @@ impl Targets {
 
 fn seen(client: &Client) -> Seen<'_> {
     let proof = client.proof.as_ref().map(|proof| proof.stamp);
-    Seen { name: Some(&client.initiator), proof, local: local(client.peer.ip()) }
+    let address = client.peer.ip();
+    let (local, address) = (local(address), Some(address));
+    Seen { name: Some(&client.initiator), proof, local, address }
 }
 
 impl TargetDirectory for Targets {

@@ -5,14 +5,17 @@
 //! returns Ok everything that was acknowledged is in the pool, nothing is mounted and nobody is
 //! connected.
 
+mod attach;
 mod config;
 mod disk;
 mod doors;
 mod entrance;
 mod iscsi_targets;
 mod nbd_exports;
+mod nbs_objects;
 mod policies;
 
+pub use attach::{attach, AttachConfig};
 pub use config::{Listen, ServeConfig};
 pub use doors::check_doors;
 
@@ -52,7 +55,7 @@ pub struct Ready {
 
 impl Ready {
     fn of(engine: &Engine, warnings: Vec<String>) -> Ready {
-        let kinds = [DoorKind::Iscsi, DoorKind::Nbd, DoorKind::Mount];
+        let kinds = [DoorKind::Iscsi, DoorKind::Nbd, DoorKind::Nbs, DoorKind::Mount];
         let lines = |name: &str| kinds.iter().flat_map(|k| engine.doors.lines(*k, name)).collect();
         let luns = engine.pool.catalog.list();
         let luns = luns.iter().map(|lun| (lun.name(), lines(&lun.name()))).collect();

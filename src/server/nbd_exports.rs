@@ -31,6 +31,7 @@ impl Exports {
 
     fn denied(&self, denial: Denial, peer: &Peer, lun: &Lun) -> Refusal {
         let reason = match denial {
+            Denial::Elsewhere => Reason::Elsewhere,
             Denial::NotAllowed | Denial::Unreadable => Reason::NotAllowed,
             _ => Reason::Unlisted,
         };
@@ -126,11 +127,12 @@ fn describe(lun: &Lun) -> String {
 
 fn seen(peer: &Peer) -> Seen<'_> {
     let name = peer.certificate_name.as_deref();
-    let local = match &peer.address {
-        PeerAddress::Tcp(address) => local(address.ip()),
-        PeerAddress::Unix { .. } => true,
+    let address = match &peer.address {
+        PeerAddress::Tcp(address) => Some(address.ip()),
+        PeerAddress::Unix { .. } => None,
     };
-    Seen { name, proof: name.map(|_| PROVED_OTHERWISE), local }
+    let local = address.is_none_or(local);
+    Seen { name, proof: name.map(|_| PROVED_OTHERWISE), local, address }
 }
 
 /// Who the client is beyond one connection.

@@ -3,6 +3,7 @@
 
 mod image;
 mod memory;
+mod nbs;
 mod pool;
 mod scsi;
 mod texts;

@@ -12,7 +12,7 @@ import time
 import nbd
 
 from blockclients import DATA_PROTECT, SPACE_ALLOCATION_FAILED, Iscsi, ScsiError
-from harness import IQN, KIB, MIB, check, equal, require, run, tool
+from harness import (IQN, KIB, MIB, check, define, equal, require, run, secret_file, tool)
 
 require("iscsi-ls", "iscsi-inq", "iscsi-test-cu")
 
@@ -91,26 +91,6 @@ def status_of(act):
     except Refused as refused:
         return refused.status
     return 0
-
-
-def secret_file(lab, name, text=None):
-    text = text or secrets.token_hex(16)
-    path = lab.path(name)
-    with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as out:
-        out.write(text + "\n")
-    return path, text
-
-
-def define(lab, name, *args, chap=None, mutual=None, verb="add"):
-    """Defines an initiator; gives its secrets."""
-    made = []
-    for flag, user in (("chap", chap), ("mutual", mutual)):
-        if user:
-            path, text = secret_file(lab, f"{flag}.secret")
-            args += (f"--{flag}-user", user, f"--{flag}-secret-file", path)
-            made.append(text)
-    lab.do("initiator", verb, name, *args)
-    return made
 
 
 def refused(lab, kind):

@@ -12,6 +12,7 @@ import ctypes
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -255,6 +256,26 @@ class Lab:
     def vm_hwm_bytes(self):
         with open(f"/proc/{self.server.pid}/status") as status:
             return int(re.search(r"VmHWM:\s+(\d+) kB", status.read()).group(1)) * KIB
+
+
+def secret_file(lab, name, text=None):
+    text = text or secrets.token_hex(16)
+    path = lab.path(name)
+    with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as out:
+        out.write(text + "\n")
+    return path, text
+
+
+def define(lab, name, *args, chap=None, mutual=None, verb="add"):
+    """Defines an initiator; gives its secrets."""
+    made = []
+    for flag, user in (("chap", chap), ("mutual", mutual)):
+        if user:
+            path, text = secret_file(lab, f"{flag}.secret")
+            args += (f"--{flag}-user", user, f"--{flag}-secret-file", path)
+            made.append(text)
+    lab.do("initiator", verb, name, *args)
+    return made
 
 
 def run_case(case):

@@ -27,7 +27,7 @@ fn allow(lun: &Lun, writable: bool) -> Edit {
 
 /// A client of this host, of which nothing is proved.
 fn named(name: &str) -> Seen<'_> {
-    Seen { name: Some(name), proof: None, local: true }
+    Seen { name: Some(name), proof: None, local: true, address: None }
 }
 
 fn come_in(book: &Book, lun: &Arc<Lun>, name: &str) -> Arc<Attachment> {
@@ -40,7 +40,7 @@ fn come_in(book: &Book, lun: &Arc<Lun>, name: &str) -> Arc<Attachment> {
 fn open_to_this_host_until_the_first_one_is_defined() {
     let pool = Pool::new();
     let (lun, book) = (pool.lun("one", MIB), book(&pool.catalog));
-    let nobody = Seen { name: None, proof: None, local: true };
+    let nobody = Seen { name: None, proof: None, local: true, address: None };
     let judge = |seen: &Seen<'_>| book.judge(seen, lun.volume());
     assert_eq!(judge(&nobody), Ok(Right::ALL));
     assert_eq!(judge(&Seen { local: false, ..nobody }), Err(Denial::Remote));

@@ -44,7 +44,7 @@ impl Clones {
     }
 
     /// What an entry of the reclaim list is going to count.
-    pub fn to_be_counted(&mut self, core: &Core, entry: &DeadEntry, bound: u64) -> Result<()> {
+    pub fn wait_to_count(&mut self, core: &Core, entry: &DeadEntry, bound: u64) -> Result<()> {
         let mut waiting = vec![(entry.pointer, entry.depth)];
         while let Some((p, depth)) = waiting.pop() {
             for child in children(&core.store, &p)? {

@@ -1,0 +1,567 @@
+//! One client's connection without a socket: bytes in, replies and jobs out.
+//!
+//! What memory can answer is answered where it is received; the rest leaves as [`Job`]s, which the
+//! carrier runs on threads of its own and hands back ([`Connection::done`]).
+//!
+//! Invariants: nothing is taken from what was received while the gate is shut (too much unsent,
+//! too much in flight); every request is answered exactly once, or the connection ends; an object
+//! is let go of only after the last job that uses it.
+
+use super::auth::{Auth, Step};
+use super::codec::{Frame, Packet, PacketCodec, StreamError};
+use super::directory::{Client, Kick, Object, ObjectDirectory};
+use super::messages::Messages;
+use super::requests::{self, Answer};
+use super::wire::{info, Handle, Header, OpCode, Status, MAX_BODY_BYTES, MAX_DATA_BYTES};
+use super::xml;
+use crate::access::Reason;
+use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio_util::codec::Decoder;
+
+/// Requests of one connection in the hands of threads.
+pub const MAX_IN_FLIGHT: usize = 64;
+/// Memory of these above which no further request is begun.
+pub const MAX_IN_FLIGHT_BYTES: usize = 16 << 20;
+/// Unsent replies above which no further request is begun.
+pub const MAX_UNSENT_BYTES: usize = 2 << 20;
+/// Objects that one connection may have open.
+pub const MAX_OBJECTS: usize = 64;
+/// Longest name of a client's instance in INFO.
+const MAX_INSTANCE_BYTES: usize = 64;
+
+/// Work for a thread.
+pub struct Job {
+    /// What it counts as in flight.
+    held_bytes: usize,
+    slot: Option<usize>,
+    header: Header,
+    act: Box<dyn FnOnce() -> Outcome + Send>,
+}
+
+/// What came of it.
+enum Outcome {
+    Answer(Answer),
+    Opened(Answer, Box<Opened>),
+}
+
+/// A job that was run.
+pub struct JobDone {
+    held_bytes: usize,
+    slot: Option<usize>,
+    header: Header,
+    outcome: Outcome,
+}
+
+impl Job {
+    /// Runs it; may block for long.
+    pub fn run(self) -> JobDone {
+        let Job { held_bytes, slot, header, act } = self;
+        JobDone { held_bytes, slot, header, outcome: act() }
+    }
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Job({:?})", self.header)
+    }
+}
+
+/// An object of this connection.
+struct Opened {
+    object: Arc<dyn Object>,
+    /// What INFO asked for: asked again, the same handle answers.
+    wish: Wish,
+    block_bytes: u32,
+    in_flight: usize,
+    /// The last RESUME and what it was answered.
+    resumed: Option<(u32, Status)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Wish {
+    name: String,
+    instance: String,
+    generation: u32,
+}
+
+enum Stage {
+    Auth(Auth),
+    In(Client),
+}
+
+/// How the connection ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// When all is answered and sent.
+    Orderly,
+    /// The same, but after a wrong secret: late.
+    WrongSecret,
+}
+
+/// The server that connections belong to.
+pub struct House {
+    /// The objects.
+    pub directory: Arc<dyn ObjectDirectory>,
+    /// What MSG knows.
+    pub messages: Messages,
+    /// Names this run of the server: a client that meets another one knows that what was not
+    /// durable may be lost.
+    pub instance: String,
+}
+
+/// The state of one connection.
+pub struct Connection {
+    house: Arc<House>,
+    peer: SocketAddr,
+    kick: Kick,
+    codec: PacketCodec,
+    stage: Stage,
+    /// Begins every handle of this connection.
+    number: [u8; 8],
+    /// By the slot that a handle names.
+    objects: Vec<Option<Opened>>,
+    /// INFOs that are being carried out: they count as objects.
+    opening: usize,
+    out: VecDeque<Bytes>,
+    unsent_bytes: usize,
+    jobs: Vec<Job>,
+    in_flight: usize,
+    in_flight_bytes: usize,
+    end: Option<End>,
+}
+
+impl Connection {
+    /// A connection from `peer`; `kick` ends it from elsewhere. `number` is unlike that of any
+    /// other connection, of earlier runs too.
+    pub fn new(house: Arc<House>, peer: SocketAddr, kick: Kick, number: [u8; 8]) -> Connection {
+        Connection {
+            house,
+            peer,
+            kick,
+            codec: PacketCodec { max_data_bytes: MAX_BODY_BYTES, trailer: false },
+            stage: Stage::Auth(Auth::default()),
+            number,
+            objects: Vec::new(),
+            opening: 0,
+            out: VecDeque::new(),
+            unsent_bytes: 0,
+            jobs: Vec::new(),
+            in_flight: 0,
+            in_flight_bytes: 0,
+            end: None,
+        }
+    }
+
+    /// Takes what was received, as far as the gate allows. An error: nothing behind can be
+    /// understood, drop the connection.
+    pub fn receive(&mut self, received: &mut BytesMut) -> Result<(), StreamError> {
+        while self.gate_is_open() {
+            match self.codec.decode(received)? {
+                None => break,
+                Some(Frame::Packet(packet)) => self.take(packet),
+                Some(Frame::Corrupt(header)) => {
+                    self.answer(&header, Answer::bare(Status::CrcError))
+                }
+                Some(Frame::Refused(header)) => {
+                    self.answer(&header, Answer::bare(Status::Invalid));
+                    self.end = Some(End::Orderly);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a further request may be begun, and received.
+    pub fn gate_is_open(&self) -> bool {
+        let most = match &self.stage {
+            Stage::In(client) => client.commands.unwrap_or(u32::MAX) as usize,
+            Stage::Auth(_) => 1,
+        };
+        self.end.is_none()
+            && self.in_flight < MAX_IN_FLIGHT.min(most)
+            && self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
+            && self.unsent_bytes < MAX_UNSENT_BYTES
+    }
+
+    /// Whether it has proved who it is, or need not.
+    pub fn is_logged_in(&self) -> bool {
+        matches!(self.stage, Stage::In(_))
+    }
+
+    /// How it is to end, once it shall.
+    pub fn end(&self) -> Option<End> {
+        self.end
+    }
+
+    /// No further request is begun.
+    pub fn leave(&mut self) {
+        self.end.get_or_insert(End::Orderly);
+    }
+
+    /// Work that was not handed out yet.
+    pub fn take_jobs(&mut self) -> Vec<Job> {
+        std::mem::take(&mut self.jobs)
+    }
+
+    /// Jobs that were handed out and are not back.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// What is to be sent, in order.
+    pub fn unsent(&self) -> &VecDeque<Bytes> {
+        &self.out
+    }
+
+    /// So many bytes of it were sent.
+    pub fn sent(&mut self, mut count: usize) {
+        self.unsent_bytes = self.unsent_bytes.saturating_sub(count);
+        while let Some(first) = self.out.front_mut() {
+            if count < first.len() {
+                drop(first.split_to(count));
+                return;
+            }
+            count -= first.len();
+            self.out.pop_front();
+        }
+    }
+
+    /// Takes a job back.
+    pub fn done(&mut self, done: JobDone) {
+        let JobDone { held_bytes, slot, header, outcome } = done;
+        self.in_flight -= 1;
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(held_bytes);
+        if let Some(opened) = slot.and_then(|slot| self.objects.get_mut(slot)?.as_mut()) {
+            opened.in_flight -= 1;
+            opened.object.io().outstanding(opened.in_flight);
+        }
+        match outcome {
+            Outcome::Answer(answer) => {
+                if header.op == OpCode::Info.request() && header.sub == info::INFO {
+                    self.opening -= 1;
+                }
+                self.answer(&header, answer);
+            }
+            Outcome::Opened(answer, opened) => {
+                self.opening -= 1;
+                let handle = self.enter(*opened);
+                self.put(&header, answer, Some(handle));
+            }
+        }
+    }
+
+    /// Puts an object into a free slot: the same wish replaces what it had before.
+    fn enter(&mut self, opened: Opened) -> Handle {
+        let same = |own: &Option<Opened>| own.as_ref().is_none_or(|own| own.wish == opened.wish);
+        let slot = self.objects.iter().position(same).unwrap_or(self.objects.len());
+        match self.objects.get_mut(slot) {
+            Some(own) => *own = Some(opened),
+            None => self.objects.push(Some(opened)),
+        }
+        self.handle(slot)
+    }
+
+    fn handle(&self, slot: usize) -> Handle {
+        let slot = (slot as u64).to_be_bytes();
+        let mut handle = [0; 16];
+        let bytes = self.number.iter().chain(&slot);
+        handle.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        handle
+    }
+
+    /// The slot of a handle of this connection.
+    fn slot(&self, handle: &Handle) -> Option<usize> {
+        let found = (0..self.objects.len()).find(|slot| self.handle(*slot) == *handle)?;
+        self.objects.get(found)?.as_ref().map(|_| found)
+    }
+
+    fn answer(&mut self, header: &Header, answer: Answer) {
+        self.put(header, answer, None);
+    }
+
+    fn put(&mut self, header: &Header, answer: Answer, handle: Option<Handle>) {
+        for piece in self.codec.reply(header, answer.status, handle, answer.data) {
+            self.unsent_bytes += piece.len();
+            self.out.push_back(piece);
+        }
+    }
+
+    fn take(&mut self, packet: Packet) {
+        let op = OpCode::of_request(packet.header.op);
+        match (&mut self.stage, op) {
+            (Stage::Auth(_), Some(OpCode::Auth)) => self.authenticate(&packet),
+            (Stage::Auth(_), _) => {
+                self.answer(&packet.header, Answer::bare(Status::AccessDenied));
+                self.leave();
+            }
+            (Stage::In(_), None) => {
+                self.answer(&packet.header, Answer::bare(Status::Unsupported));
+            }
+            (Stage::In(_), Some(op)) => self.obey(op, packet),
+        }
+    }
+
+    fn authenticate(&mut self, packet: &Packet) {
+        let Stage::Auth(auth) = &mut self.stage else { return };
+        let header = &packet.header;
+        match auth.step(&packet.data, self.peer, &*self.house.directory) {
+            Step::Reply(reply) => {
+                let data = reply.to_xml().into();
+                self.answer(header, Answer { status: Status::Ok, data });
+            }
+            Step::Done(reply, client, data_crc) => {
+                let data = reply.to_xml().into();
+                self.answer(header, Answer { status: Status::Ok, data });
+                self.stage = Stage::In(client);
+                self.codec = PacketCodec { max_data_bytes: MAX_DATA_BYTES, trailer: data_crc };
+            }
+            Step::Refuse { status, wrong_secret } => {
+                self.answer(header, Answer::bare(status));
+                self.end = Some(if wrong_secret { End::WrongSecret } else { End::Orderly });
+            }
+        }
+    }
+
+    fn obey(&mut self, op: OpCode, packet: Packet) {
+        let header = packet.header;
+        let carries = !matches!(op, OpCode::Read | OpCode::ReadOpaque);
+        if carries && header.data_bytes as usize != packet.data.len() {
+            return self.answer(&header, Answer::bare(Status::Invalid));
+        }
+        match op {
+            OpCode::NoOp => self.answer(&header, Answer::bare(Status::Ok)),
+            OpCode::Auth => self.answer(&header, Answer::bare(Status::Invalid)),
+            OpCode::Info => self.info(header, &packet.data),
+            _ => match self.find(&header) {
+                Err(status) => self.answer(&header, Answer::bare(status)),
+                Ok(slot) => self.act(op, header, slot, packet.data),
+            },
+        }
+    }
+
+    /// The object of a request, if it may be carried out on this connection.
+    fn find(&self, header: &Header) -> Result<usize, Status> {
+        if header.handle == Handle::default() {
+            return Err(Status::NoSuchObject);
+        }
+        let slot = self.slot(&header.handle).ok_or(Status::Stale)?;
+        let opened = self.objects.get(slot).and_then(Option::as_ref).ok_or(Status::Stale)?;
+        if opened.object.is_superseded() || header.generation < opened.wish.generation {
+            return Err(Status::Stale);
+        }
+        match header.generation == opened.wish.generation {
+            true => Ok(slot),
+            false => Err(Status::Invalid),
+        }
+    }
+
+    fn info(&mut self, header: Header, body: &[u8]) {
+        let Stage::In(client) = &self.stage else { return };
+        let (client, house) = (client.clone(), Arc::clone(&self.house));
+        if header.sub == info::LIST {
+            let list = move || Outcome::Answer(requests::list(&*house.directory, &client));
+            return self.hand_out(header, None, MAX_DATA_BYTES as usize, Box::new(list));
+        }
+        let request = xml::parse(body).filter(|request| request.name == "nbsInfoRqst");
+        let named = request.as_ref().and_then(|request| {
+            let instance = request.get("client").unwrap_or_default();
+            let name = request.get("nbsId").filter(|_| instance.len() <= MAX_INSTANCE_BYTES)?;
+            Some((name.to_owned(), instance.to_owned()))
+        });
+        let Some((name, instance)) = named.filter(|_| header.sub == info::INFO) else {
+            return self.refuse_info(&header, Status::Invalid);
+        };
+        let wish = Wish { name, instance, generation: header.generation };
+        if let Some(slot) = self.opened_as(&wish) {
+            return self.describe(&header, slot);
+        }
+        if self.objects.len() + self.opening >= MAX_OBJECTS {
+            return self.refuse_info(&header, Status::NoMemory);
+        }
+        self.opening += 1;
+        let kick = Arc::clone(&self.kick);
+        let open = move || open(&house, &client, wish, kick);
+        self.hand_out(header, None, 0, Box::new(open));
+    }
+
+    fn refuse_info(&mut self, header: &Header, status: Status) {
+        self.answer(header, Answer::bare(status));
+    }
+
+    fn opened_as(&self, wish: &Wish) -> Option<usize> {
+        let is = |own: &Option<Opened>| own.as_ref().is_some_and(|own| own.wish == *wish);
+        let slot = self.objects.iter().position(is)?;
+        let opened = self.objects.get(slot)?.as_ref()?;
+        (!opened.object.is_superseded()).then_some(slot)
+    }
+
+    /// INFO of what is open already: its figures of now, the same handle.
+    fn describe(&mut self, header: &Header, slot: usize) {
+        let Some(opened) = self.objects.get_mut(slot).and_then(Option::as_mut) else { return };
+        let facts = opened.object.facts();
+        opened.block_bytes = facts.block_bytes;
+        let answer = requests::describe_opened(&facts, &self.house.instance);
+        let handle = self.handle(slot);
+        self.put(header, answer, Some(handle));
+    }
+
+    fn hand_out(
+        &mut self,
+        header: Header,
+        slot: Option<usize>,
+        held_bytes: usize,
+        act: Box<dyn FnOnce() -> Outcome + Send>,
+    ) {
+        self.in_flight += 1;
+        self.in_flight_bytes += held_bytes;
+        if let Some(opened) = slot.and_then(|slot| self.objects.get_mut(slot)?.as_mut()) {
+            opened.in_flight += 1;
+            opened.object.io().outstanding(opened.in_flight);
+        }
+        self.jobs.push(Job { held_bytes, slot, header, act });
+    }
+
+    fn act(&mut self, op: OpCode, header: Header, slot: usize, data: Bytes) {
+        let Some(opened) = self.objects.get(slot).and_then(Option::as_ref) else { return };
+        let object = Arc::clone(&opened.object);
+        match op {
+            OpCode::Read => self.read(header, slot, object),
+            OpCode::Write => self.write(header, slot, object, data),
+            OpCode::Resume => self.resume(&header, slot, &*object),
+            OpCode::ReadOpaque => {
+                let read = move || Outcome::Answer(requests::read_opaque(&*object));
+                self.hand_out(header, Some(slot), MAX_BODY_BYTES as usize, Box::new(read));
+            }
+            _ => {
+                let (house, held) = (Arc::clone(&self.house), data.len());
+                let once = move || {
+                    let book = house.directory.once();
+                    let answer = requests::once(book, &*object, &house.messages, &header, &data);
+                    Outcome::Answer(answer)
+                };
+                self.hand_out(header, Some(slot), held, Box::new(once));
+            }
+        }
+    }
+
+    /// The first byte of a range; it must lie inside what INFO told.
+    fn range(&self, slot: usize, header: &Header) -> Result<u64, Status> {
+        let opened = self.objects.get(slot).and_then(Option::as_ref).ok_or(Status::Stale)?;
+        match header.data_bytes {
+            0 => return Err(Status::Invalid),
+            long if long > MAX_DATA_BYTES => return Err(Status::Invalid),
+            _ => {}
+        }
+        let block = u64::from(opened.block_bytes);
+        let offset = u64::from(header.offset) * block;
+        let end = offset + u64::from(header.data_bytes);
+        let capacity = opened.object.io().geometry().size_bytes / block * block;
+        match end <= capacity {
+            true => Ok(offset),
+            false => Err(Status::OutOfRange),
+        }
+    }
+
+    fn read(&mut self, header: Header, slot: usize, object: Arc<dyn Object>) {
+        let offset = match self.range(slot, &header) {
+            Ok(offset) => offset,
+            Err(status) => return self.answer(&header, Answer::bare(status)),
+        };
+        let length = header.data_bytes as usize;
+        let mut data = vec![0; length];
+        match object.io().try_read(offset, &mut data) {
+            Some(read) => {
+                let answer = read_answer(&*object, read, data);
+                self.answer(&header, answer);
+            }
+            None => {
+                let read = move || {
+                    let read = object.io().read(offset, &mut data);
+                    Outcome::Answer(read_answer(&*object, read, data))
+                };
+                self.hand_out(header, Some(slot), length, Box::new(read));
+            }
+        }
+    }
+
+    fn write(&mut self, header: Header, slot: usize, object: Arc<dyn Object>, data: Bytes) {
+        let offset = match self.range(slot, &header) {
+            Ok(offset) => offset,
+            Err(status) => return self.answer(&header, Answer::bare(status)),
+        };
+        match object.io().try_write(offset, &data) {
+            Some(written) => {
+                let answer = write_answer(&*object, written);
+                self.answer(&header, answer);
+            }
+            None => {
+                let held = data.len();
+                let write = move || {
+                    let written = object.io().write(offset, &data, false);
+                    Outcome::Answer(write_answer(&*object, written))
+                };
+                self.hand_out(header, Some(slot), held, Box::new(write));
+            }
+        }
+    }
+
+    /// Done where it is received: writers that fill all threads must not keep it from being heard.
+    fn resume(&mut self, header: &Header, slot: usize, object: &dyn Object) {
+        let Some(opened) = self.objects.get_mut(slot).and_then(Option::as_mut) else { return };
+        let status = match opened.resumed {
+            Some((seq, status)) if seq == header.seq => status,
+            _ if object.resume() => Status::Ok,
+            _ => Status::Invalid,
+        };
+        opened.resumed = Some((header.seq, status));
+        self.answer(header, Answer::bare(status));
+    }
+
+    /// Notes a client that was turned away before it said anything.
+    pub fn refuse_flood(house: &House, peer: SocketAddr) {
+        house.directory.refused("", peer, Reason::Flood);
+    }
+}
+
+fn open(house: &House, client: &Client, wish: Wish, kick: Kick) -> Outcome {
+    let found = house.directory.open(client, &wish.name, &wish.instance, wish.generation, kick);
+    let object = match found {
+        Ok(object) => object,
+        Err(status) => return Outcome::Answer(Answer::bare(status)),
+    };
+    let facts = object.facts();
+    let answer = requests::describe_opened(&facts, &house.instance);
+    if answer.status != Status::Ok {
+        object.io().leaving();
+        return Outcome::Answer(answer);
+    }
+    let block_bytes = facts.block_bytes;
+    Outcome::Opened(
+        answer,
+        Box::new(Opened { object, wish, block_bytes, in_flight: 0, resumed: None }),
+    )
+}
+
+type BlockResult = Result<(), crate::lun::BlockError>;
+
+fn read_answer(object: &dyn Object, read: BlockResult, data: Vec<u8>) -> Answer {
+    match read {
+        Ok(()) => Answer { status: Status::Ok, data: data.into() },
+        Err(error) => Answer::bare(requests::block_status(object, &error)),
+    }
+}
+
+fn write_answer(object: &dyn Object, written: BlockResult) -> Answer {
+    let status = written.err().map(|error| requests::block_status(object, &error));
+    Answer::bare(status.unwrap_or(Status::Ok))
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connection({}, {} objects)", self.peer, self.objects.len())
+    }
+}

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 const OWNER: Owner = Owner { mode: 0o755, uid: 0, gid: 0 };
 
-/// Runs `act` once, inside the call number `at` of a consistency point from its first write on, which
-/// comes after its freeze, if nothing that `act` needs is held there; false: there are fewer calls.
+/// Runs `act` once, inside the call number `at` of a consistency point from its first write on,
+/// which comes after its freeze, if nothing that `act` needs is held there; false: there are fewer
+/// calls.
 fn inside_point(
     fs: &Arc<Fs>,
     device: &SimDevice,

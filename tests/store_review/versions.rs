@@ -47,7 +47,9 @@ fn a_snapshot_beside_the_inode_file_that_is_written() {
         let fs = open(&devices);
         fs.snapshot_create(&[(VolumeId::TREE, "first")], false).expect("snapshot");
         let change = SetAttr { mode: Some(0o600), ..SetAttr::default() };
-        ids.iter().for_each(|id| drop(fs.setattr(*id, &change).expect("setattr")));
+        for id in &ids {
+            fs.setattr(*id, &change).expect("setattr");
+        }
         let go_on = inside_point(&fs, &devices[0], at, |fs| {
             fs.snapshot_create(&[(VolumeId::TREE, "second")], false).expect("snapshot");
         });

@@ -26,8 +26,8 @@ until grep -q 'guest: writing' "$work/guest.log"; do
 done
 "$lunfs" snapshot create rest@night --quiesce "qga:$work/agent.sock" >"$work/made" 2>&1 ||
   { cat "$work/made" "$work/guest.log"; kill "$relay"; fail "the snapshot"; }
-"$lunfs" snapshot show rest@night --json | jq -e '.consistency == "application" and .hook == "qga"' \
-  >/dev/null || fail "the snapshot does not say that the guest was at rest"
+[ "$("$lunfs" snapshot show rest@night --json | json 'it["consistency"], it["hook"]')" = \
+  "application qga" ] || fail "the snapshot does not say that the guest was at rest"
 ok "the guest's agent froze and thawed it; the snapshot says so"
 exec 4<>"/dev/tcp/127.0.0.1/$agent_port" && echo quit >&4
 wait "$guest" || { cat "$work/guest.log"; kill "$relay"; fail "the guest's script ended with $?"; }

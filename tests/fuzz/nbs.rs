@@ -74,6 +74,10 @@ impl Object for RamObject {
         Ok(SnapFacts { name: "s".into(), time: "t".into() })
     }
 
+    fn note_snap(&self, _name: &str, _hook: &str, _outcome: &str) -> Result<(), Status> {
+        Ok(())
+    }
+
     fn read_opaque(&self) -> Result<Vec<u8>, Status> {
         Ok(vec![1, 2, 3])
     }

@@ -93,7 +93,7 @@ fn operations_are_worth_doing() {
         let profile = Profile::draw(&mut rng);
         let mut model = Model::default();
         let owner = Owner { mode: 0o755, uid: 0, gid: 0 };
-        let made = |n| Made { node: None, volume: Some(VolumeId(n)) };
+        let made = |n| Made { volume: Some(VolumeId(n)), ..Made::default() };
         let root = Op::VolumeCreate { name: "/".into(), owner };
         assert!(model.apply(&root, &made(VolumeId::TREE.0)).is_ok());
         model.volumes.clear();
@@ -104,7 +104,7 @@ fn operations_are_worth_doing() {
                     .draw();
             let id = |dir: &NodeId| NodeId { volume: dir.volume, ino: 100 + n };
             let made = match &op {
-                Op::Create { dir, .. } => Made { node: Some((id(dir), n)), volume: None },
+                Op::Create { dir, .. } => Made { node: Some((id(dir), n)), ..Made::default() },
                 _ => made(100 + n as u32),
             };
             match model.apply(&op, &made) {

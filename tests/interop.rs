@@ -63,6 +63,7 @@ scripts! {
     nbs => "interop/nbs.py",
     nbs_client => "interop/nbs_client.py",
     past => "interop/past.py",
+    quiesce => "interop/quiesce.py",
     qemu => "interop/qemu.py",
     resize => "interop/resize.py",
     snapshots => "interop/snapshots.py",

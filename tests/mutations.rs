@@ -55,6 +55,10 @@ const HUNTS: &[Hunt] = &[
     Hunt(SecondCopyNotWritten, None, 31),
     Hunt(HealsFromAnyCopy, None, 7),
     Hunt(AcknowledgeBeforeStaleRecord, Some(Mixed), 99409407851),
+    Hunt(FilledBeforeRoot, Some(Mixed), 0),
+    Hunt(DeletionOfNextEpoch, Some(Versions), 0),
+    Hunt(DeadListJoinedWrong, Some(Versions), 0),
+    Hunt(SharedBlockFreed, Some(Versions), 0),
 ];
 
 fn config(profile: Option<Profile>, seed: u64) -> Config {

@@ -20,6 +20,7 @@ qemu-utils           qemu-img
 fio                  fio
 attr                 setfattr
 rsync                rsync
+postgresql           /usr/lib/postgresql/*/bin/initdb
 restic               restic
 util-linux           flock
 procps               ps
@@ -27,7 +28,7 @@ procps               ps
 
 present() {
   case $1 in
-    /*) [ -e "$1" ] ;;
+    /*) compgen -G "$1" >/dev/null ;;
     python:*) /usr/bin/python3 -c "import ${1#python:}" 2>/dev/null ;;
     *) command -v "$1" >/dev/null ;;
   esac

@@ -1,111 +1,17 @@
 //! Snapshots, clones, differences and figures of space, one by one; the random test is
 //! `versions.rs`.
 
-use lunfs::device::sim::SimDevice;
-use lunfs::device::{BlockDevice, BLOCK_BYTES};
+mod lab;
+
+use lab::*;
+use lunfs::device::BlockDevice;
 use lunfs::fs::{
-    CheckOptions, Clock, Consistency, Diff, DiffBase, Error, File, FormatOptions, Fs, HookOutcome,
-    NewNode, NodeId, OpenOptions, Owner, Redundancy, Timestamp, VolumeId,
+    Consistency, Diff, DiffBase, Error, Fs, HookOutcome, NewNode, NodeId, OpenOptions, Timestamp,
+    VolumeId,
 };
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::Arc;
-
-const OWNER: Owner = Owner { mode: 0o644, uid: 1, gid: 2 };
-const BS: u64 = BLOCK_BYTES as u64;
-const MIB: u64 = 1 << 20;
-
-#[derive(Default)]
-struct TestClock(AtomicI64);
-
-impl Clock for TestClock {
-    fn now(&self) -> Timestamp {
-        Timestamp(self.0.load(Ordering::SeqCst))
-    }
-}
-
-struct Lab {
-    device: Arc<SimDevice>,
-    clock: Arc<TestClock>,
-    fs: Arc<Fs>,
-}
-
-fn mount(device: &Arc<SimDevice>, clock: &Arc<TestClock>, cache_bytes: u64) -> Arc<Fs> {
-    let options = OpenOptions { cache_bytes, clock: clock.clone(), ..OpenOptions::default() };
-    let device: Arc<dyn BlockDevice> = device.clone();
-    Fs::open(vec![device], options).unwrap()
-}
-
-impl Lab {
-    fn new(blocks: u64) -> Lab {
-        let device = Arc::new(SimDevice::new(blocks, 1));
-        let one: Arc<dyn BlockDevice> = device.clone();
-        let format = FormatOptions {
-            pool_id: [3; 16],
-            created: Timestamp(1),
-            paths: vec!["a".into()],
-            redundancy: Redundancy::None,
-        };
-        Fs::format(&[one], &format).unwrap();
-        let clock = Arc::new(TestClock::default());
-        let fs = mount(&device, &clock, 64 * MIB);
-        Lab { device, clock, fs }
-    }
-
-    fn volume(&self, name: &str) -> (VolumeId, File) {
-        let v = self.fs.volume_create(name, OWNER).unwrap();
-        let attr = self.fs.create(NodeId::root(v), b"data", NewNode::File, OWNER).unwrap();
-        (v, self.fs.open_file(attr.id).unwrap())
-    }
-
-    fn open(&self, v: VolumeId) -> File {
-        let attr = self.fs.lookup(NodeId::root(v), b"data").unwrap();
-        self.fs.open_file(attr.id).unwrap()
-    }
-
-    fn snapshot(&self, v: VolumeId, name: &str) -> VolumeId {
-        self.fs.snapshot_create(&[(v, name)], false).unwrap()[0]
-    }
-
-    fn drain(&self) {
-        while self.fs.maintain().unwrap() {}
-    }
-
-    /// Without any consistency point, as after a power cut.
-    fn crash(self) -> Lab {
-        self.device.cut_power();
-        drop(self.fs);
-        self.device.crash(7);
-        check(&self.device);
-        let fs = mount(&self.device, &self.clock, 64 * MIB);
-        Lab { device: self.device, clock: self.clock, fs }
-    }
-
-    fn check(&self) {
-        check(&self.device);
-    }
-
-    fn used(&self) -> u64 {
-        self.drain();
-        self.fs.stats().used_bytes / BS
-    }
-}
-
-fn check(device: &Arc<SimDevice>) {
-    let device: Arc<dyn BlockDevice> = device.clone();
-    let report = lunfs::fs::check(&[device], CheckOptions { data: true }).unwrap();
-    assert!(report.errors.is_empty(), "{:?}", report.errors);
-}
-
-fn fill(file: &File, first: u64, count: u64, byte: u8) {
-    file.write_at(first * BS, &vec![byte; (count * BS) as usize]).unwrap();
-}
-
-fn byte_at(file: &File, block: u64) -> u8 {
-    let mut out = [0; 1];
-    file.read_at(block * BS, &mut out).unwrap();
-    out[0]
-}
 
 /// Blocks that a snapshot's creation writes beyond the data that was waiting, and its flushes.
 fn cost_of_snapshot(size_bytes: u64) -> (u64, u64) {
@@ -463,10 +369,32 @@ fn the_figure_of_a_snapshot_is_what_its_deletion_frees() {
     }
 }
 
+/// Resident memory of this process, in bytes.
+fn resident_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = text.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * BS
+}
+
+/// Beside other tests of the same process: what memory is taken is only seen alone.
+fn alone(test: &str) -> bool {
+    if std::env::var_os("LUNFS_ALONE").is_some() {
+        return true;
+    }
+    let mut one = std::process::Command::new(std::env::current_exe().unwrap());
+    let done = one.args([test, "--exact", "--nocapture"]).env("LUNFS_ALONE", "1").output().unwrap();
+    print!("{}", String::from_utf8_lossy(&done.stdout));
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    false
+}
+
 #[test]
-fn many_snapshots_of_one_volume() {
-    const COUNT: u64 = 600;
-    let lab = Lab::new(1 << 16);
+fn ten_thousand_snapshots_of_one_volume() {
+    const COUNT: u64 = 10_000;
+    if !alone("ten_thousand_snapshots_of_one_volume") {
+        return;
+    }
+    let lab = Lab::new(1 << 18);
     let (v, file) = lab.volume("a");
     fill(&file, 0, 1000, 1);
     let new = lab.used();
@@ -474,36 +402,136 @@ fn many_snapshots_of_one_volume() {
         fill(&file, i % 1000, 1, (i % 250) as u8 + 2);
         lab.snapshot(v, &format!("s{i}"));
     }
-    lab.fs.consistency_point().unwrap();
+    lab.fs.close().unwrap();
     drop(file);
     let Lab { device, clock, fs } = lab;
-    fs.close().unwrap();
     drop(fs);
+    let before = resident_bytes();
     let lab = Lab { fs: mount(&device, &clock, 4 * MIB), device, clock };
-    let read = lab.fs.stats().blocks_read;
+    let (read, memory) = (lab.fs.stats().blocks_read, resident_bytes().saturating_sub(before));
+    println!("opened with {read} blocks read and {} KiB", memory >> 10);
     assert!(read < 100, "{read} blocks were read to open the pool");
+    assert!(memory < 8 * MIB, "{memory} bytes were taken to open the pool");
     assert_eq!(lab.fs.snapshot_list(v).unwrap().len() as u64, COUNT);
+    let memory = resident_bytes().saturating_sub(before);
+    assert!(memory < 24 * MIB, "{memory} bytes were taken to list them");
+    let read = lab.fs.stats().blocks_read;
     let oldest = lab.fs.snapshot_lookup(v, "s0").unwrap().unwrap();
     let file = lab.open(oldest.id);
     assert_eq!((byte_at(&file, 0), byte_at(&file, 1)), (2, 1));
     drop(file);
-    for i in (0..COUNT).filter(|i| i * 7919 % 5 < 3) {
+    let read = lab.fs.stats().blocks_read - read;
+    assert!(read < 40, "{read} blocks were read to find the oldest");
+    let goes = |i: &u64| i * 7919 % 1009 < 505;
+    for (n, i) in (0..COUNT).map(|i| i * 7919 % COUNT).filter(goes).enumerate() {
         lab.fs.snapshot_delete(v, &format!("s{i}")).unwrap();
-        if i % 50 == 0 {
+        if n % 500 == 0 {
             lab.fs.consistency_point().unwrap();
         }
     }
     lab.drain();
     lab.check();
-    for i in (0..COUNT).filter(|i| i * 7919 % 5 >= 3) {
+    for i in (0..COUNT).filter(|i| !goes(i)).step_by(97) {
         let s = lab.fs.snapshot_lookup(v, &format!("s{i}")).unwrap().unwrap();
-        let file = lab.open(s.id);
-        assert_eq!(byte_at(&file, i % 1000), (i % 250) as u8 + 2);
+        assert_eq!(byte_at(&lab.open(s.id), i % 1000), (i % 250) as u8 + 2);
     }
+    let memory = resident_bytes().saturating_sub(before);
+    println!("{} KiB after half of them went", memory >> 10);
     for s in lab.fs.snapshot_list(v).unwrap() {
         lab.fs.snapshot_delete(v, &s.name).unwrap();
     }
     let left = lab.used();
-    assert!(left <= new + 40, "{left} blocks are used, {new} were");
+    // The directory of their names keeps its buckets.
+    assert!(left <= new + 400, "{left} blocks are used, {new} were");
     lab.check();
+}
+
+/// Blocks read for random reads, with or without snapshots behind what is read.
+fn cost_of_reads(snapshots: bool) -> u64 {
+    let lab = Lab::new(1 << 17);
+    let (v, file) = lab.volume("a");
+    fill(&file, 0, 256 * 80, 1);
+    for i in 0..1000u64 {
+        for k in 0..4 {
+            fill(&file, (i * 4 + k) * 7919 % (256 * 80), 1, (i % 250) as u8 + 2);
+        }
+        if snapshots {
+            lab.snapshot(v, &format!("s{i}"));
+        } else if i % 4 == 3 {
+            lab.fs.consistency_point().unwrap();
+        }
+    }
+    drop(file);
+    lab.fs.close().unwrap();
+    let lab = Lab { fs: mount(&lab.device, &lab.clock, MIB), ..lab };
+    let file = lab.open(v);
+    let before = lab.fs.stats().blocks_read;
+    for i in 0..4000 {
+        byte_at(&file, i * 104_729 % (256 * 80));
+    }
+    lab.fs.stats().blocks_read - before
+}
+
+#[test]
+fn reads_do_not_see_a_thousand_snapshots() {
+    let (without, with) = (cost_of_reads(false), cost_of_reads(true));
+    println!("4000 reads: {without} blocks read without snapshots, {with} with 1000");
+    assert!(with <= without + without / 50, "{with} blocks, without snapshots {without}");
+}
+
+/// What one consistency point does for a deletion is bounded, however much there is to free.
+#[test]
+fn a_deletion_goes_on_in_bounded_steps() {
+    let lab = Lab::new(1 << 18);
+    let (v, file) = lab.volume("a");
+    // A leaf for each block: 20,000 nodes.
+    for i in 0..20_000 {
+        fill(&file, i * 256, 1, 1);
+    }
+    lab.snapshot(v, "s");
+    file.set_size(0).unwrap();
+    lab.fs.consistency_point().unwrap();
+    lab.fs.snapshot_delete(v, "s").unwrap();
+    let (mut steps, mut most) = (0, 0);
+    loop {
+        let before = lab.fs.stats().blocks_read;
+        let more = lab.fs.maintain().unwrap();
+        most = most.max(lab.fs.stats().blocks_read - before);
+        steps += 1;
+        if !more {
+            break;
+        }
+    }
+    println!("{steps} steps, at most {most} blocks read in one");
+    assert!(steps >= 5 && most < 5000, "{steps} steps, {most} blocks read");
+    lab.check();
+}
+
+#[test]
+fn figures_of_all_snapshots_and_of_some() {
+    let lab = Lab::new(1 << 15);
+    let (v, file) = lab.volume("a");
+    fill(&file, 0, 1000, 1);
+    let mut ids = Vec::new();
+    for (i, name) in ["one", "two", "three"].iter().enumerate() {
+        ids.push(lab.snapshot(v, name));
+        fill(&file, 100 * (i as u64 + 1), 300, 2 + i as u8);
+    }
+    assert_eq!(lab.fs.written_since_bytes(v).unwrap(), 300 * BS);
+    let read = lab.fs.stats().blocks_read;
+    let all = lab.fs.snapshot_space(v).unwrap();
+    assert!(lab.fs.stats().blocks_read - read < 40);
+    let alone: u64 = all.iter().map(|s| s.alone_bytes).sum();
+    let together = lab.fs.freed_bytes(&ids).unwrap();
+    assert_eq!(all.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["one", "three", "two"]);
+    // 300 of the first fill; of the later ones what was overwritten again.
+    assert!(together >= alone + 100 * BS, "{together} together, {alone} alone");
+    let before = lab.used();
+    let table = |lab: &Lab| lab.report().table_blocks;
+    let lists = table(&lab);
+    for name in ["two", "one", "three"] {
+        lab.fs.snapshot_delete(v, name).unwrap();
+    }
+    let freed = before - lab.used() + table(&lab) - lists;
+    assert_eq!(freed, together / BS);
 }

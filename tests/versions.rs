@@ -40,21 +40,79 @@ struct Volume {
 
 type Model = BTreeMap<String, Volume>;
 
+/// A file: its volume, a snapshot of it or none, its name.
+type Place = (String, Option<String>, String);
+
 #[derive(Clone, Debug)]
 enum Op {
-    Write { v: String, f: String, at: u64, count: u64, value: u64 },
-    Punch { v: String, f: String, at: u64, count: u64 },
-    Resize { v: String, f: String, blocks: u64 },
-    Create { v: String, f: String },
-    Unlink { v: String, f: String },
-    Snapshot { of: Vec<String>, s: String },
-    Delete { v: String, s: String },
-    Refresh { v: String, s: String },
-    Rename { v: String, s: String, to: String },
-    Clone { v: String, s: String, new: String },
-    Rollback { v: String, s: String, keep: String },
-    VolumeCreate { v: String },
-    VolumeDelete { v: String },
+    Write {
+        v: String,
+        f: String,
+        at: u64,
+        count: u64,
+        value: u64,
+    },
+    Punch {
+        v: String,
+        f: String,
+        at: u64,
+        count: u64,
+    },
+    /// From a file of a volume or of its snapshot.
+    CloneRange {
+        of: Place,
+        at: u64,
+        v: String,
+        f: String,
+        to: u64,
+        count: u64,
+    },
+    Resize {
+        v: String,
+        f: String,
+        blocks: u64,
+    },
+    Create {
+        v: String,
+        f: String,
+    },
+    Unlink {
+        v: String,
+        f: String,
+    },
+    Snapshot {
+        of: Vec<String>,
+        s: String,
+    },
+    Delete {
+        v: String,
+        s: String,
+    },
+    Refresh {
+        v: String,
+        s: String,
+    },
+    Rename {
+        v: String,
+        s: String,
+        to: String,
+    },
+    Clone {
+        v: String,
+        s: String,
+        new: String,
+    },
+    Rollback {
+        v: String,
+        s: String,
+        keep: String,
+    },
+    VolumeCreate {
+        v: String,
+    },
+    VolumeDelete {
+        v: String,
+    },
     Sync,
     Maintain,
 }
@@ -77,6 +135,18 @@ fn apply(m: &mut Model, op: &Op) {
         Op::Punch { v, f, at, count } => {
             let file = m.get_mut(v).unwrap().files.get_mut(f).unwrap();
             file.blocks.retain(|b, _| *b < *at || *b >= at + count);
+        }
+        Op::CloneRange { of: (u, s, g), at, v, f, to, count } => {
+            let files = s.as_ref().map_or(&m[u].files, |s| &m[u].snapshots[s]);
+            let source = files[g].clone();
+            let count = (*count).min(source.size_blocks.saturating_sub(*at));
+            let file = m.get_mut(v).unwrap().files.get_mut(f).unwrap();
+            file.blocks.retain(|b, _| *b < *to || *b >= to + count);
+            let found = source.blocks.range(at..&(at + count)).map(|(b, x)| (b - at + to, *x));
+            file.blocks.extend(found);
+            if count > 0 {
+                file.size_blocks = file.size_blocks.max(to + count);
+            }
         }
         Op::Resize { v, f, blocks } => {
             let file = m.get_mut(v).unwrap().files.get_mut(f).unwrap();
@@ -137,6 +207,17 @@ fn perform(fs: &Arc<Fs>, op: &Op) -> fs::Result<()> {
             open(fs, v, f)?.write_at(at * BS, &bytes)
         }
         Op::Punch { v, f, at, count } => open(fs, v, f)?.punch(at * BS, count * BS),
+        Op::CloneRange { of: (u, s, g), at, v, f, to, count } => {
+            let source = match s {
+                None => open(fs, u, g)?,
+                Some(s) => {
+                    let id = fs.snapshot_lookup(id_of(fs, u)?, s)?.ok_or(fs::Error::NotFound)?.id;
+                    fs.open_file(fs.lookup(NodeId::root(id), g.as_bytes())?.id)?
+                }
+            };
+            let target = open(fs, v, f)?;
+            fs.clone_range(&source, at * BS, &target, to * BS, count * BS).map(drop)
+        }
         Op::Resize { v, f, blocks } => open(fs, v, f)?.set_size(blocks * BS),
         Op::Create { v, f } => {
             let root = NodeId::root(id_of(fs, v)?);
@@ -350,7 +431,7 @@ impl World {
         let files = self.model()[&v].files.keys().cloned().collect();
         let snapshots = self.model()[&v].snapshots.keys().cloned().collect();
         let count = 1 + self.rng.index(12) as u64;
-        Some(match self.rng.index(60) {
+        Some(match self.rng.index(70) {
             0..=19 => {
                 let (f, at) = (self.pick(files)?, self.position());
                 let value = self.rng.bits() | 1 << 63;
@@ -382,8 +463,61 @@ impl World {
             50 if volumes.len() < 6 => Op::VolumeCreate { v: self.fresh("v") },
             51 if v != "/" && snapshots.is_empty() => Op::VolumeDelete { v },
             52..=53 => Op::Sync,
+            60..=69 => return self.draw_clone(v, files),
             _ => Op::Maintain,
         })
+    }
+
+    /// Ranges that lie alike share nodes, others blocks.
+    fn draw_clone(&mut self, v: String, files: Vec<String>) -> Option<Op> {
+        let volumes = self.model().keys().cloned().collect();
+        let u = self.pick(volumes)?;
+        let snapshots = self.model()[&u].snapshots.keys().cloned().collect();
+        let s = if self.rng.index(2) == 0 { self.pick(snapshots) } else { None };
+        let volume = &self.model()[&u];
+        let tree = s.as_ref().map_or(&volume.files, |s| &volume.snapshots[s]);
+        let g = self.pick(tree.keys().cloned().collect())?;
+        let f = self.pick(files)?;
+        let (at, to, count) = match self.rng.index(4) {
+            0 => (0, 0, 70_000),
+            1 => (0, 0, 256 * (1 + self.rng.index(4) as u64)),
+            2 => (256, [0, 512][self.rng.index(2)], 512),
+            _ => (self.position(), self.position(), 1 + self.rng.index(300) as u64),
+        };
+        // Large overlapping ranges go in several pieces, and are not one step.
+        let is_same = (&u, &s, &g) == (&v, &None, &f);
+        (!is_same || count < 1000).then_some(Op::CloneRange { of: (u, s, g), at, v, f, to, count })
+    }
+
+    /// Deletes some snapshots of a volume: what is freed is what was told.
+    fn delete_some(&mut self) -> Outcome {
+        let volumes = self.model().keys().cloned().collect();
+        let Some(v) = self.pick(volumes) else { return Ok(()) };
+        let mut names: Vec<String> = self.model()[&v].snapshots.keys().cloned().collect();
+        names.retain(|_| self.rng.index(2) == 0);
+        // What is open is freed later.
+        self.open.clear();
+        let mut ids = Vec::new();
+        let id = id_of(self.fs(), &v).map_err(text)?;
+        for name in &names {
+            let found = self.fs().snapshot_lookup(id, name).map_err(text)?;
+            ids.extend(found.map(|s| s.id));
+        }
+        let used = |world: &World| -> Outcome<u64> {
+            while world.fs().maintain().map_err(text)? {}
+            let report = world.report()?;
+            Ok(report.used_blocks - report.table_blocks)
+        };
+        let before = used(self)?;
+        let told = self.fs().freed_bytes(&ids).map_err(text)? / BS;
+        for s in &names {
+            self.perform(Op::Delete { v: v.clone(), s: s.clone() }, false)?;
+        }
+        let freed = before - used(self)?;
+        match told == freed {
+            true => self.check(),
+            false => Err(format!("{v}: {told} blocks told for {names:?}, {freed} freed")),
+        }
     }
 
     fn step(&mut self) -> Outcome {
@@ -394,7 +528,10 @@ impl World {
         if what < 8 {
             return self.compare();
         }
-        if what < 10 {
+        if what < 9 {
+            return self.delete_some();
+        }
+        if what < 11 {
             self.open.clear();
             return Ok(());
         }
@@ -462,9 +599,10 @@ impl World {
         self.fs = None;
         self.check()?;
         let end = self.report()?;
-        // Left are the directory of the tree's snapshots, its dead list and the list of deleted
-        // versions, all three empty, and a bucket each of three directories.
-        if end.inodes > new.inodes + 3 || end.used_blocks > new.used_blocks + 6 {
+        // Left are the directory of the tree's snapshots, its dead list, the list of deleted
+        // versions and the counts of clones, all four empty, and a bucket each of three
+        // directories.
+        if end.inodes > new.inodes + 4 || end.used_blocks > new.used_blocks + 6 {
             return Err(format!(
                 "{} inodes and {} blocks are left of {} and {}",
                 end.inodes, end.used_blocks, new.inodes, new.used_blocks

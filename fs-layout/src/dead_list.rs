@@ -24,6 +24,11 @@ pub enum DeadKind {
     Scope = 2,
     /// A file's tree that others still have: nothing is freed, its data is only counted.
     Count = 3,
+    /// A node alone, which is replaced by a copy of it that has the same children.
+    Node = 4,
+    /// A file's tree that another tree has, and has it for itself: of what is below, what the scope
+    /// does not let go is going to be counted once more.
+    Kept = 5,
 }
 
 /// An entry.
@@ -31,7 +36,7 @@ pub enum DeadKind {
 pub struct DeadEntry {
     /// Root of what is dead.
     pub pointer: Pointer,
-    /// Levels of nodes: 0, the block alone.
+    /// Levels of nodes: 0, a block alone, of data but in lists of before there was `Node`.
     pub depth: u8,
     /// What is at the bottom.
     pub kind: DeadKind,
@@ -60,6 +65,8 @@ impl DeadEntry {
             1 => DeadKind::Inodes,
             2 => DeadKind::Scope,
             3 => DeadKind::Count,
+            4 => DeadKind::Node,
+            5 => DeadKind::Kept,
             _ => return Err(LayoutError::Invalid("dead list: unknown kind")),
         };
         if b[16] > 5 {

@@ -12,6 +12,9 @@
 //! inode number u64, holes u32, runs u32; then the holes (first file block u64, count u64), applied
 //! first; then the runs (file block u64, disk block u64, count u32, CRC-32C u32 x count); then
 //! the inode's 512 bytes if it has them, whose root, height and blocks are not used.
+//! With tag 2 there are ranges in place of the holes, applied in their order: first file block in
+//! bits 0..56 of a u64, height above (255: a hole), count u64 (of a hole its length, else the data
+//! blocks below), then pool block u64, CRC-32C u32 and reserved u32 of what is cloned.
 
 use crate::bytes::{array_at, put_bytes, put_u32, put_u64, u32_at, u64_at};
 use crate::{Inode, LayoutError, RawBlock, Result, BLOCK_BYTES, FORMAT_VERSION, INODE_BYTES};
@@ -25,7 +28,12 @@ const CHAIN_AT: usize = 64;
 const EXTENTS_AT: usize = 96;
 const INLINE_BYTES: usize = BLOCK_BYTES - EXTENTS_AT;
 const TAG_FILE: u8 = 1;
+const TAG_RANGES: u8 = 2;
 const FILE_HEADER: usize = 24;
+/// Stands where a range's height would.
+const HOLE_HEIGHT: u64 = 255;
+/// Tallest tree.
+const MAX_HEIGHT: u64 = 5;
 
 /// A head decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,6 +168,30 @@ pub struct Link {
     pub crc: u32,
 }
 
+/// What another tree has too, linked at a range of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CloneLink {
+    /// First block of the file.
+    pub first: u64,
+    /// Levels of nodes: 0, a data block.
+    pub height: u8,
+    /// Block of the pool.
+    pub block: u64,
+    /// CRC-32C of its bytes.
+    pub crc: u32,
+    /// Data blocks at and below it.
+    pub data_blocks: u64,
+}
+
+/// A range of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileRange {
+    /// (first file block, count) is a hole.
+    Hole(u64, u64),
+    /// It is shared with another tree.
+    Clone(CloneLink),
+}
+
 /// What a group says of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileRecord {
@@ -167,8 +199,8 @@ pub struct FileRecord {
     pub volume: u32,
     /// The inode.
     pub ino: u64,
-    /// (first file block, count) made holes, before the links.
-    pub holes: Vec<(u64, u64)>,
+    /// Before the links, in this order.
+    pub ranges: Vec<FileRange>,
     /// Sorted by file block.
     pub links: Vec<Link>,
     /// The whole inode record, where it changed.
@@ -186,21 +218,39 @@ impl PayloadWriter {
     pub fn file(&mut self, r: &FileRecord) {
         let start = self.bytes.len();
         self.bytes.resize(start + FILE_HEADER, 0);
-        for (first, count) in &r.holes {
-            self.bytes.extend_from_slice(&first.to_le_bytes());
-            self.bytes.extend_from_slice(&count.to_le_bytes());
+        let is_hole = |r: &FileRange| matches!(r, FileRange::Hole(..));
+        let tag = if r.ranges.iter().all(is_hole) { TAG_FILE } else { TAG_RANGES };
+        for range in &r.ranges {
+            self.range(tag, range);
         }
         let runs = self.runs(&r.links);
         if let Some(inode) = &r.inode {
             self.bytes.extend_from_slice(&inode.encode());
         }
         let h = &mut self.bytes[start..start + FILE_HEADER];
-        h[0] = TAG_FILE;
+        h[0] = tag;
         h[1] = u8::from(r.inode.is_some());
         put_u32(h, 4, r.volume);
         put_u64(h, 8, r.ino);
-        put_u32(h, 16, r.holes.len() as u32);
+        put_u32(h, 16, r.ranges.len() as u32);
         put_u32(h, 20, runs);
+    }
+
+    fn range(&mut self, tag: u8, range: &FileRange) {
+        let (word, count, block, crc) = match range {
+            FileRange::Hole(first, count) if tag == TAG_FILE => {
+                self.bytes.extend_from_slice(&first.to_le_bytes());
+                self.bytes.extend_from_slice(&count.to_le_bytes());
+                return;
+            }
+            FileRange::Hole(first, count) => (first | HOLE_HEIGHT << 56, *count, 0, 0),
+            FileRange::Clone(c) => {
+                (c.first | u64::from(c.height) << 56, c.data_blocks, c.block, u64::from(c.crc))
+            }
+        };
+        for word in [word, count, block, crc] {
+            self.bytes.extend_from_slice(&word.to_le_bytes());
+        }
     }
 
     fn runs(&mut self, links: &[Link]) -> u32 {
@@ -257,20 +307,19 @@ impl<'a> PayloadReader<'a> {
             return Ok(None);
         }
         let h = self.take(FILE_HEADER)?;
-        if h[0] != TAG_FILE {
+        if h[0] != TAG_FILE && h[0] != TAG_RANGES {
             return Err(LayoutError::Invalid("group payload: unknown record"));
         }
-        let (holes, runs) = (u32_at(h, 16), u32_at(h, 20));
+        let (ranges, runs) = (u32_at(h, 16), u32_at(h, 20));
         let mut record = FileRecord {
             volume: u32_at(h, 4),
             ino: u64_at(h, 8),
-            holes: Vec::new(),
+            ranges: Vec::new(),
             links: Vec::new(),
             inode: None,
         };
-        for _ in 0..holes {
-            let b = self.take(16)?;
-            record.holes.push((u64_at(b, 0), u64_at(b, 8)));
+        for _ in 0..ranges {
+            record.ranges.push(self.range(h[0])?);
         }
         for _ in 0..runs {
             self.run(&mut record.links)?;
@@ -279,6 +328,25 @@ impl<'a> PayloadReader<'a> {
             record.inode = Some(Inode::decode(self.take(INODE_BYTES)?)?);
         }
         Ok(Some(record))
+    }
+
+    fn range(&mut self, tag: u8) -> Result<FileRange> {
+        if tag == TAG_FILE {
+            let b = self.take(16)?;
+            return Ok(FileRange::Hole(u64_at(b, 0), u64_at(b, 8)));
+        }
+        let b = self.take(32)?;
+        let (first, height) = (u64_at(b, 0) & ((1 << 56) - 1), u64_at(b, 0) >> 56);
+        let (data_blocks, block) = (u64_at(b, 8), u64_at(b, 16));
+        if height == HOLE_HEIGHT {
+            return Ok(FileRange::Hole(first, data_blocks));
+        }
+        let is_aligned = height <= MAX_HEIGHT && first % 256u64.pow(height as u32) == 0;
+        if !is_aligned || first > 1 << 50 || block == 0 || block > crate::MAX_BLOCK {
+            return Err(LayoutError::Invalid("group payload: a clone out of range"));
+        }
+        let (height, crc) = (height as u8, u32_at(b, 24));
+        Ok(FileRange::Clone(CloneLink { first, height, block, crc, data_blocks }))
     }
 
     fn run(&mut self, links: &mut Vec<Link>) -> Result<()> {

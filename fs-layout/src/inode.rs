@@ -37,12 +37,14 @@ pub enum InodeKind {
     Xattrs = 10,
     /// In the volume table: an epoch kept by name.
     Bookmark = 11,
+    /// In the volume table: how often each block is cloned.
+    Counts = 12,
 }
 
 impl InodeKind {
     fn from_u8(v: u8) -> Result<InodeKind> {
         use InodeKind::*;
-        const ALL: [InodeKind; 12] = [
+        const ALL: [InodeKind; 13] = [
             Free,
             File,
             Directory,
@@ -55,6 +57,7 @@ impl InodeKind {
             DeadList,
             Xattrs,
             Bookmark,
+            Counts,
         ];
         ALL.get(usize::from(v)).copied().ok_or(LayoutError::Invalid("inode: unknown kind"))
     }

@@ -6,6 +6,7 @@
 
 mod bucket;
 mod bytes;
+mod counts;
 mod dead_list;
 mod group;
 mod inode;
@@ -18,9 +19,11 @@ mod segment_map;
 mod space_page;
 
 pub use bucket::{BucketEntry, DirBucket, BUCKET_MAX_DEPTH};
+pub use counts::{count_in, put_count, COUNTS_PER_BLOCK};
 pub use dead_list::{DeadEntry, DeadKind, DEAD_ENTRY_BYTES};
 pub use group::{
-    FileRecord, GroupHead, Link, PayloadReader, PayloadWriter, GROUP_EXTENTS_MAX, GROUP_MAX_CONT,
+    CloneLink, FileRange, FileRecord, GroupHead, Link, PayloadReader, PayloadWriter,
+    GROUP_EXTENTS_MAX, GROUP_MAX_CONT,
 };
 pub use inode::{
     Inode, InodeKind, VersionPart, HOOK_BYTES, INODES_PER_BLOCK, INODE_BYTES, VERSION_CONSISTENT,
@@ -48,8 +51,13 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const FEATURE_MEMBERS: u64 = 1;
 /// Incompatible feature: versions share blocks (§8).
 pub const FEATURE_VERSIONS: u64 = 1 << 4;
+/// Incompatible feature: files share blocks that are counted (§9).
+pub const FEATURE_CLONES: u64 = 1 << 5;
+/// Incompatible feature: dead lists tell nodes from data (§11); since there are any.
+pub const FEATURE_DEAD_NODES: u64 = 1 << 6;
 /// Incompatible features this code understands.
-pub const FEATURES_INCOMPAT: u64 = FEATURE_MEMBERS | FEATURE_VERSIONS;
+pub const FEATURES_INCOMPAT: u64 =
+    FEATURE_MEMBERS | FEATURE_VERSIONS | FEATURE_CLONES | FEATURE_DEAD_NODES;
 /// Features that allow reading only by code that knows them: none yet.
 pub const FEATURES_RO_COMPAT: u64 = 0;
 

@@ -71,8 +71,12 @@ fn rounds(mut round: impl FnMut(&mut Rng)) {
 }
 
 fn inode(rng: &mut Rng) -> Inode {
-    let pointer =
-        Pointer { block: rng.bits() & MAX_BLOCK, birth: rng.bits() >> 16, crc: rng.bits() as u32 };
+    let pointer = Pointer {
+        block: 1 + rng.bits() % MAX_BLOCK,
+        birth: rng.bits() >> 16,
+        crc: rng.bits() as u32,
+        cloned: rng.below(2) == 0,
+    };
     let version = VersionPart {
         next_ino: rng.number(),
         parent: rng.number(),
@@ -302,16 +306,30 @@ fn record(rng: &mut Rng) -> FileRecord {
         .collect();
     links.sort_by_key(|link| link.file_block);
     links.dedup_by_key(|link| link.file_block);
-    let holes = (0..rng.below(5)).map(|_| (rng.number(), rng.number())).collect();
+    let clones = rng.below(2) as u32;
+    let range = |rng: &mut Rng| match rng.below(2) as u32 & clones {
+        0 => FileRange::Hole(rng.number() & ((1 << 56) - 1), rng.number()),
+        _ => {
+            let height = rng.below(6) as u8;
+            FileRange::Clone(CloneLink {
+                first: rng.bits() % 1000 * 256u64.pow(height.into()),
+                height,
+                block: 1 + rng.bits() % MAX_BLOCK,
+                crc: rng.bits() as u32,
+                data_blocks: rng.number(),
+            })
+        }
+    };
+    let ranges = (0..rng.below(5)).map(|_| range(rng)).collect();
     let inode = (rng.below(2) == 0).then(|| inode(rng));
-    FileRecord { volume: rng.bits() as u32, ino: rng.bits() >> 24, holes, links, inode }
+    FileRecord { volume: rng.bits() as u32, ino: rng.bits() >> 24, ranges, links, inode }
 }
 
 fn read_payload(bytes: &[u8]) -> Result<Vec<FileRecord>> {
     let mut reader = PayloadReader::new(bytes);
     let mut records = Vec::new();
     while let Some(record) = reader.next_record()? {
-        assert!(record.links.len() * 4 <= bytes.len() && record.holes.len() * 16 <= bytes.len());
+        assert!(record.links.len() * 4 <= bytes.len() && record.ranges.len() * 16 <= bytes.len());
         records.push(record);
     }
     Ok(records)

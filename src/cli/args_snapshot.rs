@@ -2,6 +2,7 @@
 
 use super::args::Change;
 use super::parse;
+use crate::quiesce::Hook;
 use clap::{Args, Subcommand};
 
 /// `lunfs snapshot`.
@@ -13,6 +14,13 @@ pub enum Snapshot {
         /// A LUN, or / for the ordinary tree; without @SNAP the name is the UTC time
         #[arg(value_name = "NAME[@SNAP]", required = true)]
         names: Vec<String>,
+        /// Bring an application to rest for it: fsfreeze:PATH, qga:SOCKET, postgres:URL, exec:CMD
+        #[arg(long, value_name = "HOOK")]
+        quiesce: Option<Hook>,
+        /// How long the application may take to come to rest, in seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "quiesce")]
+        #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+        quiesce_timeout: u64,
         /// --dry-run
         #[command(flatten)]
         change: Change,
@@ -25,14 +33,14 @@ pub enum Snapshot {
     /// One snapshot, and how it is reached
     Show {
         /// The snapshot
-        #[arg(value_name = "NAME@SNAP")]
+        #[arg(value_name = "NAME@SNAP", value_parser = parse::snapshot)]
         name: String,
     },
     /// Change a snapshot's name; one that a policy made is then no policy's any more
     #[command(after_help = "Examples:\n  lunfs snapshot rename vm1@2026-11-20T21:00:00Z golden")]
     Rename {
         /// The snapshot
-        #[arg(value_name = "NAME@SNAP")]
+        #[arg(value_name = "NAME@SNAP", value_parser = parse::snapshot)]
         name: String,
         /// Its new name
         #[arg(value_name = "SNAP")]
@@ -44,7 +52,7 @@ pub enum Snapshot {
     /// Let a snapshot be what its LUN is now
     Refresh {
         /// The snapshot
-        #[arg(value_name = "NAME@SNAP")]
+        #[arg(value_name = "NAME@SNAP", value_parser = parse::snapshot)]
         name: String,
         /// --dry-run
         #[command(flatten)]
@@ -54,7 +62,7 @@ pub enum Snapshot {
     #[command(after_help = ROLLBACK_EXAMPLES)]
     Rollback {
         /// The snapshot
-        #[arg(value_name = "NAME@SNAP")]
+        #[arg(value_name = "NAME@SNAP", value_parser = parse::snapshot)]
         name: String,
         /// Although a client has the LUN open: it is told that contents and capacity changed
         #[arg(long)]
@@ -67,7 +75,7 @@ pub enum Snapshot {
     #[command(after_help = SNAPSHOT_DELETE_EXAMPLES)]
     Delete {
         /// The snapshot, or a bookmark
-        #[arg(value_name = "NAME@SNAP")]
+        #[arg(value_name = "NAME@SNAP", value_parser = parse::snapshot)]
         name: String,
         /// Leave a bookmark of its name: it holds no data, and `diff` can start from it
         #[arg(long)]
@@ -80,17 +88,17 @@ pub enum Snapshot {
     #[command(after_help = DIFF_EXAMPLES)]
     Diff {
         /// The older snapshot, or a bookmark
-        #[arg(value_name = "NAME@A")]
+        #[arg(value_name = "NAME@A", value_parser = parse::snapshot)]
         from: String,
         /// The newer snapshot [default: the LUN as it is now]
-        #[arg(value_name = "NAME@B")]
+        #[arg(value_name = "NAME@B", value_parser = parse::snapshot)]
         to: Option<String>,
     },
     /// Hold a snapshot: nobody deletes it until it is released
     #[command(after_help = HOLD_EXAMPLES)]
     Hold {
         /// The snapshot
-        #[arg(value_name = "NAME@SNAP")]
+        #[arg(value_name = "NAME@SNAP", value_parser = parse::snapshot)]
         name: String,
         /// Until then, and nobody can release it before: 2027-01-31T00:00:00Z, or 30d from now
         #[arg(long, value_name = "TIME", value_parser = parse::time)]
@@ -102,7 +110,7 @@ pub enum Snapshot {
     /// Hold a snapshot no longer
     Release {
         /// The snapshot
-        #[arg(value_name = "NAME@SNAP")]
+        #[arg(value_name = "NAME@SNAP", value_parser = parse::snapshot)]
         name: String,
         /// --dry-run
         #[command(flatten)]
@@ -117,7 +125,7 @@ pub enum CloneVerb {
     #[command(after_help = "Examples:\n  lunfs clone create golden@v3 vm17")]
     Create {
         /// The snapshot
-        #[arg(value_name = "NAME@SNAP")]
+        #[arg(value_name = "NAME@SNAP", value_parser = parse::snapshot)]
         name: String,
         /// The new LUN
         new: String,
@@ -179,10 +187,19 @@ pub struct PolicySet {
 const SNAPSHOT_CREATE_EXAMPLES: &str = "\
 A name has at most 64 of A-Z a-z 0-9 . _ - : and no leading dot.
 
+With --quiesce nothing is made unless the application comes to rest. It is let go
+on after 12 s at the latest, also when this command is killed. The hooks:
+  fsfreeze:PATH   the filesystem mounted at PATH here
+  qga:SOCKET      all filesystems of a guest, by the QEMU guest agent
+  postgres:URL    a PostgreSQL cluster, by psql: a checkpoint and backup mode
+  exec:CMD        any program, as `CMD freeze` and `CMD thaw` (called whenever
+                  freeze was); exit status 0 is yes
+
 Examples:
   lunfs snapshot create vm1@before-upgrade
   lunfs snapshot create db-data@night db-log@night
   lunfs snapshot create vm1
+  lunfs snapshot create vm1@backup --quiesce qga:/run/vm1-agent.sock
   lunfs snapshot create /@monday";
 
 const ROLLBACK_EXAMPLES: &str = "\

@@ -55,17 +55,22 @@ fn call(
     command: Command,
     dry_run: bool,
     what: String,
-    image: BorrowedFd<'_>,
+    image: Option<BorrowedFd<'_>>,
 ) -> Result<Value> {
     let client = selection(common).client()?;
     let bar = Bar::new(what);
-    client.call(command, dry_run, Some(image), &mut |reply| bar.hear(&reply))
+    client.call(command, dry_run, image, &mut |reply| bar.hear(&reply))
 }
 
 /// `lunfs lun import`.
 pub fn import(wanted: &Import, common: &Common) -> Result<()> {
-    let image = if is_dash(&wanted.file) { standard(&io::stdin())? } else { open(&wanted.file)? };
-    let is_pipe = !holds_bytes(&image)?;
+    let from_pool = wanted.file.to_str().and_then(|path| path.strip_prefix("pool:"));
+    let image = match from_pool {
+        Some(_) => None,
+        None if is_dash(&wanted.file) => Some(standard(&io::stdin())?),
+        None => Some(open(&wanted.file)?),
+    };
+    let is_pipe = image.as_ref().map_or(Ok(false), |image| holds_bytes(image).map(|is| !is))?;
     if is_pipe && wanted.size.is_none() {
         let what =
             format!("{} is a pipe, which does not say how long it is", wanted.file.display());
@@ -77,9 +82,11 @@ pub fn import(wanted: &Import, common: &Common) -> Result<()> {
         keys: wanted.keys.clone(),
         into: wanted.into,
         force: wanted.force,
+        from_pool: from_pool.map(str::to_owned),
     };
     let what = format!("importing {}", wanted.name);
-    let value = call(common, command, wanted.change.dry_run, what, image.as_fd())?;
+    let image = image.as_ref().map(AsFd::as_fd);
+    let value = call(common, command, wanted.change.dry_run, what, image)?;
     show(&value, common, |value| {
         if wanted.into {
             output::line(&format!("replaced the contents of {}", wanted.name));
@@ -137,7 +144,7 @@ pub fn export(
     }
     let image = place.open()?;
     let command = Command::LunExport { lun: name.to_string(), past_bad };
-    let value = call(common, command, false, format!("exporting {name}"), image.as_fd());
+    let value = call(common, command, false, format!("exporting {name}"), Some(image.as_fd()));
     let value = match value.and_then(|value| place.finish(&image).map(|()| value)) {
         Ok(value) => value,
         Err(e) => {

@@ -65,6 +65,14 @@ pub fn quota(text: &str) -> Result<(String, u64), String> {
     size(&limit).map(|limit| (name, limit.0))
 }
 
+/// `NAME@SNAP`.
+pub fn snapshot(text: &str) -> Result<String, String> {
+    match text.split_once('@') {
+        Some((name, snapshot)) if !name.is_empty() && !snapshot.is_empty() => Ok(text.to_owned()),
+        _ => Err("not of the form NAME@SNAP".into()),
+    }
+}
+
 const NOT_A_DURATION: &str = "not a duration: give a number followed by s, m, h, d or w";
 
 /// `30s`, `15m`, `4h`, `1d`, `1w`: seconds.
@@ -184,6 +192,14 @@ mod tests {
         assert_eq!(time("2027-01-31T00:00:00Z").unwrap(), "2027-01-31T00:00:00Z");
         assert!(time("30d").unwrap().ends_with('Z'));
         assert!(time("tomorrow").is_err() && time("9999999w").is_err());
+    }
+
+    #[test]
+    fn names_of_snapshots() {
+        assert_eq!(snapshot("/@a:b").unwrap(), "/@a:b");
+        for text in ["vm1", "@a", "vm1@", ""] {
+            assert!(snapshot(text).is_err(), "{text}");
+        }
     }
 
     #[test]

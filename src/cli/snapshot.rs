@@ -1,7 +1,7 @@
 //! `lunfs snapshot` and `lunfs clone`.
 
 use super::args::{Change, CloneVerb, Common, Snapshot};
-use super::{ask, lun, output, rows, selection, show};
+use super::{ask, lun, output, quiesce as hooks, rows, selection, show};
 use crate::control::protocol::{Command, Reply};
 use crate::control::Result;
 use serde_json::{json, Value};
@@ -12,9 +12,17 @@ const COLUMNS: &[&str] = &["name", "kind", "created", "alone_bytes", "held", "op
 /// Carries a verb out.
 pub fn run(verb: &Snapshot, common: &Common) -> Result<()> {
     match verb {
-        Snapshot::Create { names, change } => {
-            let command = Command::SnapshotCreate { snapshots: names.clone() };
-            let value = ask(common, command, change.dry_run)?;
+        Snapshot::Create { names, quiesce, quiesce_timeout, change } => {
+            let value = match quiesce {
+                Some(hook) if !change.dry_run => {
+                    hooks::create(common, names, hook, *quiesce_timeout)?
+                }
+                _ => {
+                    let (snapshots, hook) = (names.clone(), None);
+                    let command = Command::SnapshotCreate { snapshots, hook };
+                    ask(common, command, change.dry_run)?
+                }
+            };
             show(&value, common, |made| {
                 rows(made).iter().for_each(|one| output::line(&format!("made {}", full(one))));
             });

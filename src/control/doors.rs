@@ -118,6 +118,13 @@ impl Doors {
         open.map(|door| door.line_for(lun)).collect()
     }
 
+    /// Where the pool is mounted.
+    pub fn mounts(&self) -> Vec<String> {
+        let doors = self.0.read();
+        let open = doors.iter().filter(|d| d.kind == DoorKind::Mount && d.failure.is_none());
+        open.map(|door| door.address.clone()).collect()
+    }
+
     /// How a LUN is reached, or a snapshot by `NAME@SNAP`.
     pub fn reach(&self, name: &str) -> Value {
         let (lun, snapshot) = split_snapshot(name);

@@ -198,6 +198,8 @@ pub enum Command {
         into: bool,
         /// Though a door has it open.
         force: bool,
+        /// A path in the pool in place of a file that comes with the request.
+        from_pool: Option<String>,
     },
     /// Writes a LUN to the file that comes with the request.
     LunExport {
@@ -211,6 +213,20 @@ pub enum Command {
     SnapshotCreate {
         /// `NAME[@SNAP]` each.
         snapshots: Vec<String>,
+        /// This hook says that their applications are at rest; what became of that is noted later.
+        #[serde(default)]
+        hook: Option<String>,
+    },
+    /// What became of a hook.
+    SnapshotNote {
+        /// `NAME@SNAP` each; `NAME` where no snapshot came of it.
+        snapshots: Vec<String>,
+        /// Its kind.
+        hook: String,
+        /// How it did.
+        outcome: Quiesced,
+        /// What went wrong.
+        why: String,
     },
     /// Snapshots and bookmarks.
     SnapshotList {
@@ -360,6 +376,20 @@ impl Command {
     pub fn is_quick(&self) -> bool {
         !self.changes() && !matches!(self, Command::LunLog { .. } | Command::LunExport { .. })
     }
+}
+
+/// How a hook did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Quiesced {
+    /// The application was at rest until the snapshot was there.
+    AtRest,
+    /// It refused.
+    Refused,
+    /// It did not come to rest in time.
+    TimedOut,
+    /// It went on before the snapshot was there.
+    WentOn,
 }
 
 /// One line of an answer.

@@ -7,6 +7,7 @@ use super::engine::{creation, Session};
 use super::error::{Error, Message, Result};
 use super::protocol::{KeyValue, Reply};
 use super::{report, wire};
+use crate::fs::{NodeId, VolumeId};
 use crate::lun::transfer::{self as images, Source, Target};
 use crate::lun::Lun;
 use parking_lot::Mutex;
@@ -15,7 +16,7 @@ use serde_json::{json, Value};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,10 +47,52 @@ impl Session<'_> {
         if self.dry_run {
             return self.would_import(&wanted, image_bytes);
         }
-        let source = match image_bytes {
-            Some(_) => Source::File(file),
-            None => Source::Stream(Box::new(self.pipe(file)?)),
+        let source = match (image_bytes, self.in_pool(&file)) {
+            (_, Some(own)) => Source::Pool(own),
+            (Some(_), None) => Source::File(file),
+            (None, None) => Source::Stream(Box::new(self.pipe(file)?)),
         };
+        self.import_source(wanted, source)
+    }
+
+    /// An image that lies in the pool, by its path in the mount.
+    pub(super) fn import_from_pool(&self, wanted: Import, path: &str) -> Result<Value> {
+        let file = self.open_in_pool(path)?;
+        if self.dry_run {
+            return self.would_import(&wanted, Some(file.size_bytes()));
+        }
+        self.import_source(wanted, Source::Pool(file))
+    }
+
+    fn open_in_pool(&self, path: &str) -> Result<crate::fs::File> {
+        let fs = self.engine.pool.catalog.fs();
+        let mut at = NodeId::root(VolumeId::TREE);
+        let mut names = path.split('/').filter(|name| !name.is_empty()).peekable();
+        let failed = |e| Error::fs(format!("{path} in the pool cannot be read"), &e);
+        if let Some(name) = names.peek() {
+            if let Some(volume) = fs.volume_lookup(name).map_err(failed)? {
+                at = NodeId::root(volume);
+                names.next();
+            }
+        }
+        for name in names {
+            at = fs.lookup(at, name.as_bytes()).map_err(failed)?.id;
+        }
+        fs.open_file(at).map_err(failed)
+    }
+
+    /// The file itself, where it was opened through this pool's mount.
+    fn in_pool(&self, file: &File) -> Option<crate::fs::File> {
+        let found = file.metadata().ok().filter(|found| found.is_file())?;
+        let mounts = self.engine.doors.mounts();
+        let is_ours = |at: &String| std::fs::metadata(at).is_ok_and(|m| m.dev() == found.dev());
+        mounts.iter().find(|at| is_ours(at))?;
+        // What the kernel still has of it comes to us first.
+        file.sync_all().ok()?;
+        self.engine.pool.catalog.fs().open_file(NodeId::from_number(found.ino())).ok()
+    }
+
+    fn import_source(&self, wanted: Import, source: Source) -> Result<Value> {
         let (lun, moved) = self.run_import(wanted, source)?;
         self.durable()?;
         let mut shown = self.show(&lun)?;

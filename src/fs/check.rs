@@ -5,6 +5,9 @@
 //! compared with the free-space image: used but free, or named twice, is an error; neither named
 //! nor free is a leak.
 
+mod clones;
+
+use self::clones::Clones;
 use super::core::{Core, NAMES, ORPHANS_INO, TABLE};
 use super::error::{Error, Result};
 use super::named::numbers;
@@ -41,6 +44,8 @@ pub struct Report {
     pub inodes: u64,
     /// Blocks named by something, all volumes.
     pub used_blocks: u64,
+    /// Of these, the volume table's: names, dead lists, counts.
+    pub table_blocks: u64,
     /// Data blocks whose checksum was compared.
     pub verified_blocks: u64,
     /// Volumes, the ordinary tree included.
@@ -99,8 +104,13 @@ enum Place {
 }
 
 pub(super) struct Count<'a> {
-    core: &'a Core,
-    options: CheckOptions,
+    pub(super) core: &'a Core,
+    pub(super) options: CheckOptions,
+    pub(super) clones: Clones,
+    /// What is below a clone is looked at for its file's count of blocks alone.
+    counts_only: bool,
+    /// The count of blocks is asked for.
+    counts_blocks: bool,
     pub(super) seen: Vec<u64>,
     pub(super) report: Report,
     pub(super) findings: Vec<Finding>,
@@ -145,6 +155,9 @@ impl<'a> Count<'a> {
         Count {
             core,
             options,
+            clones: Clones::new(words),
+            counts_only: false,
+            counts_blocks: false,
             seen: vec![0; words],
             report: Report::default(),
             findings: Vec::new(),
@@ -222,20 +235,23 @@ impl<'a> Count<'a> {
             (cp.root.volume_table, cp.reclaim.entries().to_vec())
         };
         self.inode_file(TABLE, &root)?;
+        self.report.table_blocks = self.report.used_blocks;
         self.versions_from_the_top()?;
         self.shared = Shared::Elsewhere;
         self.bound = 0;
         for e in reclaim {
             self.place = Place::Own("what is being deleted".into());
             match e.kind {
-                DeadKind::Data => {
+                DeadKind::Data | DeadKind::Node => {
                     self.tree(&e.pointer, e.depth, false, &mut |_, _, _| Ok(()))?;
                 }
+                DeadKind::Kept => self.clones.wait_to_count(self.core, &e, self.bound)?,
                 DeadKind::Inodes => self.dead_inodes(&e.pointer, e.depth)?,
                 DeadKind::Scope => self.bound = self.bound_of(&Scope::of(&e)),
                 DeadKind::Count => {}
             }
         }
+        self.follow_clones()?;
         self.compare_links();
         Ok(())
     }
@@ -323,6 +339,8 @@ impl<'a> Count<'a> {
         for e in entries {
             if e.pointer.birth > self.bound {
                 self.error(format!("block {} is too young", e.pointer.block));
+            } else if e.pointer.cloned {
+                self.clones.want(e.pointer.block);
             } else if !self.is_counted(e.pointer.block) && self.unread == 0 {
                 self.error(format!("nobody has block {}", e.pointer.block));
             }
@@ -337,14 +355,19 @@ impl<'a> Count<'a> {
         }
     }
 
-    fn is_counted(&self, block: u64) -> bool {
+    pub(super) fn is_counted(&self, block: u64) -> bool {
         let word = self.seen.get((block / 64) as usize).copied().unwrap_or(0);
         word & 1 << (block % 64) != 0
     }
 
     /// A block born before the version that is walked began; should it be followed?
     fn shared_block(&mut self, p: &Pointer) -> bool {
-        if self.shared != Shared::Elsewhere && !self.is_counted(p.block) {
+        if p.cloned {
+            // Clones are counted last.
+            if self.shared != Shared::Elsewhere {
+                self.clones.want(p.block);
+            }
+        } else if self.shared != Shared::Elsewhere && !self.is_counted(p.block) {
             if self.unread > 0 {
                 // The parent may have it below what cannot be read.
                 return self.mark(p.block);
@@ -355,7 +378,7 @@ impl<'a> Count<'a> {
         self.shared == Shared::Follow
     }
 
-    /// Counts a block; false if it was counted before or cannot be.
+    /// Counts a block; false if it was counted before, and may not be twice, or cannot be.
     fn mark(&mut self, block: u64) -> bool {
         if block >= self.core.space.blocks() || Space::is_reserved(block) {
             self.error(format!("names block {block}, which is not for data"));
@@ -363,6 +386,9 @@ impl<'a> Count<'a> {
         }
         let (word, bit) = ((block / 64) as usize, 1 << (block % 64));
         if self.seen[word] & bit != 0 {
+            if self.clones.again(self.core, block) {
+                return true;
+            }
             self.error(format!("block {block} is named twice"));
             return false;
         }
@@ -394,14 +420,22 @@ impl<'a> Count<'a> {
             return Ok(());
         }
         let shared = p.birth <= self.bound;
-        if !(if shared { self.shared_block(p) } else { self.mark(p.block) }) {
+        let is_later = p.cloned && height > 0 && !shared;
+        if self.counts_only {
+            // It has been seen to.
+        } else if is_later {
+            self.clones.later.push((*p, height, self.place.clone()));
+            if !self.counts_blocks {
+                return Ok(());
+            }
+        } else if !(if shared { self.shared_block(p) } else { self.mark(p.block) }) {
             if height == 0 && !shared {
                 self.findings.push(Finding::Shared(self.at, base, *p));
             }
             return Ok(());
         }
         if height == 0 {
-            if verify && !shared {
+            if verify && !shared && !self.counts_only {
                 self.verify(base, p);
             }
             return leaf(self, base, p);
@@ -416,14 +450,17 @@ impl<'a> Count<'a> {
                 return Ok(());
             }
         };
+        let before = self.counts_only;
+        self.counts_only |= is_later;
         for i in 0..fs_layout::POINTERS_PER_NODE {
-            let child = Pointer::in_node(&raw.bytes.0, i);
+            let child = p.child(&raw.bytes.0, i);
             let at = base * fs_layout::POINTERS_PER_NODE as u64 + i as u64;
             match child {
                 Ok(child) => self.subtree(&child, height - 1, at, verify, leaf)?,
                 Err(e) => self.unread(format!("node at block {}, slot {i}: {e}", p.block)),
             }
         }
+        self.counts_only = before;
         Ok(())
     }
 
@@ -474,7 +511,9 @@ impl<'a> Count<'a> {
         }
         if inode.kind == InodeKind::Version {
             self.versions.insert(id.ino as u32, *inode);
-            if inode.version.snapshots != 0 {
+            // Who deletes a volume frees its directory at once.
+            let is_deleted = inode.version.flags & VERSION_DELETED != 0;
+            if inode.version.snapshots != 0 && !is_deleted {
                 let dir = NodeId { volume: TABLE, ino: inode.version.snapshots };
                 *self.links.entry(dir).or_default() += 1;
             }
@@ -483,6 +522,7 @@ impl<'a> Count<'a> {
         let is_dir = inode.kind == InodeKind::Directory;
         let mut blocks = 0;
         let mut entries = 0;
+        self.counts_blocks = whole;
         self.tree(&inode.root, inode.height, self.options.data, &mut |c, _, p| {
             blocks += 1;
             if is_dir {
@@ -490,12 +530,14 @@ impl<'a> Count<'a> {
             }
             Ok(())
         })?;
+        self.counts_blocks = false;
         if !whole {
             return Ok(());
         }
         // What a snapshot was taken of may have been counted down since.
+        let of_consistency_points = matches!(inode.kind, InodeKind::DeadList | InodeKind::Counts);
         let wrong = blocks != inode.blocks && (!self.counted_late || blocks > inode.blocks);
-        if wrong && inode.kind != InodeKind::DeadList && !self.reclaiming(id) {
+        if wrong && !of_consistency_points && !self.reclaiming(id) {
             self.error(format!("counts {} blocks, has {blocks}", inode.blocks));
             self.findings.push(Finding::Blocks(id, blocks));
         }

@@ -20,7 +20,8 @@ use super::tree::{Change, Dead, Miss, NodeSource, Slot, Tree};
 use super::types::*;
 use dashmap::DashMap;
 use fs_layout::{
-    Inode as DiskInode, InodeKind, Pointer, INODES_PER_BLOCK, INODE_BYTES, VERSION_DELETED,
+    CloneLink, Inode as DiskInode, InodeKind, Pointer, INODES_PER_BLOCK, INODE_BYTES,
+    VERSION_DELETED,
 };
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use std::collections::BTreeSet;
@@ -37,6 +38,8 @@ pub(crate) const NAMES: NodeId = NodeId { volume: TABLE, ino: ROOT_INO };
 pub(crate) const RECLAIM: NodeId = NodeId { volume: TABLE, ino: 4 };
 /// The list of deleted versions whose turn has not come.
 pub(crate) const DOOMED: NodeId = NodeId { volume: TABLE, ino: 5 };
+/// How often each block is cloned.
+pub(crate) const COUNTS: NodeId = NodeId { volume: TABLE, ino: 6 };
 /// In each volume: the directory of unlinked files that are still open.
 pub(crate) const ORPHANS_INO: u64 = 3;
 /// First inode number given away.
@@ -60,6 +63,8 @@ const BLOCKS_PER_DIRTY_INODE: i64 = 2;
 pub(crate) enum Pending {
     Link(u64, Arc<Data>),
     Hole(u64, u64),
+    /// Where a hole was made just before.
+    Clone(CloneLink),
 }
 
 /// An inode's changeable part.
@@ -276,6 +281,12 @@ pub(crate) struct Core {
     pub epoch_dead_data: AtomicU64,
     pub completed_epoch: AtomicU64,
     pub reclaim_pending: AtomicU64,
+    /// There is a file of counts: blocks may be cloned.
+    pub counted: AtomicBool,
+    /// The root says so: durably.
+    pub clones_enabled: AtomicBool,
+    /// Dead lists tell nodes from data: whole subtrees can be cloned.
+    pub names_nodes: AtomicBool,
     /// Freed by a durable consistency point of this epoch, perhaps still being read.
     pub releases: Mutex<std::collections::VecDeque<(u64, Vec<u64>)>>,
     pub inodes: DashMap<NodeId, Arc<Inode>>,

@@ -19,7 +19,10 @@ use super::tree::{Dead, Tree};
 use super::types::*;
 use super::work::Work;
 use crate::device::Block;
-use fs_layout::{Inode as DiskInode, InodeKind, FEATURE_VERSIONS, ROOT_COPIES, VERSION_DELETED};
+use fs_layout::{
+    Inode as DiskInode, InodeKind, FEATURE_DEAD_NODES, FEATURE_VERSIONS, ROOT_COPIES,
+    VERSION_DELETED,
+};
 use parking_lot::MutexGuard;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -111,6 +114,8 @@ impl Core {
         if frozen.iter().any(|f| !f.ops.is_empty()) {
             cp.root.incompatible |= FEATURE_VERSIONS;
         }
+        work.names_nodes = cp.root.incompatible & FEATURE_DEAD_NODES != 0;
+        self.names_nodes.store(work.names_nodes, Ordering::Release);
         for f in frozen {
             work.take_up(cp, f)?;
         }
@@ -147,7 +152,13 @@ impl Core {
         let inodes = std::mem::take(&mut *self.epoch_files.lock());
         let capture = |inode: Arc<Inode>| {
             let s = inode.state.read();
-            let (meta, tree) = (s.meta, s.tree.clone());
+            // A volume's inode file belongs to the consistency point that may be writing it at this
+            // moment: a snapshot freezes beside it, and nobody must share its nodes.
+            let tree = match s.meta.kind {
+                InodeKind::Version => Tree::empty(),
+                _ => s.tree.clone(),
+            };
+            let meta = s.meta;
             drop(s);
             (inode.id, Captured { inode, meta, tree })
         };
@@ -194,6 +205,7 @@ impl Core {
             if id.volume == TABLE && c.meta.kind == InodeKind::Version {
                 if c.meta.version.flags & VERSION_DELETED != 0 {
                     cp.doomed.push(id.ino);
+                    work.deleted.insert(id.ino);
                 }
                 work.changed.insert(id.ino);
                 versions.insert(id, c.meta);
@@ -210,6 +222,7 @@ impl Core {
         }
         work.relist(cp)?;
         work.end_doomed(cp)?;
+        work.write_counts()?;
         work.write_lists()?;
         work.write_reclaim(cp)?;
         work.write_doomed(cp)?;

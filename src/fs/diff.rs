@@ -1,4 +1,4 @@
-//! What changed of a file between two versions, and what a snapshot alone holds.
+//! What changed of a file between two versions.
 //!
 //! The walk goes down both trees beside each other and skips what both have; beside a bookmark, an
 //! epoch kept by name, it skips what was born by then: a hole keeps the epoch in which it was made.
@@ -7,14 +7,10 @@
 use super::core::*;
 use super::error::{Error, Result};
 use super::pool::Fs;
-use super::reclaim::{children, read_entries};
 use super::tree::{reach, MAX_HEIGHT};
 use super::types::*;
 use crate::device::BLOCK_BYTES;
-use fs_layout::{
-    DeadEntry, DeadKind, Inode as DiskInode, InodeKind, Pointer, INODES_PER_BLOCK, INODE_BYTES,
-    POINTERS_PER_NODE,
-};
+use fs_layout::{InodeKind, Pointer, POINTERS_PER_NODE};
 use std::sync::atomic::Ordering;
 
 const BS: u64 = BLOCK_BYTES as u64;
@@ -53,7 +49,7 @@ pub struct Diff {
 struct Side(Pointer, u8);
 
 /// Nothing, as far as anybody knows.
-const NOTHING: Side = Side(Pointer { block: 0, birth: 0, crc: 0 }, 0);
+const NOTHING: Side = Side(Pointer { block: 0, birth: 0, crc: 0, cloned: false }, 0);
 
 struct Walk<'a> {
     core: &'a Core,
@@ -84,7 +80,7 @@ impl Walk<'_> {
             return Ok(vec![Pointer::hole(side.0.birth); POINTERS_PER_NODE]);
         }
         let raw = self.core.store.read(&side.0)?;
-        let at = |i| Pointer::in_node(&raw.bytes.0, i).map_err(|e| Error::Format(e.to_string()));
+        let at = |i| side.0.child(&raw.bytes.0, i).map_err(|e| Error::Format(e.to_string()));
         (0..POINTERS_PER_NODE).map(at).collect()
     }
 
@@ -138,13 +134,6 @@ impl Fs {
     pub fn diff(&self, base: DiffBase, to: NodeId, from_bytes: u64, max: usize) -> Result<Diff> {
         self.core().diff(base, to, from_bytes, max)
     }
-
-    /// Bytes that the deletion of a snapshot would give back: what no other version has. 0 where
-    /// more than one version was made from it.
-    pub fn snapshot_alone_bytes(&self, volume: VolumeId, name: &str) -> Result<u64> {
-        let found = self.snapshot_lookup(volume, name)?.ok_or(Error::NotFound)?;
-        Ok(self.core().alone_blocks(found.id)? * BS)
-    }
 }
 
 impl Core {
@@ -193,59 +182,5 @@ impl Core {
             true => Err(Error::Stale),
             false => Ok(walk.out),
         }
-    }
-
-    fn alone_blocks(&self, id: VolumeId) -> Result<u64> {
-        self.settle_version(id)?;
-        self.consistency_point(false)?;
-        // Lists are changed by consistency points.
-        let _cp = self.lock_unless_alone(&self.cp).ok_or(Error::Busy)?;
-        let part = self.version_part(id)?;
-        let bound = self.shared_up_to(id)?;
-        if part.first_child == 0 {
-            let meta = self.inode_file(id)?.state.read().meta;
-            let (pointer, depth) = (meta.root, meta.height);
-            let kind = DeadKind::Inodes;
-            return self.count_young(DeadEntry { pointer, depth, kind, volume: 0, ino: 0 }, bound);
-        }
-        let child = self.version_part(VolumeId(part.first_child as u32))?;
-        if child.sibling != 0 || child.dead_list == 0 {
-            return Ok(0);
-        }
-        let list = self.inode(NodeId { volume: TABLE, ino: child.dead_list })?;
-        let young = read_entries(self, &list)?.into_iter().filter(|e| e.pointer.birth > bound);
-        young.map(|e| self.count_young(e, bound)).sum()
-    }
-
-    /// Blocks at and below an entry that were born after `bound`.
-    fn count_young(&self, entry: DeadEntry, bound: u64) -> Result<u64> {
-        let mut count = 0;
-        let mut waiting = vec![entry];
-        while let Some(e) = waiting.pop() {
-            if e.pointer.is_hole() || e.pointer.birth <= bound {
-                continue;
-            }
-            count += 1;
-            match (e.depth, e.kind) {
-                (0, DeadKind::Inodes) => {
-                    let raw = self.store.read(&e.pointer)?;
-                    let inodes = raw.bytes.0.chunks_exact(INODE_BYTES);
-                    for raw in inodes.take(INODES_PER_BLOCK as usize) {
-                        let i = DiskInode::decode(raw).map_err(|e| Error::Format(e.to_string()))?;
-                        if i.kind != InodeKind::Free {
-                            let (pointer, depth, kind) = (i.root, i.height, DeadKind::Data);
-                            waiting.push(DeadEntry { pointer, depth, kind, ..e });
-                        }
-                    }
-                }
-                (0, _) => {}
-                (depth, _) => {
-                    let below = children(&self.store, &e.pointer)?;
-                    let entry = |pointer| DeadEntry { pointer, depth: depth - 1, ..e };
-                    waiting.extend(below.into_iter().map(entry));
-                }
-            }
-        }
-        Ok(count)
     }
 }

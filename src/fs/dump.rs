@@ -286,7 +286,11 @@ fn node(raw: &Block) -> Object {
 
 fn pointer(name: String, p: &Pointer) -> Object {
     let crc = format!("{:08x}", p.crc);
-    Object::new(name).with("block", p.block).with("birth", p.birth).with_text("crc", crc)
+    let out = Object::new(name).with("block", p.block).with("birth", p.birth).with_text("crc", crc);
+    if p.cloned {
+        return out.with("cloned", true);
+    }
+    out
 }
 
 fn inodes(raw: &Block) -> Object {

@@ -372,7 +372,7 @@ impl Core {
     }
 
     /// The file's bytes changed: times, record, and a place among the dirty.
-    fn touch_times(&self, inode: &Arc<Inode>, state: &mut State, now: u64) {
+    pub fn touch_times(&self, inode: &Arc<Inode>, state: &mut State, now: u64) {
         let t = self.time();
         state.meta.mtime = t;
         state.meta.ctime = t;

@@ -18,8 +18,8 @@ use super::space::Run;
 use super::store::Data;
 use crate::device::{Block, BLOCK_BYTES};
 use fs_layout::{
-    FileRecord, GroupHead, Inode as DiskInode, InodeKind, Link, PayloadWriter, GROUP_EXTENTS_MAX,
-    GROUP_MAX_CONT,
+    FileRange, FileRecord, GroupHead, Inode as DiskInode, InodeKind, Link, PayloadWriter,
+    GROUP_EXTENTS_MAX, GROUP_MAX_CONT,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -65,7 +65,7 @@ impl Cut {
 /// A cut file with its state drawn together.
 struct GroupFile {
     inode: Arc<Inode>,
-    holes: Vec<(u64, u64)>,
+    ranges: Vec<FileRange>,
     links: Vec<(u64, Arc<Data>)>,
     record: Option<DiskInode>,
 }
@@ -248,13 +248,14 @@ impl Core {
 /// Links settled under one taking of a file's lock.
 const SETTLE_PART: usize = 64;
 
-/// Later changes win: a link is dropped by a later link or hole; holes stand before links.
+/// Later changes win: a link is dropped by a later link or hole; holes and clones stand before
+/// links.
 fn draw_together(f: CutFile) -> GroupFile {
-    let mut holes = Vec::new();
+    let mut ranges = Vec::new();
     let mut map = BTreeMap::new();
     if f.record.is_some_and(|r| r.kind == InodeKind::Free) {
         // A freed inode's data is freed with it: nothing of it needs to be found again.
-        return GroupFile { inode: f.inode, holes, links: Vec::new(), record: f.record };
+        return GroupFile { inode: f.inode, ranges, links: Vec::new(), record: f.record };
     }
     for change in f.changes {
         match change {
@@ -269,11 +270,12 @@ fn draw_together(f: CutFile) -> GroupFile {
                         map.remove(b);
                     });
                 }
-                holes.push((first, count));
+                ranges.push(FileRange::Hole(first, count));
             }
+            Pending::Clone(clone) => ranges.push(FileRange::Clone(clone)),
         }
     }
-    GroupFile { inode: f.inode, holes, links: map.into_iter().collect(), record: f.record }
+    GroupFile { inode: f.inode, ranges, links: map.into_iter().collect(), record: f.record }
 }
 
 fn payload_of(files: &[GroupFile]) -> Vec<u8> {
@@ -287,7 +289,7 @@ fn payload_of(files: &[GroupFile]) -> Vec<u8> {
         writer.file(&FileRecord {
             volume: f.inode.id.volume.0,
             ino: f.inode.id.ino,
-            holes: f.holes.clone(),
+            ranges: f.ranges.clone(),
             links: f.links.iter().map(link).collect(),
             inode: f.record,
         });

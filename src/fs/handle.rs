@@ -178,6 +178,16 @@ impl File {
         self.core.punch_file(&self.inode, offset, len)
     }
 
+    /// See [`Fs::clone_range`](super::Fs::clone_range); the handle is the source's.
+    pub fn clone_range(&self, from: u64, target: &File, to: u64, len: u64) -> Result<u64> {
+        self.check()?;
+        target.check()?;
+        if !Arc::ptr_eq(&self.core, &target.core) {
+            return Err(Error::Invalid("a clone from another pool"));
+        }
+        self.core.clone_range(&self.inode, from, &target.inode, to, len)
+    }
+
     /// The range reads as zeros and has blocks behind it (fallocate ZERO_RANGE); may grow the file.
     pub fn allocate_zeros(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
         self.check()?;

@@ -65,18 +65,9 @@ impl Work<'_> {
         let table_volume = self.core.volume(TABLE)?;
         let ino = table_volume.take_ino();
         let owner = u64::from(volume.0);
-        self.new_list(table(ino), owner)?;
+        self.new_table_file(table(ino), InodeKind::DeadList, owner)?;
         self.relink(owner, |p| p.dead_list = ino)?;
         Ok(ino)
-    }
-
-    fn new_list(&mut self, id: NodeId, owner: u64) -> Result<Arc<Inode>> {
-        let mut meta = DiskInode::empty(InodeKind::DeadList);
-        meta.version = VersionPart { parent: owner, ..VersionPart::default() };
-        let inode = Arc::new(Inode::new(id, meta, self.core.volume(TABLE)?));
-        self.core.inodes.insert(id, inode.clone());
-        self.changed.insert(id.ino);
-        Ok(inode)
     }
 
     /// What is on a list that has been read, with what this consistency point put there.
@@ -138,7 +129,10 @@ impl Work<'_> {
         let mut waiting = Vec::new();
         while let Some(id) = cp.doomed.pop() {
             let part = self.core.version_part(VolumeId(id as u32))?;
-            if budget == 0 || !cp.reclaim.is_quiet(part.dead_list) {
+            // What is being walked relies on what its version shares with others: where blocks are
+            // counted, these stay until it is done.
+            let is_walking = self.core.has_counts() && cp.reclaim.len() > 0;
+            if budget == 0 || is_walking || !cp.reclaim.is_quiet(part.dead_list) {
                 waiting.push(id);
                 continue;
             }
@@ -178,14 +172,31 @@ impl Work<'_> {
         }
         if part.parent != 0 {
             self.replace_child(part.parent, id, 0)?;
-            let parent = self.core.version_part(VolumeId(part.parent as u32))?;
-            if parent.flags & VERSION_DELETED != 0 && !cp.doomed.contains(&part.parent) {
+            if self.is_deleted(part.parent)? && !cp.doomed.contains(&part.parent) {
                 cp.doomed.push(part.parent);
             }
         }
         self.end(part.dead_list)?;
         self.end(id)?;
         Ok(0)
+    }
+
+    /// Is a version deleted as far as this root is to say? In memory it may be so by a transaction
+    /// of the next epoch, which a crash may lose.
+    fn is_deleted(&self, id: u64) -> Result<bool> {
+        if planted(Mutation::DeletionOfNextEpoch) {
+            let part = self.core.version_part(VolumeId(id as u32))?;
+            return Ok(part.flags & VERSION_DELETED != 0);
+        }
+        if self.deleted.contains(&id) {
+            return Ok(true);
+        }
+        match self.core.read_inode(table(id)) {
+            Ok(record) => Ok(record.version.flags & VERSION_DELETED != 0),
+            // It was made in this epoch.
+            Err(Error::Stale) => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// A version with one child, which takes its place. `None`: a list cannot be read.
@@ -212,6 +223,9 @@ impl Work<'_> {
         let entries = self.take_list(heir.dead_list, of_heir);
         let (freed, mut kept): (Vec<_>, Vec<_>) =
             entries.into_iter().partition(|e| e.pointer.birth > bound);
+        if planted(Mutation::DeadListJoinedWrong) {
+            kept.clear();
+        }
         kept.extend(self.take_list(part.dead_list, own));
         if heir.dead_list != 0 {
             self.empty(heir.dead_list)?;
@@ -221,9 +235,13 @@ impl Work<'_> {
             self.shared.entry(list).or_default().extend(kept);
         }
         let list = self.core.version_part(VolumeId(child as u32))?.dead_list;
+        let (mut nodes, freed): (Vec<_>, Vec<_>) =
+            freed.into_iter().partition(|e| e.kind == DeadKind::Node);
+        nodes.sort_by_key(|e| std::cmp::Reverse(e.depth));
+        nodes.iter().try_for_each(|e| self.let_go_node(&e.pointer))?;
         for e in freed {
             if e.depth == 0 && e.kind == DeadKind::Data {
-                self.freed.push(e.pointer.block);
+                self.let_go(e.pointer.block)?;
             } else {
                 let list = if bound == 0 { 0 } else { list };
                 cp.reclaim.push(Scope { list, bound: 0 }, e);
@@ -231,6 +249,7 @@ impl Work<'_> {
         }
         self.end(part.dead_list)?;
         self.end(id)?;
+        self.core.scrub.joined(child, id, bound);
         Ok(Some(read))
     }
 
@@ -296,7 +315,7 @@ impl Work<'_> {
         let file = match self.core.inode(DOOMED) {
             Ok(file) if !file.state.read().gone => file,
             Ok(_) | Err(Error::Stale) if cp.doomed.is_empty() => return Ok(()),
-            Ok(_) | Err(Error::Stale) => self.new_list(DOOMED, 0)?,
+            Ok(_) | Err(Error::Stale) => self.new_table_file(DOOMED, InodeKind::DeadList, 0)?,
             Err(e) => return Err(e),
         };
         if cp.doomed.is_empty() && file.state.read().meta.size == 0 {

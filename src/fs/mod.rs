@@ -7,15 +7,18 @@
 //! state is that of a prefix of calls, each whole (writes up to [`ATOMIC_WRITE_BYTES`]).
 
 mod check;
+mod clone;
 mod consistency;
 mod copies;
 mod core;
+mod counts;
 mod cp;
 mod devices;
 mod diff;
 mod dir;
 mod dump;
 mod error;
+mod figures;
 mod file;
 mod group;
 mod guard;
@@ -62,6 +65,7 @@ pub use devices::DeviceStatus;
 pub use diff::{ChangedExtent, Diff, DiffBase};
 pub use dump::{dump, As as DumpAs, Object as DumpObject, Value as DumpValue, What as DumpWhat};
 pub use error::{Error, Result};
+pub use figures::SnapshotSpace;
 pub use handle::File;
 pub use join::DeviceChange;
 pub use labels::newest_label;

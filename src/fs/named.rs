@@ -12,7 +12,10 @@ const LIST_ENTRIES: usize = 256;
 
 /// An inode by its numbers.
 pub(super) fn numbers(id: NodeId) -> String {
-    format!("volume {}, inode {}", id.volume.0, id.ino)
+    match id.volume {
+        TABLE => format!("the pool's own inode {}", id.ino),
+        volume => format!("volume {}, inode {}", volume.0, id.ino),
+    }
 }
 
 impl Core {

@@ -10,6 +10,9 @@
 //! list, as whole subtrees, for nothing below a pointer is younger than it. For a deleted version
 //! without children it is the epoch of its parent, as it was; what is older is the parent's and
 //! stays. The nodes between are read by nobody else, so other deletions do not disturb a walk.
+//!
+//! What is cloned (see [`counts`](super::counts)) is only let go. An entry that must wait for
+//! something below it to be counted goes back on the stack, and what it waits for above it.
 
 use super::core::{Core, Inode};
 use super::error::{Error, Result};
@@ -60,8 +63,8 @@ pub(crate) struct ReclaimList {
     stable: usize,
     /// Where in `entries` the scopes are.
     scopes: Vec<usize>,
-    /// Entries that are only counted.
-    counts: usize,
+    /// Entries of what others have: no version may end before they are walked.
+    kept: usize,
 }
 
 /// Data blocks freed, by (volume, inode). In order: who walks it reads the device.
@@ -116,7 +119,7 @@ impl ReclaimList {
     fn put(&mut self, entry: DeadEntry) {
         match entry.kind {
             DeadKind::Scope => self.scopes.push(self.entries.len()),
-            DeadKind::Count => self.counts += 1,
+            DeadKind::Count | DeadKind::Kept => self.kept += 1,
             _ => {}
         }
         self.entries.push(entry);
@@ -149,7 +152,7 @@ impl ReclaimList {
     fn pop(&mut self) -> Option<(DeadEntry, Scope)> {
         let scope = self.scope();
         let entry = self.entries.pop()?;
-        self.counts -= usize::from(entry.kind == DeadKind::Count);
+        self.kept -= usize::from(matches!(entry.kind, DeadKind::Count | DeadKind::Kept));
         while self.entries.last().is_some_and(|e| e.kind == DeadKind::Scope) {
             self.entries.pop();
             self.scopes.pop();
@@ -161,7 +164,7 @@ impl ReclaimList {
     /// Does nothing here wait to go on this list, or to be counted while somebody has it?
     pub fn is_quiet(&self, list: u64) -> bool {
         let names = |i: &usize| self.entries.get(*i).is_some_and(|e| e.ino == list);
-        self.counts == 0 && (list == 0 || !self.scopes.iter().any(names))
+        self.kept == 0 && (list == 0 || !self.scopes.iter().any(names))
     }
 
     /// Takes entries and frees what they name, until the budget is used up.
@@ -173,18 +176,55 @@ impl ReclaimList {
                 budget -= 1;
             }
             let bound = work.core.bound_of(scope)?;
+            if entry.kind == DeadKind::Data && work.count_of(entry.pointer.block)? > 0 {
+                self.let_go(work, &entry, scope, bound)?;
+                continue;
+            }
             match self.expand(work, &entry, scope, bound) {
                 Ok(()) => {}
                 // An unreadable node: what is below is lost space that check reports; go on.
-                Err(Error::Corrupt { .. } | Error::Io(_) | Error::Format(_)) => {}
+                Err(Error::Corrupt { .. } | Error::Io(_) | Error::Format(_)) => {
+                    if entry.kind == DeadKind::Kept {
+                        work.stick(entry.pointer.block)?;
+                    }
+                }
                 Err(e) => return Err(e),
             }
-            if entry.kind != DeadKind::Count {
+            if matches!(entry.kind, DeadKind::Data | DeadKind::Inodes) {
                 work.freed.push(entry.pointer.block);
             }
             if entry.depth == 0 && entry.kind != DeadKind::Inodes {
                 work.count_off(&entry, 1);
             }
+        }
+        Ok(())
+    }
+
+    /// Lets go of what is cloned: others keep it, and all that is below.
+    fn let_go(
+        &mut self,
+        work: &mut Work,
+        entry: &DeadEntry,
+        scope: Scope,
+        bound: u64,
+    ) -> Result<()> {
+        let is_node = entry.depth > 0;
+        if is_node && entry.ino != 0 {
+            // Its data is counted first, while it is there for certain.
+            self.push(scope, DeadEntry { volume: 0, ino: 0, ..*entry });
+            self.push(Scope::default(), DeadEntry { kind: DeadKind::Count, ..*entry });
+            return Ok(());
+        }
+        if is_node && bound > 0 && !entry.pointer.cloned {
+            // Some of it may be the parent's. When that is counted, all of it is as if cloned.
+            let pointer = Pointer { cloned: true, ..entry.pointer };
+            self.push(scope, DeadEntry { pointer, ..*entry });
+            self.push(scope, DeadEntry { kind: DeadKind::Kept, ..*entry });
+            return Ok(());
+        }
+        work.let_go(entry.pointer.block)?;
+        if !is_node {
+            work.count_off(entry, 1);
         }
         Ok(())
     }
@@ -212,6 +252,13 @@ impl ReclaimList {
             match entry.kind {
                 DeadKind::Count if is_data => {}
                 DeadKind::Count => self.push(Scope::default(), below),
+                DeadKind::Kept if pointer.birth <= bound => {
+                    work.count_up(pointer.block)?;
+                    work.share(scope.list, &DeadEntry { kind: DeadKind::Data, ..below });
+                }
+                // Nothing below a clone is older than it.
+                DeadKind::Kept if is_data || pointer.cloned => {}
+                DeadKind::Kept => self.push(scope, below),
                 _ if pointer.birth <= bound => {
                     work.share(scope.list, &below);
                     if entry.ino != 0 && !is_data {
@@ -219,7 +266,7 @@ impl ReclaimList {
                         self.push(Scope::default(), count);
                     }
                 }
-                _ if is_data => work.freed.push(pointer.block),
+                _ if is_data => drop(work.let_go(pointer.block)?),
                 _ => self.push(scope, below),
             }
         }
@@ -259,7 +306,7 @@ pub(crate) fn children(store: &Store, node: &Pointer) -> Result<Vec<Pointer>> {
     let raw = store.read(node)?;
     let mut out = Vec::new();
     for i in 0..POINTERS_PER_NODE {
-        let p = Pointer::in_node(&raw.bytes.0, i).map_err(|e| Error::Format(e.to_string()))?;
+        let p = node.child(&raw.bytes.0, i).map_err(|e| Error::Format(e.to_string()))?;
         if !p.is_hole() {
             out.push(p);
         }

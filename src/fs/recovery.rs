@@ -20,7 +20,7 @@ use super::roots::{mend_roots, newest_root, read_segment_map, write_segment_map}
 use super::segments;
 use super::space::{Run, Space};
 use super::store::Store;
-use super::tree::{Dead, Miss, Slot, Tree};
+use super::tree::{Change, Dead, Miss, Slot, Tree};
 use super::txn::Txn;
 use super::types::*;
 use super::version::with_links_of;
@@ -28,9 +28,9 @@ use super::{FormatOptions, OpenOptions};
 use crate::device::{Block, BLOCK_BYTES};
 use dashmap::DashMap;
 use fs_layout::{
-    DeviceEntry, FileRecord, GroupHead, Inode as DiskInode, InodeKind, Label, MemberState,
-    PayloadReader, Pointer, Root, SegmentRun, SpaceEntry, VersionPart, MAX_DEVICES,
-    SEGMENT_MAP_PAGES, VERSION_DELETED,
+    CloneLink, DeviceEntry, FileRange, FileRecord, GroupHead, Inode as DiskInode, InodeKind, Label,
+    MemberState, PayloadReader, Pointer, Root, SegmentRun, SpaceEntry, VersionPart, FEATURE_CLONES,
+    FEATURE_DEAD_NODES, MAX_DEVICES, SEGMENT_MAP_PAGES, VERSION_DELETED,
 };
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -59,6 +59,17 @@ fn limits(o: &OpenOptions) -> Limits {
     }
 }
 
+/// The log that begins after a root.
+fn log_after(root: &Root) -> Log {
+    Log {
+        next_block: root.next_group_block,
+        next_number: root.next_group,
+        seed: root.group_seed,
+        written: root.next_group - 1,
+        blocks: Default::default(),
+    }
+}
+
 fn build(
     set: Set,
     map: Vec<SegmentRun>,
@@ -71,13 +82,7 @@ fn build(
     let cache = (o.cache_bytes / BLOCK_BYTES as u64) as usize * 5 / 8;
     let store = Store::new(Members::new(set, root.epoch, o.seed), map, cache);
     let space = Space::load(&store, root.blocks, root.space, repairs)?;
-    let log = Log {
-        next_block: root.next_group_block,
-        next_number: root.next_group,
-        seed: root.group_seed,
-        written: root.next_group - 1,
-        blocks: Default::default(),
-    };
+    let log = log_after(&root);
     let (inodes, volumes) = (DashMap::new(), DashMap::new());
     let scrub = super::scrub::Scrub::load(root.scrub);
     let next = root.volume_table.version.next_ino.max(FIRST_INO);
@@ -109,6 +114,9 @@ fn build(
         epoch_dead_data: AtomicU64::new(0),
         completed_epoch: AtomicU64::new(root.epoch),
         reclaim_pending: AtomicU64::new(0),
+        counted: AtomicBool::new(false),
+        clones_enabled: AtomicBool::new(root.incompatible & FEATURE_CLONES != 0),
+        names_nodes: AtomicBool::new(root.incompatible & FEATURE_DEAD_NODES != 0),
         releases: Mutex::default(),
         cp: Mutex::new(CpState::new(root, root_hash, root_slot)),
         inodes,
@@ -209,7 +217,8 @@ impl Clock for FixedClock {
 pub(super) enum Damage {
     /// Refuse the pool.
     Refuse,
-    /// The log ends before it: repair alone says so.
+    /// The log ends before it, and of the rest is left out what is about things that cannot be
+    /// read: repair alone says so.
     Cut,
 }
 
@@ -254,11 +263,16 @@ pub(super) fn all_are_there(devices: &[Device]) -> Result<()> {
 
 /// Opens and recovers a pool.
 pub(crate) fn open(devices: Vec<Device>, o: &OpenOptions) -> Result<Core> {
-    recovered(load(devices, o, false)?, Damage::Refuse)
+    recovered(load(devices, o, false)?)
 }
 
 /// Recovers what was loaded.
-pub(super) fn recovered(loaded: Loaded, damage: Damage) -> Result<Core> {
+pub(super) fn recovered(loaded: Loaded) -> Result<Core> {
+    recovered_from(loaded, Damage::Refuse).map(|(core, _)| core)
+}
+
+/// The same, for a repair that may leave things out; how many records it did.
+pub(super) fn recovered_from(loaded: Loaded, damage: Damage) -> Result<(Core, u64)> {
     let Loaded { core, readable, unrecorded, uneven } = loaded;
     mend_roots(&readable);
     // Before anything is acknowledged, recovery's own writes included.
@@ -271,8 +285,12 @@ pub(super) fn recovered(loaded: Loaded, damage: Damage) -> Result<Core> {
     } else if uneven {
         core.store.relabel()?;
     }
-    core.recover(damage).map_err(own_files_are_damaged)?;
-    Ok(core)
+    let skipped = core.recover(damage).map_err(own_files_are_damaged)?;
+    Ok((core, skipped))
+}
+
+fn is_unreadable(error: &Error) -> bool {
+    matches!(error, Error::Corrupt { .. } | Error::Format(_) | Error::Io(_))
 }
 
 /// Can the pool be opened without the devices that are not there?
@@ -320,6 +338,15 @@ fn is_payload_of(head: &GroupHead, payload: &[u8]) -> bool {
 
 /// A group as a dump shows it: head, records, and its own blocks.
 pub(super) type GroupContent = (GroupHead, Vec<FileRecord>, Vec<Run>);
+
+fn linked(l: &fs_layout::Link, birth: u64) -> Pointer {
+    Pointer { block: l.disk_block, birth, crc: l.crc, cloned: false }
+}
+
+fn link_clone(tree: &mut Tree, c: &mut Change, clone: &CloneLink) -> std::result::Result<(), Miss> {
+    let p = Pointer { block: clone.block, birth: c.now, crc: clone.crc, cloned: true };
+    tree.link_clone(c, clone.first, clone.height, p, clone.data_blocks)
+}
 
 /// Does a record say that a version is deleted?
 fn ends_version(r: &FileRecord) -> bool {
@@ -379,6 +406,7 @@ impl Core {
 
     /// The list of what waits to be walked and freed, as the root names it.
     pub(super) fn load_reclaim(&self) -> Result<()> {
+        self.load_counts()?;
         let list = ReclaimList::load(self, &*self.inode(RECLAIM)?)?;
         let mut cp = self.cp.lock();
         cp.reclaim = list;
@@ -407,7 +435,8 @@ impl Core {
         }
     }
 
-    fn recover(&self, damage: Damage) -> Result<()> {
+    /// Replays the log; how many records were left out, which is for a repair alone to do.
+    fn recover(&self, damage: Damage) -> Result<u64> {
         self.load_reclaim()?;
         let groups = self.read_log(damage)?;
         let last_epoch = groups.iter().map(|g| g.head.epoch).max().unwrap_or(0);
@@ -421,12 +450,16 @@ impl Core {
         for g in &groups {
             self.mark_group(g, recovery_epoch)?;
         }
+        let mut skipped = 0;
         for g in &groups {
             self.epoch.store(g.head.epoch, Ordering::SeqCst);
             // Deletions last: what a snapshot of the same group holds was linked before.
             let (ends, records): (Vec<_>, Vec<_>) = g.records.iter().partition(|r| ends_version(r));
             for record in records.into_iter().chain(ends.iter().copied()) {
-                self.replay(record, g.head.epoch)?;
+                match self.replay(record, g.head.epoch) {
+                    Err(e) if damage == Damage::Cut && is_unreadable(&e) => skipped += 1,
+                    replayed => replayed?,
+                }
             }
             ends.into_iter().for_each(|r| self.replay_deletion(r));
             self.replay_freeze();
@@ -443,9 +476,9 @@ impl Core {
             }
         }
         if planted(Mutation::RecoveryWithoutRoot) {
-            return Ok(());
+            return Ok(skipped);
         }
-        self.consistency_point_forced()
+        self.consistency_point_forced().map(|()| skipped)
     }
 
     pub fn consistency_point_forced(&self) -> Result<()> {
@@ -557,8 +590,12 @@ impl Core {
         let links: Vec<_> = g.records.iter().flat_map(|r| &r.links).collect();
         for part in links.chunk_by(|a, b| a.disk_block + 1 == b.disk_block) {
             for part in part.chunks(256) {
-                let pointer =
-                    |l: &&fs_layout::Link| Pointer { block: l.disk_block, birth: 1, crc: l.crc };
+                let pointer = |l: &&fs_layout::Link| Pointer {
+                    block: l.disk_block,
+                    birth: 1,
+                    crc: l.crc,
+                    cloned: false,
+                };
                 let pointers: Vec<Pointer> = part.iter().map(pointer).collect();
                 if pointers.iter().any(|p| p.block >= self.space.blocks()) {
                     return Ok(false);
@@ -597,9 +634,7 @@ impl Core {
             Ok(v) => v,
             Err(Error::Stale) => {
                 // Deleted by the same group or before: what was linked is free.
-                let ptr =
-                    |l: &fs_layout::Link| Pointer { block: l.disk_block, birth: epoch, crc: l.crc };
-                let dead = r.links.iter().map(|l| Dead::Block(Slot::Ptr(ptr(l))));
+                let dead = r.links.iter().map(|l| Dead::Block(Slot::Ptr(linked(l, epoch))));
                 // It was linked after any snapshot: nobody else has it.
                 self.bury_later(TABLE, dead);
                 return Ok(());
@@ -669,13 +704,20 @@ impl Core {
                 }
             }
         };
-        for (first, count) in r.holes.iter().filter(|_| !planted(Mutation::ReplaySkipsHoles)) {
-            run(&mut |s| {
-                self.change(inode, s, epoch, &held, |tree, c| tree.punch(c, *first, *count))
-            })?;
+        for range in &r.ranges {
+            match range {
+                FileRange::Hole(..) if planted(Mutation::ReplaySkipsHoles) => {}
+                FileRange::Hole(first, count) => run(&mut |s| {
+                    self.change(inode, s, epoch, &held, |tree, c| tree.punch(c, *first, *count))
+                })?,
+                FileRange::Clone(clone) => run(&mut |s| {
+                    s.tree.get(&held, clone.first)?;
+                    self.change(inode, s, epoch, &held, |tree, c| link_clone(tree, c, clone))
+                })?,
+            }
         }
         for l in &r.links {
-            let p = Pointer { block: l.disk_block, birth: epoch, crc: l.crc };
+            let p = linked(l, epoch);
             run(&mut |s| {
                 s.tree.get(&held, l.file_block)?;
                 self.change(inode, s, epoch, &held, |tree, c| {

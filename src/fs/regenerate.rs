@@ -22,6 +22,7 @@ use super::core::Core;
 use super::error::{Error, Result};
 use super::labels::{accounts_for, own_id, read_label, wipe, MIN_DEVICE_BLOCKS};
 use super::members::{Device, Set};
+use super::planted::{planted, Mutation};
 use super::roots::write_segment_map;
 use super::scrub::{Outcome, Walk};
 use crate::device::Block;
@@ -339,7 +340,7 @@ impl Core {
 
     /// The devices are normal, what they stand in for is missing; false: not now.
     fn finish_walk(&self, done: &Regeneration) -> Result<bool> {
-        if !self.consistency_point_done()? {
+        if !planted(Mutation::FilledBeforeRoot) && !self.consistency_point_done()? {
             return Ok(false);
         }
         let mut retired = None;

@@ -9,6 +9,7 @@ use super::types::*;
 use fs_layout::{
     DeadEntry, DeadKind, Inode as DiskInode, InodeKind, Pointer, INODES_PER_BLOCK, INODE_BYTES,
 };
+use std::sync::atomic::Ordering;
 
 /// Consistency points after which a walker that is not done is given up on.
 const WALKER_TRIES: u64 = 1 << 20;
@@ -59,15 +60,13 @@ impl Core {
                 *word |= 1 << (p.block % 64);
             }
         })?;
-        let mut missing = Vec::new();
-        self.reached(VolumeId(parent as u32), &mut |p| {
-            let word = own.get((p.block / 64) as usize).copied().unwrap_or(0);
-            if word & 1 << (p.block % 64) == 0 {
-                let (pointer, kind) = (*p, DeadKind::Data);
-                missing.push(DeadEntry { pointer, depth: 0, kind, volume: 0, ino: 0 });
-            }
-        })?;
-        Ok(missing)
+        let record = self.read_inode(NodeId { volume: TABLE, ino: parent })?;
+        let mut missing = Missing { core: self, own, trees: Vec::new(), found: Vec::new() };
+        missing.below(&record.root, record.height, true)?;
+        while let Some((root, height)) = missing.trees.pop() {
+            missing.below(&root, height, false)?;
+        }
+        Ok(missing.found)
     }
 
     /// Every block that a version reaches, its ancestors' included.
@@ -94,6 +93,75 @@ impl Core {
             }
         }
         Ok(())
+    }
+}
+
+/// What a version has not.
+struct Missing<'a> {
+    core: &'a Core,
+    /// The blocks that it has.
+    own: Vec<u64>,
+    /// Files of the parent that are still to be looked at.
+    trees: Vec<(Pointer, u8)>,
+    found: Vec<DeadEntry>,
+}
+
+impl Missing<'_> {
+    /// Looks at a subtree; does the version have anything of it?
+    fn below(&mut self, p: &Pointer, height: u8, is_inodes: bool) -> Result<bool> {
+        if p.is_hole() {
+            return Ok(false);
+        }
+        let word = self.own.get((p.block / 64) as usize).copied().unwrap_or(0);
+        let is_own = word & 1 << (p.block % 64) != 0;
+        if is_inodes {
+            // Not cloned: block by block.
+            if !is_own {
+                self.enter(p, 0, DeadKind::Data);
+            }
+            return self.below_inodes(p, height).map(|()| is_own);
+        }
+        if is_own {
+            return Ok(true);
+        }
+        let before = self.found.len();
+        let mut some = false;
+        if height > 0 {
+            for child in children(&self.core.store, p)? {
+                some |= self.below(&child, height - 1, false)?;
+            }
+        }
+        if some {
+            // Its place took a copy, with what is left of its children.
+            let names = self.core.names_nodes.load(Ordering::Acquire);
+            let (depth, kind) = if names { (height, DeadKind::Node) } else { (0, DeadKind::Data) };
+            self.enter(p, depth, kind);
+        } else {
+            self.found.truncate(before);
+            self.enter(p, height, DeadKind::Data);
+        }
+        Ok(some)
+    }
+
+    fn below_inodes(&mut self, p: &Pointer, height: u8) -> Result<()> {
+        if height > 0 {
+            for child in children(&self.core.store, p)? {
+                self.below(&child, height - 1, true)?;
+            }
+            return Ok(());
+        }
+        let raw = self.core.store.read(p)?;
+        for raw in raw.bytes.0.chunks_exact(INODE_BYTES).take(INODES_PER_BLOCK as usize) {
+            let i = DiskInode::decode(raw).map_err(|e| Error::Format(e.to_string()))?;
+            if i.kind != InodeKind::Free {
+                self.trees.push((i.root, i.height));
+            }
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, pointer: &Pointer, depth: u8, kind: DeadKind) {
+        self.found.push(DeadEntry { pointer: *pointer, depth, kind, volume: 0, ino: 0 });
     }
 }
 

@@ -150,9 +150,25 @@ fn replay(devices: &[Device], actions: &mut Vec<String>) -> Result<Core> {
             "{why}: the log is cut before it, {kept} groups are kept; what it and later ones said \
              is lost"
         ));
-        return recovery::recovered(loaded, Damage::Cut);
+        return left_out(loaded, actions);
     }
-    recovery::recovered(loaded, Damage::Refuse)
+    match recovery::recovered(loaded) {
+        Err(Error::Corrupt { .. } | Error::Io(_) | Error::Format(_)) => {
+            left_out(recovery::load(devices.to_vec(), &options(), false)?, actions)
+        }
+        replayed => replayed,
+    }
+}
+
+/// Replays what is about things that can be read.
+fn left_out(loaded: recovery::Loaded, actions: &mut Vec<String>) -> Result<Core> {
+    let (core, skipped) = recovery::recovered_from(loaded, Damage::Cut)?;
+    if skipped > 0 {
+        actions.push(format!(
+            "the log: {skipped} changes are of files whose inodes or nodes cannot be read: left out"
+        ));
+    }
+    Ok(core)
 }
 
 /// Sets right what a count of the trees finds.
@@ -160,6 +176,7 @@ fn mend_trees(core: &Core, actions: &mut Vec<String>) -> Result<()> {
     let mut count = Count::new(core, METADATA);
     count.run()?;
     let mut missing = BTreeSet::new();
+    let lists = count.lost_lists();
     let mut findings = std::mem::take(&mut count.findings);
     // One order for each pool, so that a dry run says what is done.
     findings.sort_by_key(|f| format!("{f:?}"));
@@ -168,7 +185,7 @@ fn mend_trees(core: &Core, actions: &mut Vec<String>) -> Result<()> {
         _ => None,
     };
     let sharing: BTreeSet<NodeId> = findings.iter().filter_map(shares).collect();
-    actions.extend(core.relist(&count.lost_lists())?);
+    actions.extend(core.relist(&lists)?);
     for finding in findings {
         let done = match finding {
             // A snapshot is never changed.
@@ -219,8 +236,7 @@ fn mend_trees(core: &Core, actions: &mut Vec<String>) -> Result<()> {
 
 /// Verifies and heals every copy of everything.
 fn heal(devices: &[Device], actions: &mut Vec<String>) -> Result<()> {
-    let core =
-        recovery::recovered(recovery::load(devices.to_vec(), &options(), false)?, Damage::Refuse)?;
+    let core = recovery::recovered(recovery::load(devices.to_vec(), &options(), false)?)?;
     let mut walk = Walk::default();
     while !walk.is_done() {
         let found = core.walk(&mut walk, super::scrub::PIECE_BLOCKS)?;

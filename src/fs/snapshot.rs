@@ -13,7 +13,9 @@ use super::inode::new_inode;
 use super::pool::Fs;
 use super::txn::Txn;
 use super::types::*;
-use fs_layout::{Inode as DiskInode, InodeKind, VersionPart, FEATURE_VERSIONS, VERSION_HELD};
+use fs_layout::{
+    Inode as DiskInode, InodeKind, VersionPart, FEATURE_DEAD_NODES, FEATURE_VERSIONS, VERSION_HELD,
+};
 use std::sync::Arc;
 
 /// Rights of what nobody sees as a file.
@@ -235,20 +237,24 @@ fn find_kind(edit: &DirEdit, txn: &Txn, name: &str, kind: InodeKind) -> Result<F
 
 impl Core {
     /// From here on older programs must not open the pool. Durable before the first record of a
-    /// version is in the log. Under `names`.
-    fn enable_versions(&self) -> Result<()> {
+    /// version, or of a clone, is in the log. Under `names`.
+    pub(super) fn enable(&self, feature: u64) -> Result<()> {
         self.writable()?;
-        {
+        let old = {
             let mut cp = self.lock_unless_alone(&self.cp).ok_or(Error::Busy)?;
-            if cp.root.incompatible & FEATURE_VERSIONS != 0 {
+            let old = cp.root.incompatible;
+            if old & feature != 0 {
                 return Ok(());
             }
-            cp.root.incompatible |= FEATURE_VERSIONS;
-        }
+            // Before there are versions all dead lists are still to be written.
+            let lists = if old & FEATURE_VERSIONS == 0 { FEATURE_DEAD_NODES } else { 0 };
+            cp.root.incompatible |= feature | lists;
+            old
+        };
         if !self.consistency_point_done()? {
             // Who drives the pool alone is within something else: another time.
             if let Some(mut cp) = self.lock_unless_alone(&self.cp) {
-                cp.root.incompatible &= !FEATURE_VERSIONS;
+                cp.root.incompatible = old;
             }
             return Err(Error::Busy);
         }
@@ -370,7 +376,7 @@ impl Core {
     ) -> Result<Vec<VolumeId>> {
         let names = self.inode(NAMES)?;
         let _names = names.volume.names.lock();
-        self.enable_versions()?;
+        self.enable(FEATURE_VERSIONS)?;
         let mut made = Vec::new();
         let build = |made: &mut Vec<NodeId>| {
             let mut txn = Txn::new(self, false);
@@ -448,7 +454,8 @@ impl Core {
     fn deletable(&self, found: &Found) -> Result<Arc<Inode>> {
         let version = self.inode(NodeId { volume: TABLE, ino: found.ino })?;
         let part = version.state.read().meta.version;
-        if part.flags & VERSION_HELD != 0 || part.hold_until > self.time() {
+        let until = Some(part.hold_until).filter(|until| *until != 0);
+        if part.flags & VERSION_HELD != 0 || until.is_some_and(|until| until > self.time()) {
             return Err(Error::Busy);
         }
         Ok(version)

@@ -375,7 +375,7 @@ impl Space {
         let all = regions.chain(level1).chain(level2).chain([(3, (0, &inner.top))]);
         let page = |(level, (index, entry)): (u8, (usize, &SpaceEntry))| {
             let block = page_places(level, index as u64)[usize::from(entry.second)];
-            let pointer = Pointer { block, birth: 1, crc: entry.crc };
+            let pointer = Pointer { block, birth: 1, crc: entry.crc, cloned: false };
             let region = index * (ENTRIES_PER_TABLE as usize).pow(u32::from(level));
             PageAt { pointer: entry.written.then_some(pointer), region, level, free: entry.free }
         };

@@ -61,7 +61,7 @@ impl Slot {
             Slot::Ptr(p) => Some(*p),
             Slot::Data(birth, d) => {
                 let block = d.place();
-                (block != 0).then_some(Pointer { block, birth: *birth, crc: d.crc })
+                (block != 0).then_some(Pointer { block, birth: *birth, crc: d.crc, cloned: false })
             }
             Slot::Node(n) => n.place.get().map(|p| Pointer { birth: n.birth, ..*p }),
         }
@@ -82,8 +82,8 @@ impl Node {
         Node { birth, place: OnceLock::new(), slots }
     }
 
-    fn from_disk(birth: u64, raw: &Data) -> Result<Node, Miss> {
-        let slots = (0..POINTERS_PER_NODE).map(|i| slot_at(raw, i)).collect::<Result<_, _>>()?;
+    fn from_disk(birth: u64, p: &Pointer, raw: &Data) -> Result<Node, Miss> {
+        let slots = (0..POINTERS_PER_NODE).map(|i| slot_at(p, raw, i)).collect::<Result<_, _>>()?;
         Ok(Node { birth, place: OnceLock::new(), slots })
     }
 
@@ -97,11 +97,15 @@ impl Node {
 /// Something detached: what stands below is judged when its epoch's consistency point knows all
 /// places.
 pub(crate) enum Dead {
-    /// This block alone.
+    /// This block of data.
     Block(Slot),
+    /// A node alone, of this height: a copy of it has the same children.
+    Node(Slot, u8),
     /// A subtree: (top, height of the top above the data, inode whose count of blocks falls when
     /// its data is counted, or 0).
     Tree(Slot, u8, u64),
+    /// Nothing died: a pointer more leads to this block.
+    Cloned(u64),
 }
 
 impl Dead {
@@ -160,9 +164,9 @@ pub(crate) fn reach(height: u8) -> u64 {
     FAN.saturating_pow(u32::from(height))
 }
 
-/// A slot of a node as it is on disk.
-fn slot_at(raw: &Data, index: usize) -> Result<Slot, Miss> {
-    let pointer = Pointer::in_node(&raw.bytes.0, index);
+/// A slot of the node that `p` leads to, as it is on disk.
+fn slot_at(p: &Pointer, raw: &Data, index: usize) -> Result<Slot, Miss> {
+    let pointer = p.child(&raw.bytes.0, index);
     pointer.map(Slot::Ptr).map_err(|e| Miss::Bad(Error::Format(e.to_string())))
 }
 
@@ -170,7 +174,7 @@ fn child(nodes: &dyn NodeSource, slot: &Slot, index: usize) -> Result<Slot, Miss
     match slot {
         Slot::Node(n) => Ok(n.slots[index].clone()),
         Slot::Ptr(p) if p.is_hole() => Ok(Slot::Ptr(*p)),
-        Slot::Ptr(p) => slot_at(&*raw(nodes, p)?, index),
+        Slot::Ptr(p) => slot_at(p, &*raw(nodes, p)?, index),
         Slot::Data(..) => Err(Miss::Bad(Error::Invalid("a data block stands where a node should"))),
     }
 }
@@ -224,17 +228,8 @@ impl Tree {
 
     /// Links `slot` at a file block; what was there goes to the dead list.
     pub fn link(&mut self, c: &mut Change, block: u64, slot: Slot) -> Result<(), Miss> {
-        self.grow(c, block)?;
-        let mut at = &mut self.root;
-        let mut height = self.height;
-        let mut rest = block;
-        while height > 0 {
-            let node = writable(c, at)?;
-            let s = span(height);
-            at = &mut node.slots[(rest / s) as usize];
-            rest %= s;
-            height -= 1;
-        }
+        self.grow(c, block, 0)?;
+        let at = self.slot_at_height(c, block, 0)?;
         c.blocks += i64::from(!slot.is_hole()) - i64::from(!at.is_hole());
         let old = std::mem::replace(at, slot);
         if !old.is_hole() {
@@ -243,8 +238,44 @@ impl Tree {
         Ok(())
     }
 
-    fn grow(&mut self, c: &mut Change, block: u64) -> Result<(), Miss> {
-        while block >= reach(self.height) {
+    /// Links what another tree has too, with `blocks` data blocks at and below it, where a hole is.
+    pub fn link_clone(
+        &mut self,
+        c: &mut Change,
+        first: u64,
+        height: u8,
+        p: Pointer,
+        blocks: u64,
+    ) -> Result<(), Miss> {
+        self.grow(c, first, height)?;
+        let at = self.slot_at_height(c, first, height)?;
+        if !at.is_hole() {
+            return Err(Miss::Bad(Error::Invalid("a clone where there is something")));
+        }
+        *at = Slot::Ptr(p);
+        c.blocks += blocks as i64;
+        c.dead.push(Dead::Cloned(p.block));
+        Ok(())
+    }
+
+    /// The slot that leads to what is `height` levels above a file block; the nodes above it may be
+    /// changed.
+    fn slot_at_height(&mut self, c: &mut Change, block: u64, to: u8) -> Result<&mut Slot, Miss> {
+        let mut at = &mut self.root;
+        let mut height = self.height;
+        let mut rest = block;
+        while height > to {
+            let node = writable(c, at, height)?;
+            let s = span(height);
+            at = &mut node.slots[(rest / s) as usize];
+            rest %= s;
+            height -= 1;
+        }
+        Ok(at)
+    }
+
+    fn grow(&mut self, c: &mut Change, block: u64, height: u8) -> Result<(), Miss> {
+        while block >= reach(self.height) || self.height < height {
             if self.height == MAX_HEIGHT {
                 return Err(Miss::Bad(Error::TooBig));
             }
@@ -257,6 +288,22 @@ impl Tree {
             self.height += 1;
         }
         Ok(())
+    }
+
+    /// What stands in blocks `first..end`, as parts that can be linked elsewhere: of what is on
+    /// disk the tallest subtrees that lie in the range and that `fits` (first block, height) takes,
+    /// else blocks; holes are left out. Where more than `max` parts are, the block to go on from.
+    pub fn parts(
+        &self,
+        nodes: &dyn NodeSource,
+        range: (u64, u64),
+        max: usize,
+        fits: &dyn Fn(u64, u8) -> bool,
+    ) -> Result<(Vec<Part>, Option<u64>), Miss> {
+        let end = range.1.min(reach(self.height));
+        let mut walk = Parts { nodes, first: range.0, end, max, fits, out: Vec::new(), next: None };
+        walk.below(&self.root, self.height, 0)?;
+        Ok((walk.out, walk.next))
     }
 
     /// Makes a range holes: whole subtrees are detached at once.
@@ -292,7 +339,12 @@ impl Tree {
             height -= 1;
         }
         if planted(Mutation::SettleUnchecked) {
-            *at = Slot::Ptr(Pointer { block: data.place(), birth: now, crc: data.crc });
+            *at = Slot::Ptr(Pointer {
+                block: data.place(),
+                birth: now,
+                crc: data.crc,
+                cloned: false,
+            });
             return;
         }
         let ours = matches!(at, Slot::Data(_, d) if Arc::ptr_eq(d, data));
@@ -305,6 +357,52 @@ impl Tree {
     /// changed.
     pub fn trim(&mut self, now: u64) {
         trim_slot(now, &mut self.root);
+    }
+}
+
+/// Something of a file that can be linked elsewhere.
+pub(crate) struct Part {
+    /// First block of the file.
+    pub first: u64,
+    pub height: u8,
+    /// A pointer, or a block that is not on disk yet.
+    pub slot: Slot,
+}
+
+struct Parts<'a> {
+    nodes: &'a dyn NodeSource,
+    first: u64,
+    end: u64,
+    max: usize,
+    fits: &'a dyn Fn(u64, u8) -> bool,
+    out: Vec<Part>,
+    next: Option<u64>,
+}
+
+impl Parts<'_> {
+    fn below(&mut self, slot: &Slot, height: u8, base: u64) -> Result<(), Miss> {
+        let stop = base.saturating_add(reach(height));
+        if self.next.is_some() || slot.is_hole() || stop <= self.first || base >= self.end {
+            return Ok(());
+        }
+        let is_whole = self.first <= base && stop <= self.end;
+        let is_on_disk = matches!(slot, Slot::Ptr(_));
+        if height == 0 || (is_whole && is_on_disk && (self.fits)(base, height)) {
+            if self.out.len() >= self.max {
+                self.next = Some(base);
+            } else {
+                self.out.push(Part { first: base, height, slot: slot.clone() });
+            }
+            return Ok(());
+        }
+        let s = span(height);
+        let from = self.first.saturating_sub(base) / s;
+        let to = (self.end - base).div_ceil(s).min(FAN);
+        for index in from..to {
+            let below = child(self.nodes, slot, index as usize)?;
+            self.below(&below, height - 1, base + index * s)?;
+        }
+        Ok(())
     }
 }
 
@@ -343,14 +441,14 @@ fn collect(
         return Ok(());
     }
     let on_disk = match slot {
-        Slot::Ptr(p) => Some(raw(nodes, p)?),
+        Slot::Ptr(p) => Some((p, raw(nodes, p)?)),
         _ => None,
     };
     while at < end {
         let next = ((at / s + 1) * s).min(end);
         let index = (at / s) as usize;
         let below = match &on_disk {
-            Some(d) => slot_at(d, index)?,
+            Some((p, d)) => slot_at(p, d, index)?,
             None => child(nodes, slot, index)?,
         };
         collect(nodes, &below, height - 1, at % s, next - at, out)?;
@@ -392,13 +490,13 @@ fn seek_in(
 }
 
 /// The node in a slot, made changeable: a hole becomes a node, a frozen node is copied.
-fn writable<'a>(c: &mut Change, slot: &'a mut Slot) -> Result<&'a mut Node, Miss> {
+fn writable<'a>(c: &mut Change, slot: &'a mut Slot, height: u8) -> Result<&'a mut Node, Miss> {
     let fresh = match slot {
         // Nobody else holds a node that was born now.
         Slot::Node(n) if n.birth == c.now => None,
         Slot::Node(n) => {
             let copy = n.copy(c.now);
-            c.dead.push(Dead::Block(Slot::Node(n.clone())));
+            c.dead.push(Dead::Node(Slot::Node(n.clone()), height));
             c.dirtied += 1;
             Some(copy)
         }
@@ -407,8 +505,8 @@ fn writable<'a>(c: &mut Change, slot: &'a mut Slot) -> Result<&'a mut Node, Miss
             Some(Node::of_holes(c.now, p.birth))
         }
         Slot::Ptr(p) => {
-            let node = Node::from_disk(c.now, &*raw(c.nodes, p)?)?;
-            c.dead.push(Dead::Block(Slot::Ptr(*p)));
+            let node = Node::from_disk(c.now, p, &*raw(c.nodes, p)?)?;
+            c.dead.push(Dead::Node(Slot::Ptr(*p), height));
             c.dirtied += 1;
             Some(node)
         }
@@ -437,7 +535,7 @@ fn count_data(nodes: &dyn NodeSource, slot: &Slot, height: u8, budget: &mut u32)
         Slot::Node(n) => n.slots.iter().map(|s| count_data(nodes, s, height - 1, budget)).sum(),
         Slot::Ptr(p) => {
             let raw = nodes.node(p)?;
-            let below = |i| count_data(nodes, &slot_at(&raw, i).ok()?, height - 1, budget);
+            let below = |i| count_data(nodes, &slot_at(p, &raw, i).ok()?, height - 1, budget);
             (0..POINTERS_PER_NODE).map(below).sum()
         }
         Slot::Data(..) => None,
@@ -466,7 +564,7 @@ fn punch_in(c: &mut Change, slot: &mut Slot, height: u8, first: u64, end: u64) -
         return Ok(());
     }
     let s = span(height);
-    let node = writable(c, slot)?;
+    let node = writable(c, slot, height)?;
     let mut at = first;
     while at < end {
         let next = ((at / s + 1) * s).min(end);

@@ -39,6 +39,11 @@ impl NodeId {
     pub const fn number(self) -> u64 {
         (self.volume.0 as u64) << 40 | self.ino
     }
+
+    /// What such a number means.
+    pub const fn from_number(number: u64) -> NodeId {
+        NodeId { volume: VolumeId((number >> 40) as u32), ino: number & ((1 << 40) - 1) }
+    }
 }
 
 /// Inode number of every volume's root directory.

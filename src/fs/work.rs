@@ -9,8 +9,10 @@
 //! is freed; an older one is shared and goes on the version's dead list.
 
 use super::core::*;
+use super::counts::Counts;
 use super::cp::{Captured, Frozen};
 use super::error::{Error, Result};
+use super::planted::{planted, Mutation};
 use super::reclaim::{children, Owners, Scope};
 use super::space::Run;
 use super::store::Data;
@@ -83,7 +85,7 @@ impl<'a> Writer<'a> {
             Slot::Ptr(p) => Ok(*p),
             Slot::Data(birth, data) => {
                 let block = self.place(data.clone())?;
-                Ok(Pointer { block, birth: *birth, crc: data.crc })
+                Ok(Pointer { block, birth: *birth, crc: data.crc, cloned: false })
             }
             Slot::Node(node) => {
                 let mut raw = Block::zeroed();
@@ -93,7 +95,7 @@ impl<'a> Writer<'a> {
                 let data = Data::new(raw);
                 let crc = data.crc;
                 let block = self.place(data)?;
-                let pointer = Pointer { block, birth: node.birth, crc };
+                let pointer = Pointer { block, birth: node.birth, crc, cloned: false };
                 let _ = node.place.set(pointer);
                 Ok(pointer)
             }
@@ -123,6 +125,11 @@ pub(crate) struct Work<'a> {
     pub changed: BTreeSet<u64>,
     /// Snapshots that can be read when this is durable.
     pub placed: Vec<VolumeId>,
+    /// Versions whose deletion it takes up.
+    pub deleted: BTreeSet<u64>,
+    pub counts: Counts,
+    /// Dead lists tell nodes from data.
+    pub names_nodes: bool,
 }
 
 impl<'a> Work<'a> {
@@ -140,6 +147,9 @@ impl<'a> Work<'a> {
             shared: BTreeMap::new(),
             changed: BTreeSet::new(),
             placed: Vec::new(),
+            deleted: BTreeSet::new(),
+            counts: Counts::default(),
+            names_nodes: false,
         }
     }
 
@@ -163,8 +173,14 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Judges what died: blocks are freed or shared, subtrees go to the reclaim list.
-    fn bury(&mut self, cp: &mut CpState, dead: Vec<(VolumeId, Dead)>) -> Result<()> {
+    /// Judges what died: blocks are let go or shared, subtrees go to the reclaim list. First what
+    /// was linked is counted, then come nodes, the tall ones before the others.
+    fn bury(&mut self, cp: &mut CpState, mut dead: Vec<(VolumeId, Dead)>) -> Result<()> {
+        dead.sort_by_key(|(_, d)| match d {
+            Dead::Cloned(_) => 0,
+            Dead::Node(_, height) => 255 - height,
+            Dead::Block(_) | Dead::Tree(..) => 255,
+        });
         let mut bounds = BTreeMap::new();
         for (volume, d) in dead {
             let bound = match bounds.get(&volume) {
@@ -176,6 +192,12 @@ impl<'a> Work<'a> {
                 }
             };
             match d {
+                Dead::Cloned(block) => self.count_up(block)?,
+                Dead::Node(slot, height) => {
+                    if let Some(p) = slot.pointer() {
+                        self.drop_node(volume, bound, p, height)?;
+                    }
+                }
                 Dead::Block(slot) => {
                     if let Some(p) = slot.pointer().filter(|p| !p.is_hole()) {
                         self.drop_block(volume, bound, p)?;
@@ -223,13 +245,26 @@ impl<'a> Work<'a> {
 
     /// A block that a version has no more.
     fn drop_block(&mut self, volume: VolumeId, bound: u64, pointer: Pointer) -> Result<()> {
-        if pointer.birth > bound {
-            self.freed.push(pointer.block);
-            return Ok(());
+        if pointer.birth > bound || planted(Mutation::SharedBlockFreed) {
+            return self.let_go(pointer.block).map(drop);
         }
         let list = self.list_of(volume)?;
         let kind = DeadKind::Data;
         self.share(list, &DeadEntry { pointer, depth: 0, kind, volume: 0, ino: 0 });
+        Ok(())
+    }
+
+    /// A node that a version has no more, but for a copy.
+    fn drop_node(&mut self, volume: VolumeId, bound: u64, p: Pointer, height: u8) -> Result<()> {
+        if p.birth > bound {
+            return self.let_go_node(&p);
+        }
+        let list = self.list_of(volume)?;
+        let (kind, depth) = match self.names_nodes {
+            true => (DeadKind::Node, height),
+            false => (DeadKind::Data, 0),
+        };
+        self.share(list, &DeadEntry { pointer: p, depth, kind, volume: 0, ino: 0 });
         Ok(())
     }
 
@@ -390,12 +425,15 @@ impl<'a> Work<'a> {
         let bound = self.core.shared_up_to(volume)?;
         for d in dead {
             match d {
-                Dead::Block(slot) => match slot.pointer().filter(|p| !p.is_hole()) {
-                    Some(p) if p.birth > bound => self.meta_freed.push(p.block),
-                    Some(p) => self.drop_block(volume, bound, p)?,
-                    None => {}
-                },
+                Dead::Block(slot) | Dead::Node(slot, _) => {
+                    match slot.pointer().filter(|p| !p.is_hole()) {
+                        Some(p) if p.birth > bound => self.meta_freed.push(p.block),
+                        Some(p) => self.drop_block(volume, bound, p)?,
+                        None => {}
+                    }
+                }
                 Dead::Tree(slot, height, _) => self.free_tree(&slot, height)?,
+                Dead::Cloned(_) => {}
             }
         }
         Ok(())

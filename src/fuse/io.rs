@@ -9,6 +9,7 @@ use super::door::{Caller, Door};
 use super::errno::{OrErrno, Result};
 use super::handles::{Handle, OpenAttributes, OpenData, OpenDirectory, OpenFile};
 use super::tree::{Part, Place};
+use crate::device::BLOCK_BYTES;
 use crate::fs::{File, NodeId, SetAttr};
 use crate::lun::{DataFile, Lun, OpenIntent};
 use fuser::{
@@ -17,11 +18,11 @@ use fuser::{
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
-/// Most bytes that one copy_file_range request copies; the caller goes on from there. It bounds how
-/// long a request keeps a thread.
+/// Most bytes that one copy_file_range request copies where they are not shared; the caller goes on
+/// from there. It bounds how long a request keeps a thread.
 const MAX_COPY_BYTES: u64 = 16 << 20;
-/// Bytes in memory while copying.
-const COPY_STEP_BYTES: usize = 1 << 20;
+/// Most bytes that it shares: what the reply can say.
+const MAX_CLONE_BYTES: u64 = 1 << 31;
 
 impl Door {
     /// open(2) of what is no directory, with O_TRUNC done (FUSE_ATOMIC_O_TRUNC).
@@ -272,7 +273,8 @@ impl Door {
         i64::try_from(found).map_err(|_| Errno::EOVERFLOW)
     }
 
-    /// copy_file_range(2): how much was copied, perhaps less than asked for. Holes stay holes.
+    /// copy_file_range(2): how much was copied, perhaps less than asked for. Blocks that lie alike
+    /// are shared; holes stay holes.
     pub fn copy(
         &self,
         caller: Caller,
@@ -285,21 +287,9 @@ impl Door {
         if let Handle::File(open) = &*self.handles.get(to.0)? {
             self.prepare_write(open, caller.unprivileged())?;
         }
-        let rest = source.size()?.saturating_sub(from.1);
-        let len = len.min(rest).min(MAX_COPY_BYTES);
-        let mut buffer = vec![0; COPY_STEP_BYTES.min(len as usize)];
-        let mut done = 0;
-        while done < len {
-            let at = from.1.checked_add(done).ok_or(Errno::EOVERFLOW)?;
-            let to_at = to.1.checked_add(done).ok_or(Errno::EFBIG)?;
-            match source.copy_step(&target, at, to_at, len - done, &mut buffer) {
-                Ok(0) => break,
-                Ok(count) => done += count,
-                Err(error) if done == 0 => return Err(error),
-                Err(_) => break,
-            }
-        }
-        Ok(done)
+        let is_alike = from.1 % BLOCK_BYTES as u64 == to.1 % BLOCK_BYTES as u64;
+        let len = len.min(if is_alike { MAX_CLONE_BYTES } else { MAX_COPY_BYTES });
+        target.take_range(&source, from.1, to.1, len)
     }
 }
 
@@ -427,45 +417,15 @@ impl Bytes<'_> {
         }
     }
 
-    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
+    fn take_range(&self, source: &Bytes<'_>, from: u64, to: u64, len: u64) -> Result<u64> {
+        let source = match source {
+            Bytes::File(file) => (*file).clone(),
+            Bytes::Data(data) => data.source(),
+        };
         match self {
-            Bytes::File(file) => file.read_at(offset, out).or_errno(),
-            Bytes::Data(data) => data.read_at(offset, out).or_errno(),
+            Bytes::File(file) => source.clone_range(from, file, to, len).or_errno(),
+            Bytes::Data(data) => data.take_range(&source, from, to, len).or_errno(),
         }
-    }
-
-    fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
-        match self {
-            Bytes::File(file) => file.write_at(offset, data).or_errno(),
-            Bytes::Data(file) => file.write_at(offset, data).or_errno(),
-        }
-    }
-
-    /// Copies some of the `len` bytes at `at` to `to_at`; how many.
-    fn copy_step(
-        &self,
-        target: &Bytes<'_>,
-        at: u64,
-        to_at: u64,
-        len: u64,
-        buffer: &mut [u8],
-    ) -> Result<u64> {
-        let end = at.saturating_add(len);
-        let hole = self.data_from(at)?.unwrap_or(end).min(end) - at;
-        if hole > 0 {
-            target.punch(to_at, hole)?;
-            let reach = to_at.checked_add(hole).ok_or(Errno::EFBIG)?;
-            if reach > target.size()? {
-                target.set_size(reach)?;
-            }
-            return Ok(hole);
-        }
-        let data = self.seek(at, libc::SEEK_HOLE)?.saturating_sub(at).max(1);
-        let count = len.min(data).min(buffer.len() as u64) as usize;
-        let piece = buffer.get_mut(..count).ok_or(Errno::EIO)?;
-        let count = self.read_at(at, piece)?;
-        target.write_at(to_at, piece.get(..count).ok_or(Errno::EIO)?)?;
-        Ok(count as u64)
     }
 }
 

@@ -446,12 +446,13 @@ fn maker(request: &Request, mode: u32, umask: u32) -> Maker {
 }
 
 impl Door {
-    /// What READDIRPLUS tells of an entry. Of a snapshot its name alone (a node number of 0 says
-    /// so: fuse_direntplus_link of Linux): to describe each would open each.
+    /// What READDIRPLUS tells of an entry. To describe a snapshot would open it: it is shown like
+    /// the directory that it is in, for no time at all, so that who wants to know asks. (Its
+    /// generation is right: the root of a volume is one inode in all versions.)
     fn describe_item(&self, dir: &Place, item: &Item) -> Result<Entry> {
         if matches!((dir, &item.place), (Place::Snapshots(_), Place::Frozen(_))) {
             let mut entry = self.tree.describe(dir)?;
-            entry.attr.ino = INodeNo(0);
+            entry.attr.ino = item.number;
             return Ok(entry);
         }
         self.tree.describe(&item.place)

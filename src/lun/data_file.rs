@@ -203,6 +203,21 @@ impl DataFile {
         Ok(())
     }
 
+    /// What is read of it, as the source of a clone.
+    pub fn source(&self) -> fs::File {
+        self.lun.files().data.clone()
+    }
+
+    /// Takes over what another file of the pool has at `from`, up to its end; how many bytes that
+    /// was (see [`fs::Fs::clone_range`]). Beyond the end it is a resize.
+    pub fn take_range(&self, source: &fs::File, from: u64, to: u64, length: u64) -> Result<u64> {
+        let _gate = self.enter_write()?;
+        let cloned = source.clone_range(from, &self.lun.files().data, to, length);
+        let cloned = cloned.map_err(|e| self.failed(e, to))?;
+        self.lun.note_growth(to.saturating_add(cloned));
+        Ok(cloned)
+    }
+
     /// SEEK_DATA; `None`: ENXIO.
     pub fn seek_data(&self, offset: u64) -> Result<Option<u64>> {
         Ok(self.lun.on_data(|data| data.seek_data(offset))?)

@@ -58,6 +58,8 @@ impl Catalog {
         let subject = self.subject(of)?;
         subject.lun("a difference")?;
         let fs = Arc::clone(&self.shared.fs);
+        // Before a snapshot is made that the loading of names would clear away.
+        let known = subject.known(from)?;
         let newer = match to {
             Some(to) => Newer::Snapshot(self.open_snapshot(of, to)?),
             None => {
@@ -70,7 +72,6 @@ impl Catalog {
             Newer::Snapshot(open) => open.volume(),
             Newer::Now(hidden) => hidden.id,
         };
-        let known = subject.known(from)?;
         let (base, older) = match known.is_bookmark {
             true => (self.bookmark_base(&subject, &known.name, &newer)?, None),
             false => {

@@ -10,6 +10,7 @@ use super::data_file::DataFile;
 use super::error::{Error, Result};
 use super::transfer_job::{pieces_of_data, Chunks, Job, Pool, CHUNK_BYTES, MAX_WORKERS};
 use super::unit::Lun;
+use crate::fs;
 use parking_lot::Mutex;
 use rustix::fs::SeekFrom as Seek;
 use serde_json::json;
@@ -21,12 +22,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
 use std::sync::Arc;
 
+/// Shared at once: the largest subtree of a file that is not a rarity.
+const CLONE_BYTES: u64 = 64 << 30;
 const BLOCK: u64 = crate::device::BLOCK_BYTES as u64;
 
 /// Where an image comes from.
 pub enum Source {
     /// A regular file or block device: its holes are skipped.
     File(File),
+    /// A file of the pool: its blocks are shared.
+    Pool(fs::File),
     /// A pipe.
     Stream(Box<dyn Read + Send>),
 }
@@ -177,6 +182,7 @@ fn import(file: &DataFile, source: Source, progress: Progress) -> Result<Moved> 
     let job = Job::new(source.size_bytes()?.unwrap_or(lun.size_bytes()));
     let ran = match source {
         Source::File(image) => import_file(file, &image, &job, progress),
+        Source::Pool(image) => import_pool(file, &image, &job, progress),
         Source::Stream(reader) => import_stream(file, reader, &job, progress),
     };
     ran.and_then(|()| file.sync()).map_err(|error| explained("the import", lun, error))?;
@@ -201,6 +207,26 @@ fn import_file(file: &DataFile, image: &File, job: &Job, progress: Progress) -> 
         Ok(())
     };
     job.run(progress, (0..MAX_WORKERS).map(|_| work))
+}
+
+/// In parts, so that it can be stopped.
+fn import_pool(file: &DataFile, image: &fs::File, job: &Job, progress: Progress) -> Result<()> {
+    let blocks = image.attr()?.blocks;
+    let work = || {
+        let mut at = 0;
+        while at < job.size_bytes && !job.stopped() {
+            let part = (job.size_bytes - at).min(CLONE_BYTES);
+            let cloned = file.take_range(image, at, at, part)?;
+            if cloned == 0 {
+                break; // It was cut short meanwhile.
+            }
+            at += cloned;
+            job.add_done(cloned);
+        }
+        job.add_data(blocks.saturating_mul(BLOCK).min(job.size_bytes));
+        Ok(())
+    };
+    job.run(progress, [work])
 }
 
 type Chunk = (u64, Vec<u8>);
@@ -423,8 +449,10 @@ impl Source {
 
     /// `None`: only its end will tell.
     fn size_bytes(&self) -> Result<Option<u64>> {
-        let Source::File(file) = self else {
-            return Ok(None);
+        let file = match self {
+            Source::File(file) => file,
+            Source::Pool(file) => return Ok(Some(file.size_bytes())),
+            Source::Stream(_) => return Ok(None),
         };
         let end = rustix::fs::seek(file, Seek::End(0));
         end.map(Some).map_err(|e| far_end("the image", &e.into()))

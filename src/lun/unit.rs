@@ -41,7 +41,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-const DATA: &[u8] = b"data";
+pub(super) const DATA: &[u8] = b"data";
 const LOG: &[u8] = b"log";
 const ATTRIBUTES: &[u8] = b"attributes";
 /// Use is compared with the threshold after so many bytes: as fine as the resource counts told.

@@ -350,7 +350,9 @@ impl Copy<'_> {
         let failed = |error: BlockError| self.nexus.sense_of(&error, true);
         let (source, target) = (self.source.identity().naa, self.target.identity().naa);
         if let Some(cloned) = self.target.clone_range(&source, self.from, self.to, length) {
-            return cloned.map_err(failed);
+            let durable = self.nexus.write_through();
+            let flush = || if durable { self.target.flush() } else { Ok(()) };
+            return cloned.and_then(|()| flush()).map_err(failed);
         }
         let piece = PIECE_BYTES as u64;
         let backwards = source == target && self.to > self.from;

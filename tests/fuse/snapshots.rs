@@ -187,11 +187,10 @@ fn mkdir_rmdir_and_mv_are_the_commands() {
     let at = |name: &str| pool.path("vm1/.snapshots").join(name);
     fs::create_dir(at("one")).unwrap();
     assert_eq!(errno(fs::create_dir(at("one"))), libc::EEXIST);
-    let long = "x".repeat(65);
-    for bad in ["a b", "a@b", ".hidden", "é", long.as_str()] {
+    let (long, longer) = ("x".repeat(65), "x".repeat(256));
+    for bad in ["a b", "a@b", ".hidden", "é", long.as_str(), longer.as_str()] {
         assert_eq!(errno(fs::create_dir(at(bad))), libc::EINVAL, "{bad}");
     }
-    assert_eq!(errno(fs::create_dir(at(&"x".repeat(256)))), libc::ENAMETOOLONG);
     assert_eq!(errno(fs::remove_dir(at("two"))), libc::ENOENT);
     fs::rename(at("one"), at("two")).unwrap();
     assert_eq!(errno(fs::metadata(at("one"))), libc::ENOENT);
@@ -268,7 +267,8 @@ fn what_is_open_outlives_its_name() {
             file.read_exact_at(&mut out, 0).unwrap();
         }
         write(&pool, "vm1", 0, &[8; 65536]);
-        fs::remove_dir(&dir).unwrap();
+        // By a command: a directory that was removed here is empty for the kernel.
+        assert!(pool.catalog.snapshot_delete("vm1", "s", false).unwrap(), "later");
         assert_eq!(errno(fs::metadata(&dir)), libc::ENOENT);
         assert_eq!(names(&pool.path("vm1/.snapshots")), set(&[]));
         // The name is free at once.

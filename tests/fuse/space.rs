@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::process::Command;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -119,6 +120,69 @@ fn copies_keep_bytes_and_holes() {
     let copied = (to - 11) as usize;
     assert!(copied == 3 || copied == 10);
     assert_eq!(&back[..5], [5, 5, 0, 0, 0]);
+}
+
+/// Blocks written by what is done, its consistency point included.
+fn written(pool: &Pool, what: impl FnOnce()) -> u64 {
+    pool.fs.consistency_point().unwrap();
+    let before = pool.fs.stats().blocks_written;
+    what();
+    pool.fs.consistency_point().unwrap();
+    pool.fs.stats().blocks_written - before
+}
+
+/// The file would not fit the pool twice.
+#[test]
+fn cp_shares_blocks() {
+    let Some(pool) = Pool::new() else { return };
+    let (path, copy) = (pool.path("a"), pool.path("b"));
+    let source = create(&path);
+    for i in 0..160 {
+        source.write_all_at(&vec![i as u8 + 1; MIB as usize], i << 20).unwrap();
+    }
+    source.sync_all().unwrap();
+    let cost = written(&pool, || {
+        assert!(Command::new("cp").args([&path, &copy]).status().unwrap().success());
+    });
+    println!("{cost} blocks written");
+    assert!(cost < 60, "{cost} blocks were written");
+    let target = OpenOptions::new().read(true).write(true).open(&copy).unwrap();
+    assert_eq!(target.metadata().unwrap().blocks(), 160 * 2048);
+    target.write_all_at(b"other", 5 << 20).unwrap();
+    source.write_all_at(b"one", 6 << 20).unwrap();
+    let at = |file: &File, i: u64| {
+        let mut out = [0; 5];
+        file.read_exact_at(&mut out, i << 20).unwrap();
+        out
+    };
+    assert_eq!((at(&source, 5), at(&target, 5)), ([6; 5], *b"other"));
+    assert_eq!((at(&source, 6), at(&target, 6)), ([b'o', b'n', b'e', 7, 7], [7; 5]));
+    assert_eq!(at(&target, 100), [101; 5]);
+}
+
+/// Of a file of 1 GiB with a block in each MiB.
+#[test]
+fn a_large_copy_writes_a_handful_of_blocks() {
+    let Some(pool) = Pool::new() else { return };
+    let (source, target) = (create(&pool.path("a")), create(&pool.path("b")));
+    source.set_len(1 << 30).unwrap();
+    for i in 0..1024 {
+        source.write_all_at(&[i as u8; 4096], i << 20).unwrap();
+    }
+    source.sync_all().unwrap();
+    let cost = written(&pool, || {
+        let (mut from, mut to) = (0, 0);
+        while from < 1 << 30 {
+            let len = (1 << 30) - from as usize;
+            let done =
+                rustix::fs::copy_file_range(&source, Some(&mut from), &target, Some(&mut to), len);
+            assert!(done.unwrap() > 0);
+        }
+    });
+    println!("{cost} blocks written");
+    assert!(cost < 60, "{cost} blocks were written");
+    let found = target.metadata().unwrap();
+    assert_eq!((found.len(), found.blocks()), (1 << 30, 1024 * 8));
 }
 
 #[test]

@@ -243,3 +243,37 @@ fn sessions_are_counted_shown_and_dropped() {
     }
     open(&lun, READ_WRITE).write_at(0, &[1]).unwrap();
 }
+
+#[test]
+fn a_range_of_another_disk_is_taken_over() {
+    let pool = Pool::new();
+    let (one, two) = (pool.lun("vm1", 64 * MIB), pool.lun("vm2", 64 * MIB));
+    let (a, b) = (login(&one, "a"), login(&two, "b"));
+    let data = noise(1, 8 << 20);
+    a.write(4 * MIB, &data, false).unwrap();
+    b.write(32 * MIB, &data, false).unwrap();
+    pool.fs.consistency_point().unwrap();
+    let before = pool.fs.stats().blocks_written;
+    let naa = one.identity().naa;
+    b.clone_range(&naa, 4 * MIB, 16 * MIB, 8 * MIB).unwrap().unwrap();
+    // Within itself, and from where nothing was written.
+    b.clone_range(&two.identity().naa, 32 * MIB, 48 * MIB, 8 * MIB).unwrap().unwrap();
+    b.clone_range(&naa, 40 * MIB, 32 * MIB, 4 * MIB).unwrap().unwrap();
+    pool.fs.consistency_point().unwrap();
+    let cost = pool.fs.stats().blocks_written - before;
+    assert!(cost < 60, "{cost} blocks were written");
+    a.write(5 * MIB, &[0; 512], false).unwrap();
+    let read = |at: u64, length: usize| {
+        let mut out = vec![1; length];
+        b.read(at, &mut out).unwrap();
+        out
+    };
+    assert!(read(16 * MIB, 8 << 20) == data && read(48 * MIB, 8 << 20) == data);
+    assert!(read(32 * MIB, 4 << 20).iter().all(|byte| *byte == 0));
+    assert!(read(36 * MIB, 4 << 20) == data[4 << 20..]);
+    assert!(b.clone_range(&[1; 16], 0, 0, 512).is_none());
+    let beyond = b.clone_range(&naa, 0, 64 * MIB, 512).unwrap();
+    assert!(matches!(beyond, Err(BlockError::OutOfRange)));
+    let beyond = b.clone_range(&naa, 64 * MIB - 512, 0, 1024).unwrap();
+    assert!(matches!(beyond, Err(BlockError::OutOfRange)));
+}

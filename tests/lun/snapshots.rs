@@ -431,4 +431,7 @@ fn differences_between_snapshots_bookmarks_and_now() {
     assert_eq!(changed("two", None).unwrap(), []);
     catalog.snapshot_delete("a", "one", false).unwrap();
     assert!(catalog.bookmarks("a").unwrap().is_empty());
+    // By one who has not looked at the names yet.
+    let fresh = open_catalog(Arc::clone(&pool.fs));
+    assert_eq!(fresh.snapshot_diff("a", "two", None).unwrap().page().unwrap(), Some(vec![]));
 }

@@ -1,5 +1,5 @@
-//! Quiesced snapshots with real processes: the order of freeze, snapshot and thaw, their limits, and
-//! that nothing stays frozen when one of the processes is killed at the worst moment.
+//! Quiesced snapshots with real processes: the order of freeze, snapshot and thaw, their limits,
+//! and that nothing stays frozen when one of the processes is killed at the worst moment.
 
 mod lab;
 
@@ -128,6 +128,7 @@ fn a_frozen_filesystem_outlives_nobody() {
     assert_eq!(report.outcome, HookOutcome::AtRest, "{:?}", report.why);
     mounted.write_works();
     // The command is killed.
+    let lab = Lab::freezing(&mounted.dir);
     let mut command = lab.command("command_for_others");
     lab.wait_for("snapshot");
     let mut writer = mounted.writer();

@@ -181,7 +181,7 @@ fn a_dead_list_that_rots_is_made_anew() {
         fs.close().expect("close");
     }
     let done = repair(&dyns(&devices), false).expect("repair");
-    assert!(done.actions.iter().any(|a| a.contains("made anew")), "{:?}", done.actions);
+    assert!(done.actions.iter().any(|a| a.contains("made anew")), "{done:?}");
     assert_eq!(done.after.errors, Vec::<String>::new(), "{:?}", done.actions);
     let fs = open(&devices);
     settle(&fs);
@@ -216,6 +216,34 @@ fn a_scrub_reads_what_versions_share_once_and_hidden_ones_too() {
     fs.close().expect("close");
     let told = report(&devices).errors;
     assert_eq!(told.len(), 1, "{told:?}");
+}
+
+/// A snapshot goes while the walk is between the live version, which left what they share to it,
+/// and the snapshot itself.
+#[test]
+fn a_scrub_misses_nothing_where_a_snapshot_goes_meanwhile() {
+    let mut gone_before_its_turn = 0;
+    for steps in (0..900).step_by(60) {
+        let devices = plain(1);
+        let (v, _) = make_versions(&devices);
+        // Of the second content, which only `v` and `v@new` have.
+        let shared = blocks_of(&devices, "v/f").1[BLOCKS as usize - 1];
+        devices[0].flip_bit(shared, 3);
+        let fs = open(&devices);
+        assert!(fs.scrub_start().expect("start"));
+        (0..steps).for_each(|_| {
+            fs.scrub_step(1).expect("step");
+        });
+        let before = fs.scrub_status().bad;
+        fs.snapshot_delete(v, "new").expect("delete");
+        settle(&fs);
+        while fs.scrub_step(64).expect("step") {}
+        let status = fs.scrub_status();
+        assert!(status.bad >= 1, "after {steps} steps, {before} found: {status:?}");
+        assert!(status.places.iter().all(|p| p.block == shared), "{status:?}");
+        gone_before_its_turn += u32::from(before == 0);
+    }
+    assert!(gone_before_its_turn > 3);
 }
 
 #[test]

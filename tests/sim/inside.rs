@@ -41,13 +41,12 @@ impl Outer {
     pub fn of(op: &Op, model: &Model) -> Outer {
         let nodes = involved(op, model);
         let named = match op {
-            Op::VolumeDelete { name } | Op::VolumeRename { from: name, .. } => {
-                model.volumes.get(name).copied()
-            }
-            _ => None,
+            Op::VolumeRename { from, .. } => model.volumes.get(from).copied(),
+            _ => op.ends(model),
         };
+        let captured = captures(op, model);
         Outer {
-            volumes: nodes.iter().map(|id| id.volume).chain(named).collect(),
+            volumes: nodes.iter().map(|id| id.volume).chain(named).chain(captured).collect(),
             nodes,
             names: names_volume(op).is_some() && !op.is_data(),
             names_volumes: op.is_of_volumes(),
@@ -61,19 +60,36 @@ impl Outer {
         Outer { volumes: [range.0.volume].into(), reads: Some(range), ..Outer::default() }
     }
 
+    /// Does it leave alone what a reader of this node needs?
+    fn may_read(&self, id: NodeId) -> bool {
+        let ends = self.names_volumes && self.volumes.contains(&id.volume);
+        !ends && !self.nodes.contains(&id)
+    }
+
+    /// A reader of these volumes.
+    pub fn of_volumes(volumes: [VolumeId; 2]) -> Outer {
+        Outer { volumes: volumes.into(), ..Outer::default() }
+    }
+
     fn allows(&self, op: &Op, model: &Model) -> bool {
         let nodes = involved(op, model);
         if op.is_of_volumes() {
-            let ends = match op {
-                Op::VolumeDelete { name } => model.volumes.get(name),
-                _ => None,
-            };
-            return !self.names_volumes && ends.is_none_or(|id| !self.volumes.contains(id));
+            // What is changing may be in a snapshot or not.
+            let captured = captures(op, model).iter().any(|id| self.volumes.contains(id));
+            let ends = op.ends(model).is_some_and(|id| self.volumes.contains(&id));
+            return !self.names_volumes && !ends && (!captured || self.reads.is_some());
         }
         let same_volume = nodes.iter().any(|id| self.volumes.contains(&id.volume));
         let both_name = self.names && !op.is_data() && same_volume;
         let ends = self.names_volumes && same_volume;
         !both_name && !ends && nodes.is_disjoint(&self.nodes)
+    }
+}
+
+fn captures(op: &Op, model: &Model) -> Vec<VolumeId> {
+    match op {
+        Op::Version(op) => op.captures(model),
+        _ => Vec::new(),
     }
 }
 
@@ -170,7 +186,10 @@ impl World {
             0 => Op::Punch { node, offset, len },
             _ => Op::Write { node, offset, data: Data { len: len as usize, seed: rng.bits() } },
         };
-        let there = self.inner.lock().model.get(node).is_some();
+        let there = {
+            let model = &self.inner.lock().model;
+            model.get(node).is_some() && !model.is_frozen(node.volume)
+        };
         match there && self.locks_are_free(fs, &op) {
             true => self.perform(op, true),
             false => Ok(()),
@@ -204,7 +223,7 @@ impl World {
             let inner = self.inner.lock();
             let open: Vec<NodeId> = inner.files.keys().copied().collect();
             let Some(&id) = open.get(rng.index(open.len().max(1))) else { return Ok(()) };
-            if inner.outer.nodes.contains(&id) {
+            if !inner.outer.may_read(id) {
                 return Ok(());
             }
             (id, inner.model.clone())
@@ -234,6 +253,8 @@ impl World {
     fn locks_are_free(&self, fs: &Arc<Fs>, op: &Op) -> bool {
         let open = |inner: &Inner| node_of(op).is_some_and(|id| inner.files.contains_key(&id));
         match names_volume(op) {
+            // Snapshots flush.
+            _ if matches!(op, Op::Version(_)) => fs.free_locks().log && fs.names_are_free(None),
             _ if op.is_of_volumes() => fs.names_are_free(None),
             Some(volume) => open(&self.inner.lock()) || fs.names_are_free(Some(volume)),
             None => true,

@@ -88,8 +88,18 @@ impl World {
         self.told("devices back online", || format!("online {name}"));
         device.vanish(false);
         *self.gone.lock() = None;
-        let device: Arc<dyn BlockDevice> = device.clone();
-        self.changed(fs.online(&device), "online")
+        let dyn_device: Arc<dyn BlockDevice> = device.clone();
+        match fs.online(&dyn_device) {
+            // Power failed when it came new into another's place, before its own label was there.
+            Err(Error::Format(_)) => {
+                let others = || fs.devices().into_iter().filter(|d| d.path != name);
+                let old = others().find(|d| d.state == "replace");
+                let old = old.or_else(|| others().find(|d| d.state == "missing"));
+                let old = old.ok_or_else(|| format!("{name} has no label"))?;
+                self.changed(fs.replace(old.slot, &dyn_device, name), "replace again")
+            }
+            result => self.changed(result, "online"),
+        }
     }
 
     /// A step of what the background would do.

@@ -6,6 +6,7 @@ pub mod character;
 pub mod check;
 pub mod crash;
 pub mod inside;
+pub mod luns;
 pub mod members;
 pub mod model;
 pub mod observe;
@@ -16,17 +17,20 @@ pub mod quiet;
 pub mod record;
 pub mod rot;
 pub mod runner;
+pub mod versions;
 pub mod world;
 
 use character::{Config, Failure, Report};
 
-/// One seed in so many is a run of media that lie.
+/// One seed in so many is a run of media that lie, and one a run of the LUN layer.
 const ROT_ONE_IN: u64 = 8;
 
 /// Runs a schedule of the kind that its seed asks for.
 pub fn run(config: &Config) -> Result<Report, Failure> {
-    match config.seed % ROT_ONE_IN == ROT_ONE_IN - 1 && config.profile.is_none() {
-        true => rot::report(config),
-        false => world::run(config),
+    match config.seed % ROT_ONE_IN {
+        _ if config.profile.is_some() => world::run(config),
+        7 => rot::report(config),
+        6 => luns::report(config),
+        _ => world::run(config),
     }
 }

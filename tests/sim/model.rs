@@ -5,6 +5,7 @@
 //! a handle does, so a crash drops them. Cloning is cheap: nodes and their blocks are shared.
 
 use super::ops::{Op, What};
+use super::versions::{Snaps, AT_ONCE};
 use lunfs::fs::{
     Error, NodeId, NodeKind, Owner, RenameMode, SetAttr, Timestamp, VolumeId, XattrMode,
     MAX_FILE_BYTES, ROOT_INO,
@@ -121,6 +122,8 @@ impl Kind {
 pub struct Made {
     pub node: Option<(NodeId, u64)>,
     pub volume: Option<VolumeId>,
+    /// Snapshots in the order asked for; a clone; a rollback's volume, then its snapshot.
+    pub versions: [Option<VolumeId>; AT_ONCE],
 }
 
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -132,9 +135,14 @@ pub struct Model {
     pub open: BTreeSet<NodeId>,
     /// Highest inode number ever given away in each volume; of volume 0: highest volume.
     pub highest: BTreeMap<VolumeId, u64>,
+    pub snapshots: Snaps,
+    /// The live volume that a snapshot was made of, which a rollback may have ended since.
+    pub made_of: BTreeMap<VolumeId, VolumeId>,
+    /// Volumes that share or shared blocks.
+    pub derived: BTreeSet<VolumeId>,
 }
 
-type Applied = Result<(), Kind>;
+pub type Applied = Result<(), Kind>;
 
 impl Model {
     pub fn get(&self, id: NodeId) -> Option<&Node> {
@@ -147,7 +155,7 @@ impl Model {
 
     /// Names, attributes and where there is data; the bytes are compared elsewhere.
     pub fn digest(&self, hasher: &mut blake3::Hasher) {
-        hasher.update(format!("{:?}", self.volumes).as_bytes());
+        hasher.update(format!("{:?} {:?}", self.volumes, self.snapshots).as_bytes());
         for (id, node) in &self.nodes {
             let plain = (node.kind, node.mode, node.uid, node.gid, node.rdev, node.nlink);
             let text = format!("{id:?} {plain:?} {} {:?}", node.size, node.stamps);
@@ -210,12 +218,20 @@ impl Model {
 
     /// What names and blocks say, whoever has it open.
     pub fn same(&self, other: &Model) -> bool {
-        self.volumes == other.volumes && self.nodes == other.nodes
+        let snapshots = |model: &Model| {
+            let all = model.all_snaps().map(|(volume, name, snap)| (volume, name.clone(), *snap));
+            all.collect::<Vec<_>>()
+        };
+        self.volumes == other.volumes
+            && snapshots(self) == snapshots(other)
+            && self.nodes == other.nodes
     }
 
     /// Does it, or says why it is refused. What it makes is named by `made`.
     pub fn apply(&mut self, op: &Op, made: &Made) -> Applied {
         match op {
+            Op::Write { node, .. } if self.is_frozen(node.volume) => Err(Kind::Any),
+            Op::Version(op) => self.apply_version(op, made),
             Op::Create { dir, name, what, owner } => self.create(*dir, name, what, owner, made),
             Op::Link { node, dir, name } => self.link(*node, *dir, name),
             Op::Unlink { dir, name } => self.unlink(*dir, name),
@@ -261,7 +277,7 @@ impl Model {
         }
     }
 
-    fn given(&mut self, volume: VolumeId, number: u64) {
+    pub(super) fn given(&mut self, volume: VolumeId, number: u64) {
         let highest = self.highest.entry(volume).or_default();
         *highest = number.max(*highest);
     }
@@ -271,7 +287,10 @@ impl Model {
         let above = |volume, number| self.highest.get(&volume).is_none_or(|&top| number > top);
         let volume = made.volume.is_none_or(|id| above(VolumeId(0), u64::from(id.0)));
         let node = made.node.filter(|_| made.volume.is_none());
-        volume && node.is_none_or(|(id, _)| above(id.volume, id.ino))
+        let mut versions = made.versions.iter().flatten();
+        volume
+            && versions.all(|id| above(VolumeId(0), u64::from(id.0)))
+            && node.is_none_or(|(id, _)| above(id.volume, id.ino))
     }
 
     fn create(
@@ -551,11 +570,19 @@ impl Model {
     }
 
     fn volume_delete(&mut self, name: &str) -> Applied {
-        let volume = self.volumes.remove(name).ok_or(Kind::NotFound)?;
+        let volume = *self.volumes.get(name).ok_or(Kind::NotFound)?;
+        if self.snapshots.get(&volume).is_some_and(|snaps| !snaps.is_empty()) {
+            return Err(Kind::NotEmpty);
+        }
+        self.volumes.remove(name);
+        self.end_volume(volume);
+        Ok(())
+    }
+
+    pub(super) fn end_volume(&mut self, volume: VolumeId) {
         self.nodes.retain(|id, _| id.volume != volume);
         self.orphans.retain(|id, _| id.volume != volume);
         self.open.retain(|id| id.volume != volume);
-        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 //! count.
 
 use super::model::{Blocks, Body, Chunk, Model, Node, Stamps, BLOCK};
+use super::versions::Snap;
 use lunfs::device::sim::Rng;
 use lunfs::fs::{Attr, File, Fs, NodeId, NodeKind, VolumeId};
 use std::collections::BTreeMap;
@@ -22,10 +23,25 @@ pub fn observe(fs: &Arc<Fs>, rng: &mut Rng) -> Seen<Model> {
             format!("volume {name}: listed, but looked up {found:?}")
         })?;
         observe_tree(fs, volume, &mut model, rng).map_err(|e| format!("volume {name}: {e}"))?;
+        observe_snapshots(fs, volume, &mut model, rng)
+            .map_err(|e| format!("volume {name}: {e}"))?;
         model.volumes.insert(name, volume);
     }
     observe_tree(fs, VolumeId::TREE, &mut model, rng).map_err(|e| format!("the tree: {e}"))?;
+    observe_snapshots(fs, VolumeId::TREE, &mut model, rng)?;
     Ok(model)
+}
+
+fn observe_snapshots(fs: &Arc<Fs>, of: VolumeId, model: &mut Model, rng: &mut Rng) -> Seen<()> {
+    for info in fs.snapshot_list(of).map_err(|e| format!("snapshot_list: {e}"))? {
+        let name = info.name.clone();
+        let found = fs.snapshot_lookup(of, &name).map_err(|e| format!("snapshot_lookup: {e}"))?;
+        ensure(found.as_ref() == Some(&info), || format!("listed {info:?}, found {found:?}"))?;
+        observe_tree(fs, info.id, model, rng).map_err(|e| format!("snapshot {name}: {e}"))?;
+        let snap = Snap { id: info.id, held: info.held, until: info.hold_until };
+        model.snapshots.entry(of).or_default().insert(name, snap);
+    }
+    Ok(())
 }
 
 fn observe_tree(fs: &Arc<Fs>, volume: VolumeId, model: &mut Model, rng: &mut Rng) -> Seen<()> {
@@ -205,6 +221,10 @@ pub fn differences(wanted: &Model, seen: &Model) -> String {
     let mut out = Vec::new();
     if wanted.volumes != seen.volumes {
         out.push(format!("volumes {:?}, seen {:?}", wanted.volumes, seen.volumes));
+    }
+    let snapshots = |m: &Model| m.all_snaps().map(|s| format!("{s:?}")).collect::<Vec<_>>();
+    if snapshots(wanted) != snapshots(seen) {
+        out.push(format!("snapshots {:?}, seen {:?}", snapshots(wanted), snapshots(seen)));
     }
     for (id, node) in &wanted.nodes {
         match seen.nodes.get(id) {

@@ -2,12 +2,14 @@
 //! that one seed is one schedule.
 
 use super::model::{Body, Model, BLOCK};
+use super::versions::Version;
 use lunfs::device::sim::Rng;
 use lunfs::fs::{
     NodeId, NodeKind, Owner, RenameMode, SetAttr, VolumeId, XattrMode, ATOMIC_WRITE_BYTES,
     MAX_FILE_BYTES,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Bytes that are a function of a seed: a log of operations stays small.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +59,7 @@ pub enum Op {
     VolumeDelete { name: String },
     Open { node: NodeId },
     Close { node: NodeId },
+    Version(Version),
 }
 
 impl Op {
@@ -85,7 +88,7 @@ impl Op {
             | Op::XattrSet { node, .. }
             | Op::XattrRemove { node, .. } => vec![*node],
             Op::VolumeCreate { .. } | Op::VolumeRename { .. } | Op::VolumeDelete { .. } => vec![],
-            Op::Open { .. } | Op::Close { .. } => vec![],
+            Op::Open { .. } | Op::Close { .. } | Op::Version(_) => vec![],
         }
     }
 
@@ -96,19 +99,29 @@ impl Op {
         data || matches!(self, Zeros { .. } | SetSize { .. } | SetAttr { .. })
     }
 
-    /// It changes names of volumes.
+    /// It changes names of volumes, or of their versions.
     pub fn is_of_volumes(&self) -> bool {
         use Op::*;
-        matches!(self, VolumeCreate { .. } | VolumeRename { .. } | VolumeDelete { .. })
+        let named = matches!(self, VolumeCreate { .. } | VolumeRename { .. } | VolumeDelete { .. });
+        named || matches!(self, Version(_))
+    }
+
+    /// The volume that is no more after it.
+    pub fn ends(&self, model: &Model) -> Option<VolumeId> {
+        match self {
+            Op::VolumeDelete { name } => model.volumes.get(name).copied(),
+            Op::Version(op) => op.ends(model),
+            _ => None,
+        }
     }
 
     /// Deletes and what makes files smaller must work on a full pool.
     pub fn must_have_space(&self) -> bool {
         use Op::*;
-        matches!(
-            self,
-            Unlink { .. } | Rmdir { .. } | VolumeDelete { .. } | Open { .. } | Close { .. }
-        )
+        let handles = matches!(self, Open { .. } | Close { .. });
+        let ends =
+            matches!(self, VolumeDelete { .. } | Version(super::versions::Version::Delete { .. }));
+        handles || ends || matches!(self, Unlink { .. } | Rmdir { .. })
     }
 
     /// Not one atomic step: a crash may leave the first part of it.
@@ -139,27 +152,32 @@ pub enum Profile {
     Volumes,
     /// Data until the pool is full.
     Full,
+    /// Snapshots, clones and rollbacks.
+    Versions,
 }
 
 impl Profile {
-    pub const ALL: [Profile; 7] = {
+    pub const ALL: [Profile; 8] = {
         use Profile::*;
-        [Mixed, Names, Data, Sectors, Large, Volumes, Full]
+        [Mixed, Names, Data, Sectors, Large, Volumes, Full, Versions]
     };
 
     pub fn draw(rng: &mut Rng) -> Profile {
         use Profile::*;
-        [Mixed, Mixed, Names, Data, Sectors, Large, Volumes, Full][rng.index(8)]
+        [Mixed, Mixed, Names, Data, Sectors, Large, Volumes, Full, Versions, Versions]
+            [rng.index(10)]
     }
 
-    /// Weights of: create, link, unlink, rmdir, rename, data, attributes, volumes, handles.
-    fn weights(self) -> [u64; 9] {
+    /// Weights of: create, link, unlink, rmdir, rename, data, attributes, volumes, handles,
+    /// versions.
+    fn weights(self) -> [u64; 10] {
         match self {
-            Profile::Mixed => [12, 3, 6, 3, 6, 40, 8, 3, 8],
-            Profile::Names => [30, 8, 14, 8, 20, 8, 4, 1, 6],
-            Profile::Data | Profile::Sectors | Profile::Large => [3, 1, 1, 1, 1, 80, 3, 1, 4],
-            Profile::Volumes => [14, 2, 5, 2, 4, 20, 4, 20, 8],
-            Profile::Full => [6, 1, 2, 1, 1, 60, 1, 2, 3],
+            Profile::Mixed => [12, 3, 6, 3, 6, 40, 8, 3, 8, 4],
+            Profile::Names => [30, 8, 14, 8, 20, 8, 4, 1, 6, 1],
+            Profile::Data | Profile::Sectors | Profile::Large => [3, 1, 1, 1, 1, 80, 3, 1, 4, 3],
+            Profile::Volumes => [14, 2, 5, 2, 4, 20, 4, 20, 8, 6],
+            Profile::Full => [6, 1, 2, 1, 1, 60, 1, 2, 3, 3],
+            Profile::Versions => [8, 1, 4, 1, 2, 40, 3, 4, 5, 25],
         }
     }
 }
@@ -197,12 +215,20 @@ impl Generator<'_> {
             5 => self.data(),
             6 => self.attributes(),
             7 => Some(self.volume()),
-            _ => self.handle(),
+            8 => self.handle(),
+            _ => self.version(),
         };
         drawn.unwrap_or_else(|| self.create())
     }
 
+    /// A node that may be changed.
     fn pick(&mut self, wanted: impl Fn(&Model, NodeId) -> bool) -> Option<NodeId> {
+        let frozen: BTreeSet<VolumeId> =
+            self.model.all_snaps().map(|(_, _, snap)| snap.id).collect();
+        self.pick_any(|model, id| !frozen.contains(&id.volume) && wanted(model, id))
+    }
+
+    pub(super) fn pick_any(&mut self, wanted: impl Fn(&Model, NodeId) -> bool) -> Option<NodeId> {
         let all: Vec<NodeId> = self.model.nodes.keys().copied().collect();
         let free = all.into_iter().filter(|&id| Some(id) != self.ballast);
         let fit: Vec<NodeId> = free.filter(|&id| wanted(self.model, id)).collect();
@@ -452,16 +478,19 @@ impl Generator<'_> {
                 return Some(Op::Close { node });
             }
         }
-        let node = self.file()?;
+        let file = |model: &Model, id| model.get(id).is_some_and(|n| n.kind == NodeKind::File);
+        let node = if self.rng.chance(1, 3) { self.pick_any(file) } else { self.file() }?;
         (!self.model.open.contains(&node)).then_some(Op::Open { node })
     }
 }
 
-/// The blocks that a model's files hold: what bounds how much a run may write.
+/// The blocks that a model's files hold, those that versions have in common once: what bounds how
+/// much a run may write.
 pub fn blocks_held(model: &Model) -> usize {
-    let held = |node: &super::model::Node| match &node.body {
-        Body::File(blocks) => blocks.len(),
+    let mut seen = BTreeSet::new();
+    let held = |node: &Arc<super::model::Node>| match &node.body {
+        Body::File(blocks) if seen.insert(Arc::as_ptr(node)) => blocks.len(),
         _ => 0,
     };
-    model.nodes.values().chain(model.orphans.values()).map(|node| held(node)).sum()
+    model.nodes.values().chain(model.orphans.values()).map(held).sum()
 }

@@ -31,13 +31,14 @@ pub fn perform(fs: &Arc<Fs>, op: &Op, handle: Option<File>) -> Answer {
     match op {
         Op::Create { dir, name, what, owner } => {
             let attr = fs.create(*dir, name, new_node(what), *owner)?;
-            return Ok((Made { node: Some((attr.id, attr.generation)), volume: None }, None));
+            let node = Some((attr.id, attr.generation));
+            return Ok((Made { node, ..Made::default() }, None));
         }
         Op::VolumeCreate { name, owner } => {
             let volume = fs.volume_create(name, *owner)?;
             let attr = fs.getattr(NodeId::root(volume))?;
             let node = Some((attr.id, attr.generation));
-            return Ok((Made { node, volume: Some(volume) }, None));
+            return Ok((Made { node, volume: Some(volume), ..Made::default() }, None));
         }
         Op::Open { node } => return Ok((Made::default(), Some(fs.open_file(*node)?))),
         Op::Link { node, dir, name } => fs.link(*node, *dir, name).map(drop)?,
@@ -76,6 +77,7 @@ pub fn perform(fs: &Arc<Fs>, op: &Op, handle: Option<File>) -> Answer {
         Op::XattrRemove { node, name } => fs.xattr_remove(*node, name)?,
         Op::VolumeRename { from, to } => fs.volume_rename(from, to)?,
         Op::VolumeDelete { name } => fs.volume_delete(name)?,
+        Op::Version(op) => return op.perform(fs),
         Op::Close { .. } => {}
     }
     Ok((Made::default(), None))

@@ -143,12 +143,14 @@ fn made_as_seen(op: &Op, seen: &Model) -> Made {
     match op {
         Op::Create { dir, name, .. } => {
             let id = seen.entries(*dir).ok().and_then(|entries| entries.get(name));
-            Made { node: id.and_then(|&id| node_of(id)), volume: None }
+            Made { node: id.and_then(|&id| node_of(id)), ..Made::default() }
         }
         Op::VolumeCreate { name, .. } => {
             let volume = seen.volumes.get(name).copied();
-            Made { node: volume.and_then(|volume| node_of(NodeId::root(volume))), volume }
+            let node = volume.and_then(|volume| node_of(NodeId::root(volume)));
+            Made { node, volume, ..Made::default() }
         }
+        Op::Version(op) => op.made_as_seen(seen),
         _ => Made::default(),
     }
 }

@@ -265,6 +265,7 @@ impl World {
             11 => self.look_at_all(&mut rng)?,
             12 if rng.chance(1, 6) => self.reopen(&mut rng)?,
             13 if who.grows => self.grow(&mut rng)?,
+            14 | 15 => self.compare_versions(&mut rng)?,
             _ => self.operate(&mut rng)?,
         }
         if let Some(why) = self.inner.lock().failure.take() {
@@ -302,7 +303,7 @@ impl World {
     fn hurt(&self, rng: &mut Rng) {
         let Some(device) = self.devices.first() else { return };
         self.hurt.store(true, SeqCst);
-        let stored = device.stored_blocks();
+        let stored: Vec<u64> = device.stored_blocks().into_iter().filter(|at| *at > 0).collect();
         let what = match rng.below(6) {
             0 => {
                 device.fail_writes(1);
@@ -321,7 +322,8 @@ impl World {
                 "lost writes of a mirror"
             }
             4 => {
-                device.rot(rng.bits(), 5, 0);
+                // One copy of the label stays: without any the device would be nobody's.
+                device.rot(rng.bits(), 5, 1);
                 "flipped bits of a mirror"
             }
             _ => {
@@ -668,7 +670,7 @@ impl Inner {
         match (op, file) {
             (Op::Open { node }, Some(file)) => self.files.insert(*node, file),
             (Op::Close { node }, _) => self.files.remove(node),
-            (Op::VolumeDelete { .. }, _) => {
+            (Op::VolumeDelete { .. } | Op::Version(_), _) => {
                 let Inner { files, model, .. } = self;
                 files.retain(|id, _| model.open.contains(id));
                 None

@@ -3,7 +3,9 @@
 use crate::lab::*;
 use fs_layout::{Root, ROOT_COPIES};
 use lunfs::device::sim::SimDevice;
+use lunfs::device::BlockDevice;
 use lunfs::fs::Fs;
+use std::sync::Arc;
 
 fn newest_slot(device: &SimDevice) -> u64 {
     let epoch = |slot: &u64| {
@@ -57,5 +59,37 @@ fn a_crash_leaves_a_root() {
         assert!(copies[0] + copies[1] <= 1, "{copies:?} at {fail_after}");
         assert_readable(&open(&devices), id, 1, 10);
         assert_sound(&devices);
+    }
+}
+
+/// Power fails between the copies of the newest root, and again while a later root is written over
+/// that slot's first copy. If recovery had left the second copy as it was, an older root, then no
+/// copy of the root before the newest would be there.
+#[test]
+fn recovery_makes_the_copies_of_a_slot_alike() {
+    let devices = plain(1);
+    let fs = open(&devices);
+    let id = make_file(&fs, "f", 1, 10);
+    fs.consistency_point().expect("consistency point");
+    let slot = newest_slot(&devices[0]);
+    let older = read_block(&devices[0], ROOT_COPIES[1] + slot);
+    make_file(&fs, "g", 2, 10);
+    fs.consistency_point().expect("consistency point");
+    make_file(&fs, "h", 3, 10);
+    fs.consistency_point().expect("consistency point");
+    assert_eq!(newest_slot(&devices[0]), slot);
+    let between = devices[0].after_crash(1);
+    between.write(ROOT_COPIES[1] + slot, &[&older]).expect("write");
+    between.flush().expect("flush");
+    for fail_after in 1..40 {
+        let devices = vec![Arc::new(between.after_crash(1))];
+        let fs = open(&devices);
+        make_file(&fs, "i", 4, 10);
+        devices[0].power_fails_at(Some(devices[0].calls() + fail_after));
+        let _ = fs.consistency_point();
+        drop(fs);
+        devices[0].crash(fail_after);
+        assert_sound(&devices);
+        assert_readable(&open(&devices), id, 1, 10);
     }
 }

@@ -78,8 +78,8 @@ fn leaves(core: &Core, inode: &Inode, leaf: &mut dyn FnMut(u64, &Pointer)) {
         let Ok(node) = core.store.read(&p) else { continue };
         let below = (0..POINTERS_PER_NODE).rev();
         waiting.extend(below.filter_map(|i| {
-            let p = Pointer::in_node(&node.bytes.0, i).ok()?;
-            Some((p, height - 1, base * FAN + i as u64))
+            let below = p.child(&node.bytes.0, i).ok()?;
+            Some((below, height - 1, base * FAN + i as u64))
         }));
     }
 }
@@ -137,7 +137,7 @@ fn tree(core: &Core, p: &Pointer, height: u8, base: u64, out: &mut Object) {
     match core.store.read(p) {
         Ok(node) => {
             for i in 0..POINTERS_PER_NODE {
-                if let Ok(below) = Pointer::in_node(&node.bytes.0, i) {
+                if let Ok(below) = p.child(&node.bytes.0, i) {
                     tree(core, &below, height - 1, base * FAN + i as u64, &mut shown);
                 }
             }

@@ -6,7 +6,7 @@ use crate::fs::error::Result;
 use crate::fs::labels::read_one;
 use crate::fs::members::Device;
 use fs_layout::{
-    Label, Root, SegmentMapPage, LABEL_PLACES, ROOT_COPIES, ROOT_SLOTS, SEGMENT_MAP_BASE,
+    FileRange, Label, Root, SegmentMapPage, LABEL_PLACES, ROOT_COPIES, ROOT_SLOTS, SEGMENT_MAP_BASE,
 };
 
 /// Each device's own places.
@@ -65,6 +65,18 @@ pub(super) fn space(core: &Core) -> Object {
     out
 }
 
+fn range(r: &FileRange) -> Object {
+    match r {
+        FileRange::Hole(first, count) => {
+            Object::new("hole").with("first", first).with("count", count)
+        }
+        FileRange::Clone(c) => {
+            let out = Object::new("clone").with("first", c.first).with("height", c.height);
+            out.with("count", c.data_blocks).with("block", c.block)
+        }
+    }
+}
+
 /// Groups that recovery would replay.
 pub(super) fn log(core: &Core) -> Result<Object> {
     let mut out = Object::new("log");
@@ -75,10 +87,7 @@ pub(super) fn log(core: &Core) -> Result<Object> {
         for r in &records {
             let name = format!("volume {} inode {}", r.volume, r.ino);
             let mut record = Object::new(name);
-            for (first, count) in &r.holes {
-                let hole = Object::new("hole").with("first", first).with("count", count);
-                record.parts.push(hole);
-            }
+            record.parts.extend(r.ranges.iter().map(range));
             for run in r.links.chunk_by(|a, b| {
                 a.disk_block + 1 == b.disk_block && a.file_block + 1 == b.file_block
             }) {

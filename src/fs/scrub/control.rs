@@ -10,6 +10,7 @@ use crate::fs::error::Result;
 use crate::fs::types::*;
 use fs_layout::{ScrubRecord, ScrubResult};
 use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +60,8 @@ pub(crate) struct Scrub {
     state: Mutex<State>,
     /// Held during a step: one at a time.
     stepping: Mutex<()>,
+    /// Versions to be walked once more, and from which birth on.
+    again: Mutex<BTreeMap<u32, u64>>,
 }
 
 #[derive(Default)]
@@ -102,7 +105,29 @@ impl Scrub {
         let at = at.map(|at| if at.phase == Phase::Log { Cursor { ino: 0, ..at } } else { at });
         let walk = Walk { at: at.unwrap_or_default(), ..Walk::default() };
         let state = State { record, walk, ..State::default() };
-        Scrub { state: Mutex::new(state), stepping: Mutex::new(()) }
+        Scrub { state: Mutex::new(state), ..Scrub::default() }
+    }
+
+    /// A deleted snapshot went, and `heir` has alone what they shared, as far as it is younger than
+    /// `bound`. Where the walk had come past the heir, and left that for the snapshot that it has
+    /// not come to, the heir is walked once more. (Only a live version has a lower number than the
+    /// snapshot that it continues.) A restart forgets that: the next scrub will find it.
+    pub fn joined(&self, heir: u64, ended: u64, bound: u64) {
+        let is_stepping = self.stepping.try_lock().is_none();
+        let s = self.state.lock();
+        let at = s.walk.at;
+        let in_trees = s.record.running && at.phase == Phase::Trees;
+        let reached = heir <= u64::from(at.volume) || is_stepping;
+        if in_trees && heir < ended && u64::from(at.volume) <= ended && reached {
+            let mut again = self.again.lock();
+            let since = again.entry(heir as u32).or_insert(bound);
+            *since = bound.min(*since);
+        }
+    }
+
+    /// A version that has to be walked once more.
+    pub fn once_more(&self) -> Option<(u32, u64)> {
+        self.again.lock().pop_first()
     }
 
     /// What the next root says. Called by the consistency point.
@@ -194,6 +219,7 @@ impl Core {
                 ..ScrubRecord::default()
             };
             *s = State { record, turn, ..State::default() };
+            self.scrub.again.lock().clear();
         }
         self.consistency_point_forced()?;
         self.bell.ring(super::super::core::BELL_SCRUB);

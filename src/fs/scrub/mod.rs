@@ -188,6 +188,8 @@ pub(crate) struct Walk {
     pub chain: Option<fixed::ChainPlace>,
     /// Consistency points have to write something anew.
     pub renew: bool,
+    /// A version is walked once more, its blocks born after this epoch: see [`Scrub::joined`].
+    pub again: Option<u64>,
 }
 
 impl Walk {

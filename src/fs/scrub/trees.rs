@@ -154,7 +154,7 @@ impl<'a> Descent<'a> {
         self.nodes_left -= 1;
         let Some(node) = self.node(p, height, base)? else { return Ok(()) };
         for i in 0..POINTERS_PER_NODE {
-            let below = Pointer::in_node(&node.0, i).map_err(|e| Error::Format(e.to_string()))?;
+            let below = p.child(&node.0, i).map_err(|e| Error::Format(e.to_string()))?;
             self.slot(&below, height - 1, base + i as u64 * reach(height - 1))?;
         }
         Ok(())
@@ -205,9 +205,10 @@ impl Core {
             self.next_volume(w);
             return Ok(());
         };
-        let elsewhere = match w.every_version {
-            true => 0,
-            false => self.born_elsewhere(volume, &file)?,
+        let elsewhere = match (w.again, w.every_version) {
+            (Some(since), _) => since,
+            (None, true) => 0,
+            (None, false) => self.born_elsewhere(volume, &file)?,
         };
         let since = w.since.max(elsewhere);
         let Some(block) = self.walk_inode_block(w, &file, since, found)? else { return Ok(()) };
@@ -384,9 +385,15 @@ impl Core {
     fn next_volume(&self, w: &mut Walk) {
         let end = self.volumes.get(&TABLE).map_or(0, |t| t.next_ino.load(Ordering::Relaxed));
         let next = u64::from(w.at.volume.max(VolumeId::TREE.0 - 1)) + 1;
-        w.enter(if next < end { Phase::Trees } else { Phase::Dead });
-        if next < end {
+        let is_over = w.again.take().is_some() || next >= end;
+        w.enter(Phase::Trees);
+        if !is_over {
             w.at.volume = next as u32;
+            return;
+        }
+        match if w.every_version { None } else { self.scrub.once_more() } {
+            Some((volume, since)) => (w.at.volume, w.again) = (volume, Some(since)),
+            None => w.enter(Phase::Dead),
         }
     }
 

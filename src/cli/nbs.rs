@@ -328,25 +328,30 @@ fn quiesced(
     if let Some(why) = &report.stuck {
         output::error_line(&format!("lunfs: the application may still be frozen ({kind}): {why}"));
     }
-    let why = format!("{kind}: {}", report.why.unwrap_or_default());
-    let Some(mut made) = report.made.transpose()? else {
-        let what = "no snapshot was made: the application did not come to rest";
-        let todo = "mend that, or make a crash-consistent one without --quiesce";
-        return Err(Message::new(what).why(why).todo(todo).into());
-    };
-    let snapshot = made.get("snapshot").and_then(Value::as_str).unwrap_or(wanted).to_owned();
+    let why = report.why.unwrap_or_default();
+    let made = report.made.transpose()?;
+    let snapshot = made.as_ref().and_then(|made| made.get("snapshot")?.as_str());
     let outcome = outcome_word(report.outcome);
-    let note = Element::new("nbsMsg").with("name", "snap-note").with("snapId", &snapshot);
-    let note = note.with("hook", kind).with("outcome", outcome);
+    let note = Element::new("nbsMsg").with("name", "snap-note").with("hook", kind);
+    let note = note.with("outcome", outcome).with("why", &why);
+    let note = snapshot.map_or(note.clone(), |snapshot| note.with("snapId", snapshot));
     let noted = client.call(Request::Message(note));
-    if report.outcome != HookOutcome::AtRest {
-        let todo = "keep it as that, or delete it and try again";
-        let what = "the snapshot is crash-consistent only";
-        return Err(Message::new(what).why(why).todo(todo).into());
+    let why = format!("{kind}: {why}");
+    match made {
+        Some(mut made) if report.outcome == HookOutcome::AtRest => {
+            noted.map_err(|error| failed(name, &error))?;
+            (made["outcome"], made["hook"]) = (outcome.into(), kind.into());
+            Ok(made)
+        }
+        Some(_) => Err(Message::new("the snapshot is crash-consistent only")
+            .why(why)
+            .todo("keep it as that, or delete it and try again")
+            .into()),
+        None => Err(Message::new("no snapshot was made: the application did not come to rest")
+            .why(why)
+            .todo("mend that, or make a crash-consistent one without --quiesce")
+            .into()),
     }
-    noted.map_err(|error| failed(&format!("{name}@{snapshot}"), &error))?;
-    (made["outcome"], made["hook"]) = (outcome.into(), kind.into());
-    Ok(made)
 }
 
 fn outcome_word(outcome: HookOutcome) -> &'static str {

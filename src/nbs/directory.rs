@@ -114,8 +114,14 @@ pub trait Object: Send + Sync + fmt::Debug {
     /// Carries it out; the snapshot it was about.
     fn snap(&self, order: &SnapOrder) -> Result<SnapFacts, Status>;
     /// Whether a snapshot's application was at rest, by the word of the client's hook: `at-rest`,
-    /// `refused`, `timed-out` or `went-on`.
-    fn note_snap(&self, name: &str, hook: &str, outcome: &str) -> Result<(), Status>;
+    /// `refused`, `timed-out` or `went-on`, and why. `None`: no snapshot was made.
+    fn note_snap(
+        &self,
+        name: Option<&str>,
+        hook: &str,
+        outcome: &str,
+        why: &str,
+    ) -> Result<(), Status>;
     /// The opaque data.
     fn read_opaque(&self) -> Result<Vec<u8>, Status>;
     /// Replaces them.

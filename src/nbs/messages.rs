@@ -96,5 +96,7 @@ fn logout(object: &dyn Object, _message: &Element) -> Result<Element, Status> {
 /// How the client's application fared while a snapshot was made.
 fn snap_note(object: &dyn Object, message: &Element) -> Result<Element, Status> {
     let field = |key: &str| message.get(key).ok_or(Status::Invalid);
-    object.note_snap(field("snapId")?, field("hook")?, field("outcome")?).map(|()| reply())
+    let (hook, outcome) = (field("hook")?, field("outcome")?);
+    let why = message.get("why").unwrap_or_default();
+    object.note_snap(message.get("snapId"), hook, outcome, why).map(|()| reply())
 }

@@ -382,7 +382,13 @@ impl Object for OpenObject {
         self.snap_now(&self.lun().name(), order).map_err(|error| status_of(&error))
     }
 
-    fn note_snap(&self, name: &str, hook: &str, outcome: &str) -> Result<(), Status> {
+    fn note_snap(
+        &self,
+        name: Option<&str>,
+        hook: &str,
+        outcome: &str,
+        why: &str,
+    ) -> Result<(), Status> {
         self.check_may_change("a note on a snapshot")?;
         let outcome = match outcome {
             "at-rest" => HookOutcome::AtRest,
@@ -392,7 +398,7 @@ impl Object for OpenObject {
             _ => return Err(Status::Invalid),
         };
         let how = Consistency { outcome, hook: hook.to_owned() };
-        let noted = self.catalog.snapshot_note(&self.lun().name(), Some(name), &how, "");
+        let noted = self.catalog.snapshot_note(&self.lun().name(), name, &how, why);
         noted.map_err(|error| status_of(&error))
     }
 

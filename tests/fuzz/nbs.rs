@@ -74,7 +74,13 @@ impl Object for RamObject {
         Ok(SnapFacts { name: "s".into(), time: "t".into() })
     }
 
-    fn note_snap(&self, _name: &str, _hook: &str, _outcome: &str) -> Result<(), Status> {
+    fn note_snap(
+        &self,
+        _name: Option<&str>,
+        _hook: &str,
+        _outcome: &str,
+        _why: &str,
+    ) -> Result<(), Status> {
         Ok(())
     }
 

@@ -5,7 +5,10 @@ mod lab;
 
 use lab::*;
 use lunfs::device::sim::Rng;
-use lunfs::fs::{DiffBase, Error, File, NewNode, NodeId};
+use lunfs::device::BlockDevice;
+use lunfs::fs::{check as check_pool, dump, repair};
+use lunfs::fs::{CheckOptions, DiffBase, DumpWhat, Error, File, NewNode, NodeId};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Another file of a volume.
@@ -235,6 +238,51 @@ fn what_cannot_be_cloned_is_refused() {
     let refused = lab.fs.clone_range(&frozen, 0, &a, 0, BS);
     assert!(matches!(refused, Err(Error::Stale)), "{refused:?}");
     assert_eq!(lab.fs.clone_range(&a, 10 * BS, &a, 0, BS).unwrap(), 0);
+}
+
+/// The place of the only block of counts, as a dump tells it.
+fn place_of_counts(device: &Arc<dyn BlockDevice>) -> u64 {
+    let shown = dump(std::slice::from_ref(device), &DumpWhat::Inode(0, 6)).unwrap().to_string();
+    let data = shown.lines().find(|line| line.trim_start().starts_with("data")).unwrap();
+    let words: Vec<&str> = data.split_whitespace().collect();
+    let at = words.iter().position(|word| word.starts_with("block")).unwrap();
+    let number = words[at].strip_prefix("block=").unwrap_or_else(|| words[at + 1]);
+    number.parse().unwrap()
+}
+
+/// Nothing is freed whose count is not known; a repair counts anew.
+#[test]
+fn lost_counts_cost_space_until_they_are_repaired() {
+    let lab = Lab::new(1 << 15);
+    let (v, a) = lab.volume("a");
+    let new = lab.used();
+    fill(&a, 0, 1000, 1);
+    lab.fs.consistency_point().unwrap();
+    let b = another(&lab, &a, "b");
+    clone(&lab, &a, 0, &b, 0, 1000);
+    lab.fs.close().unwrap();
+    let (a, b) = (a.id(), b.id());
+    let device: Arc<dyn BlockDevice> = lab.device.clone();
+    // On a single device the pool's blocks have the device's numbers.
+    lab.device.flip_bit(place_of_counts(&device), 7);
+    let lab = Lab { fs: mount(&lab.device, &lab.clock, 64 * MIB), ..lab };
+    lab.fs.open_file(a).unwrap().set_size(0).unwrap();
+    lab.drain();
+    let b = lab.fs.open_file(b).unwrap();
+    assert_eq!((byte_at(&b, 0), byte_at(&b, 999)), (1, 1));
+    lab.fs.close().unwrap();
+    drop(b);
+    let options = CheckOptions { data: true };
+    assert!(!check_pool(std::slice::from_ref(&device), options).unwrap().errors.is_empty());
+    let repaired = repair(std::slice::from_ref(&device), false).unwrap();
+    assert!(repaired.after.errors.is_empty(), "{:?}", repaired.after.errors);
+    assert!(repaired.actions.iter().any(|a| a.contains("counts")), "{:?}", repaired.actions);
+    let lab = Lab { fs: mount(&lab.device, &lab.clock, 64 * MIB), ..lab };
+    let root = NodeId::root(v);
+    lab.fs.unlink(root, b"b").unwrap();
+    let left = lab.used();
+    assert!(left <= new + 4, "{left} blocks are used, {new} were");
+    lab.check();
 }
 
 fn model_clone(

@@ -294,7 +294,8 @@ pub struct Serve {
     /// Devices of the pool: any of them is enough where the others are beside it
     #[arg(value_name = "PATH")]
     pub paths: Vec<PathBuf>,
-    /// TOML with the same names: path, mount, iscsi, nbd, nbs, advertise, cache, degraded, insecure
+    /// TOML with the same names: path, mount, iscsi, nbd, nbs, tls, advertise, cache, degraded,
+    /// insecure
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Mount the pool's tree on this directory
@@ -312,6 +313,10 @@ pub struct Serve {
     #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = "")]
     #[arg(action = ArgAction::Append)]
     pub nbs: Vec<String>,
+    /// Folder of certificates for NBD over TLS: ca-cert.pem, server-cert.pem, server-key.pem, and
+    /// authorized-clients, if it is there
+    #[arg(long, value_name = "DIR")]
+    pub tls: Option<PathBuf>,
     /// What iSCSI discovery names instead of the address that was dialled
     #[arg(long, value_name = "ADDR")]
     pub advertise: Option<String>,
@@ -645,13 +650,6 @@ mod tests {
         "lunfs initiator remove iqn.2026-11.org:a --dry-run",
         "lunfs initiator list --json",
         "lunfs initiator show iqn.2026-11.org:a",
-        "lunfs nbs list --server a:1,b --json",
-        "lunfs nbs info vm1 --user u --secret-file f",
-        "lunfs nbs read vm1 - --offset 4K --length 512",
-        "lunfs nbs write vm1 f --dry-run",
-        "lunfs nbs attach a,b/vm1 --nbd unix:/n",
-        "lunfs nbs snap create vm1@s --server a,b",
-        "lunfs nbs snap list vm1",
         "lunfs lun export a@b:c f",
         "lunfs snapshot create a@x b /@y --dry-run --json",
         "lunfs snapshot list",
@@ -701,8 +699,6 @@ mod tests {
             "lunfs initiator add iqn.2026-11.org:a --chap-user u",
             "lunfs initiator add iqn.2026-11.org:a --allow a:rx",
             "lunfs initiator add iqn.2026-11.org:a --quota a",
-            "lunfs nbs attach a/vm1",
-            "lunfs nbs list --user u",
             "lunfs pool check p --dry-run",
             "lunfs pool create p --redundancy raid6",
             "lunfs snapshot create",

@@ -9,7 +9,7 @@ use serde_json::{json, Value};
 
 /// What a list of LUNs shows.
 const COLUMNS: &[&str] =
-    &["name", "size_bytes", "used_bytes", "snapshots", "snapshots_bytes", "lease", "sessions"];
+    &["name", "size_bytes", "used_bytes", "snapshots", "snapshots_used_bytes", "lease", "sessions"];
 
 /// Carries a verb out.
 pub fn run(verb: &Lun, common: &Common) -> Result<()> {

@@ -126,7 +126,7 @@ impl Session<'_> {
             Err(lun::Error::NotFound(_)) => None,
             answer => unless_gone(answer)?,
         };
-        lun["snapshots_bytes"] = json!(bytes);
+        lun["snapshots_used_bytes"] = json!(bytes);
         Ok(())
     }
 

@@ -145,7 +145,9 @@ impl Session<'_> {
         let report = |done: u64, size: u64| progress.report(done, size);
         let done = images::export(&lun, target, past_bad, &report);
         let done = done.map_err(|e| progress.explain(e.into()))?;
-        let range = |(offset, length): &(u64, u64)| json!({ "offset_bytes": offset, "length_bytes": length });
+        let range = |(offset_bytes, length_bytes): &(u64, u64)| {
+            json!({ "offset_bytes": offset_bytes, "length_bytes": length_bytes })
+        };
         Ok(json!({
             "name": lun.name(),
             "image_bytes": done.moved.size_bytes,

@@ -107,8 +107,6 @@ pub(super) struct Count<'a> {
     pub(super) core: &'a Core,
     pub(super) options: CheckOptions,
     pub(super) clones: Clones,
-    /// What is below a clone is looked at for its file's count of blocks alone.
-    counts_only: bool,
     /// The count of blocks is asked for.
     counts_blocks: bool,
     pub(super) seen: Vec<u64>,
@@ -156,7 +154,6 @@ impl<'a> Count<'a> {
             core,
             options,
             clones: Clones::new(words),
-            counts_only: false,
             counts_blocks: false,
             seen: vec![0; words],
             report: Report::default(),
@@ -420,22 +417,17 @@ impl<'a> Count<'a> {
             return Ok(());
         }
         let shared = p.birth <= self.bound;
-        let is_later = p.cloned && height > 0 && !shared;
-        if self.counts_only {
-            // It has been seen to.
-        } else if is_later {
-            self.clones.later.push((*p, height, self.place.clone()));
-            if !self.counts_blocks {
-                return Ok(());
-            }
-        } else if !(if shared { self.shared_block(p) } else { self.mark(p.block) }) {
+        if p.cloned && height > 0 {
+            return self.cloned_tree(p, height, shared);
+        }
+        if !(if shared { self.shared_block(p) } else { self.mark(p.block) }) {
             if height == 0 && !shared {
                 self.findings.push(Finding::Shared(self.at, base, *p));
             }
             return Ok(());
         }
         if height == 0 {
-            if verify && !shared && !self.counts_only {
+            if verify && !shared {
                 self.verify(base, p);
             }
             return leaf(self, base, p);
@@ -450,8 +442,6 @@ impl<'a> Count<'a> {
                 return Ok(());
             }
         };
-        let before = self.counts_only;
-        self.counts_only |= is_later;
         for i in 0..fs_layout::POINTERS_PER_NODE {
             let child = p.child(&raw.bytes.0, i);
             let at = base * fs_layout::POINTERS_PER_NODE as u64 + i as u64;
@@ -460,7 +450,6 @@ impl<'a> Count<'a> {
                 Err(e) => self.unread(format!("node at block {}, slot {i}: {e}", p.block)),
             }
         }
-        self.counts_only = before;
         Ok(())
     }
 
@@ -531,6 +520,7 @@ impl<'a> Count<'a> {
             Ok(())
         })?;
         self.counts_blocks = false;
+        blocks += std::mem::take(&mut self.clones.data_blocks);
         if !whole {
             return Ok(());
         }

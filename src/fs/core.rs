@@ -243,6 +243,8 @@ pub(crate) struct CpState {
     pub doomed: Vec<u64>,
     /// Dead lists that a repair made anew, for the next one to write.
     pub relisted: Vec<(VolumeId, Vec<fs_layout::DeadEntry>)>,
+    /// Counts of clones as a repair found that they should be: all of them.
+    pub recounted: Option<std::collections::BTreeMap<u64, u32>>,
 }
 
 pub(crate) struct Core {
@@ -649,6 +651,7 @@ impl CpState {
             reclaim: Default::default(),
             doomed: Vec::new(),
             relisted: Vec::new(),
+            recounted: None,
         }
     }
 }

@@ -177,6 +177,21 @@ impl Work<'_> {
         }
     }
 
+    /// Takes over what a repair counted, before anything else is.
+    pub fn recount(&mut self, cp: &mut CpState) -> Result<()> {
+        let Some(counts) = cp.recounted.take().filter(|_| self.core.has_counts()) else {
+            return Ok(());
+        };
+        let file = self.core.inode(COUNTS)?;
+        let mut at = 0;
+        while let Some(page) = self.core.seek_file_block(&file, at)? {
+            let zeros = Page { raw: Some(Block::zeroed()), is_changed: true };
+            self.counts.pages.insert(page, zeros);
+            at = page + 1;
+        }
+        counts.into_iter().try_for_each(|(block, count)| self.set_count(block, count))
+    }
+
     /// Writes what changed; a page of zeros becomes a hole.
     pub fn write_counts(&mut self) -> Result<()> {
         let epoch = self.epoch;

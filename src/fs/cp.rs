@@ -116,6 +116,7 @@ impl Core {
         }
         work.names_nodes = cp.root.incompatible & FEATURE_DEAD_NODES != 0;
         self.names_nodes.store(work.names_nodes, Ordering::Release);
+        work.recount(cp)?;
         for f in frozen {
             work.take_up(cp, f)?;
         }

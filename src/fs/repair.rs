@@ -66,6 +66,7 @@ pub fn repair(devices: &[Device], dry_run: bool) -> Result<Repaired> {
         let core = replay(&devices, &mut actions)?;
         mend_trees(&core, &mut actions)?;
         core.consistency_point_forced()?;
+        mend_counts(&core, &mut actions)?;
     }
     // What had two owners was freed by one of them.
     recount(&devices, &mut actions)?;
@@ -232,6 +233,21 @@ fn mend_trees(core: &Core, actions: &mut Vec<String>) -> Result<()> {
         actions.extend(done);
     }
     core.remove_names_of(&missing, actions)
+}
+
+/// Sets the counts of clones right, if they are wrong and all that is cloned can be read.
+fn mend_counts(core: &Core, actions: &mut Vec<String>) -> Result<()> {
+    let mut count = Count::new(core, METADATA);
+    count.run()?;
+    let Some(counts) = count.recounted_clones() else { return Ok(()) };
+    let done = core.consistency_point_with(|cp| {
+        cp.recounted = Some(counts);
+        Ok(true)
+    })?;
+    if done {
+        actions.push("the counts of shared blocks were made anew".into());
+    }
+    Ok(())
 }
 
 /// Verifies and heals every copy of everything.

@@ -132,6 +132,19 @@ fn crashed(device: &SimDevice) -> Arc<SimDevice> {
         }
         fs.sync().unwrap();
     }
+    // Clones whose counts are in the root, and clones in the log.
+    fs.consistency_point().unwrap();
+    let source = fs.open_file(fs.lookup(root, b"n5").unwrap().id).unwrap();
+    for name in [b"c0", b"c1"] {
+        let made = fs.create(root, name, NewNode::File, OWNER).unwrap();
+        let clone = fs.open_file(made.id).unwrap();
+        fs.clone_range(&source, 0, &clone, 0, 1 << 20).unwrap();
+        fs.clone_range(&source, 4096, &clone, 2 << 20, 1 << 18).unwrap();
+        if name == b"c0" {
+            fs.consistency_point().unwrap();
+            clone.write_at(8192, &[9; 4096]).unwrap();
+        }
+    }
     fs.unlink(root, b"large").unwrap();
     fs.volume_delete("vm1").unwrap();
     fs.sync().unwrap();

@@ -60,7 +60,7 @@ def commands(lab, served):
     equal("its export", shown["nbd_export"], "vm1@b")
     shown = lab.ask("lun", "show", "vm1")
     equal("the LUN counts them", shown["snapshots"], 2)
-    check("and says what only they hold", MIB <= shown["snapshots_bytes"] < 4 * MIB, shown)
+    check("and says what only they hold", MIB <= shown["snapshots_used_bytes"] < 4 * MIB, shown)
     lab.do("lun", "export", "vm1@a", lab.path("a.raw"))
     tool("cmp", first, lab.path("a.raw"))
     diff = lab.ask("snapshot", "diff", "vm1@a", "vm1@b")["extents"]

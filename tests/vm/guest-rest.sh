@@ -29,11 +29,11 @@ qemu-ga -m unix-listen -p /run/agent.sock -t /run >/tmp/agent.log 2>&1 &
 for _ in $(seq 100); do [ -S /run/agent.sock ] && break; sleep 0.1; done
 [ -S /run/agent.sock ] || { cat /tmp/agent.log; die "the agent"; }
 sleep 1
-say "writing"
 # Each connection is one of the agent's; a line `quit` ends it.
 python3 - "$agent_port" <<'PYTHON' || die "the relay"
 import select, socket, sys
 door = socket.create_server(("0.0.0.0", int(sys.argv[1])))
+print("guest: writing", flush=True)
 while True:
     near, _ = door.accept()
     first = near.recv(1 << 16)

@@ -225,7 +225,7 @@ impl Generator<'_> {
     }
 
     /// A node that may be changed.
-    fn pick(&mut self, wanted: impl Fn(&Model, NodeId) -> bool) -> Option<NodeId> {
+    pub(super) fn pick(&mut self, wanted: impl Fn(&Model, NodeId) -> bool) -> Option<NodeId> {
         let frozen: BTreeSet<VolumeId> =
             self.model.all_snaps().map(|(_, _, snap)| snap.id).collect();
         self.pick_any(|model, id| !frozen.contains(&id.volume) && wanted(model, id))

@@ -55,11 +55,11 @@ const HUNTS: &[Hunt] = &[
     Hunt(SecondCopyNotWritten, None, 31),
     Hunt(HealsFromAnyCopy, None, 7),
     Hunt(AcknowledgeBeforeStaleRecord, Some(Mixed), 99409407851),
-    Hunt(FilledBeforeRoot, Some(Mixed), 0),
-    Hunt(DeletionOfNextEpoch, Some(Versions), 0),
-    Hunt(DeadListJoinedWrong, Some(Versions), 0),
     Hunt(SharedBlockFreed, Some(Mixed), 0),
 ];
+
+/// Too rare for a bounded number of seeds: a test of its own plants it (`mirror/filling.rs`).
+const SHOWN_ELSEWHERE: [Mutation; 1] = [FilledBeforeRoot];
 
 fn config(profile: Option<Profile>, seed: u64) -> Config {
     Config { seed, steps: STEPS, profile, dense: true, ..Config::default() }
@@ -106,8 +106,9 @@ fn every_planted_bug_is_found() {
     if let Some(seeds) = env("LUNFS_MUTATIONS_SEARCH") {
         return search(seeds);
     }
-    let missing: Vec<_> =
+    let missing: Vec<&Mutation> =
         Mutation::ALL.iter().filter(|m| HUNTS.iter().all(|hunt| hunt.0 != **m)).collect();
+    let missing: Vec<_> = missing.into_iter().filter(|m| !SHOWN_ELSEWHERE.contains(m)).collect();
     assert!(missing.is_empty(), "nobody hunts {missing:?}");
     quiet();
     let fresh = first_seed();
@@ -153,13 +154,17 @@ fn without_them_the_same_seeds_pass() {
 fn search(count: u64) {
     quiet();
     let profiles = Profile::ALL.map(Some);
+    let wanted_profile: Option<String> = env("LUNFS_MUTATIONS_PROFILE");
+    let of_kind = |p: &Option<Profile>| {
+        wanted_profile.as_ref().is_none_or(|wanted| format!("{p:?}").contains(wanted))
+    };
     let only: Option<String> = env("LUNFS_MUTATIONS_ONLY");
     let wanted = |m: &&Mutation| only.as_ref().is_none_or(|only| format!("{m:?}") == *only);
     let all: Vec<Mutation> = Mutation::ALL.iter().filter(wanted).copied().collect();
     each(&all, |&mutation| {
         let mut left = 2;
         for seed in 0..count {
-            for profile in profiles.into_iter().chain([None]) {
+            for profile in profiles.into_iter().chain([None]).filter(of_kind) {
                 let seed = if profile.is_none() { seed * 8 + 7 } else { seed };
                 plant(Some(mutation));
                 let result = sim::run(&config(profile, seed));

@@ -184,10 +184,6 @@ impl Work<'_> {
     /// Is a version deleted as far as this root is to say? In memory it may be so by a transaction
     /// of the next epoch, which a crash may lose.
     fn is_deleted(&self, id: u64) -> Result<bool> {
-        if planted(Mutation::DeletionOfNextEpoch) {
-            let part = self.core.version_part(VolumeId(id as u32))?;
-            return Ok(part.flags & VERSION_DELETED != 0);
-        }
         if self.deleted.contains(&id) {
             return Ok(true);
         }
@@ -223,9 +219,6 @@ impl Work<'_> {
         let entries = self.take_list(heir.dead_list, of_heir);
         let (freed, mut kept): (Vec<_>, Vec<_>) =
             entries.into_iter().partition(|e| e.pointer.birth > bound);
-        if planted(Mutation::DeadListJoinedWrong) {
-            kept.clear();
-        }
         kept.extend(self.take_list(part.dead_list, own));
         if heir.dead_list != 0 {
             self.empty(heir.dead_list)?;

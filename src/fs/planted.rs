@@ -84,10 +84,6 @@ mutations! {
     HealsFromAnyCopy,
     /// A device that was filled is normal before a root is durable that names nothing else.
     FilledBeforeRoot,
-    /// A version ends with a root that its deletion comes after.
-    DeletionOfNextEpoch,
-    /// Of a deleted version's heir the dead list is forgotten.
-    DeadListJoinedWrong,
     /// A block that a live version has no more is freed, though its snapshot has it.
     SharedBlockFreed,
 }

@@ -145,15 +145,12 @@ impl Session<'_> {
         let report = |done: u64, size: u64| progress.report(done, size);
         let done = images::export(&lun, target, past_bad, &report);
         let done = done.map_err(|e| progress.explain(e.into()))?;
-        let range = |(offset_bytes, length_bytes): &(u64, u64)| {
-            json!({ "offset_bytes": offset_bytes, "length_bytes": length_bytes })
-        };
         Ok(json!({
             "name": lun.name(),
             "image_bytes": done.moved.size_bytes,
             "data_bytes": done.moved.data_bytes,
             "bad_bytes": done.bad_bytes,
-            "bad": done.bad.iter().map(range).collect::<Value>(),
+            "bad": done.bad.iter().map(range_json).collect::<Value>(),
         }))
     }
 
@@ -162,6 +159,10 @@ impl Session<'_> {
         let stop = self.engine.stop.clone();
         Ok(Pipe { file, client, stopping: Box::new(move || is_stopping(stop.as_deref())) })
     }
+}
+
+fn range_json((offset, length): &(u64, u64)) -> Value {
+    json!({ "offset_bytes": offset, "length_bytes": length })
 }
 
 fn is_stopping(stop: Option<&super::stop::StopSignal>) -> bool {

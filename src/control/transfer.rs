@@ -150,7 +150,7 @@ impl Session<'_> {
             "image_bytes": done.moved.size_bytes,
             "data_bytes": done.moved.data_bytes,
             "bad_bytes": done.bad_bytes,
-            "bad": done.bad.iter().map(range).collect::<Value>(),
+            "bad": done.bad.iter().map(range_json).collect::<Value>(),
         }))
     }
 
@@ -159,6 +159,10 @@ impl Session<'_> {
         let stop = self.engine.stop.clone();
         Ok(Pipe { file, client, stopping: Box::new(move || is_stopping(stop.as_deref())) })
     }
+}
+
+fn range_json((offset, length): &(u64, u64)) -> Value {
+    json!({ "offset_bytes": offset, "length_bytes": length })
 }
 
 fn is_stopping(stop: Option<&super::stop::StopSignal>) -> bool {

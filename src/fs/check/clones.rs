@@ -89,7 +89,7 @@ impl Count<'_> {
         Ok(())
     }
 
-    /// Data blocks below a node; nothing where it cannot be read, which is told when it is followed.
+    /// Data blocks below a node; none where it cannot be read, which is told when it is followed.
     fn data_below(&mut self, p: &Pointer, height: u8) -> u64 {
         if height == 0 {
             return 1;

@@ -1,7 +1,7 @@
 //! Pools written by earlier versions must open for ever: each folder of `fs-layout/golden` holds
 //! one as a list of its blocks that are not zeros, cut off by a power failure, so that it has a log
 //! to replay, and what must be found in it. `v1` is the plain format, `v1-versions` has snapshots,
-//! clones, and a deleted version between others.
+//! clones, and a deleted version between others, `v1-clones` files that share ranges.
 //!
 //! `LUNFS_GOLDEN=v1-versions cargo test --test golden` writes the files of one anew: only before a
 //! format is released.
@@ -92,6 +92,43 @@ fn make_versions() -> Result<Arc<SimDevice>> {
     fs.sync()?;
     device.cut_power();
     drop((data, fs));
+    device.crash(1);
+    Ok(device)
+}
+
+/// Files that share ranges by clones, some of them changed or gone since, beside a snapshot; the
+/// last clones in the log only.
+fn make_clones() -> Result<Arc<SimDevice>> {
+    let (device, fs) = empty(b"golden clones v1")?;
+    let owner = Owner { mode: 0o600, uid: 1000, gid: 100 };
+    let root = NodeId::root(VolumeId::TREE);
+    let file =
+        |name: &str| fs.open_file(fs.create(root, name.as_bytes(), NewNode::File, owner)?.id);
+    let source = file("source")?;
+    for block in 0..600u64 {
+        source.write_at(block * 4096, &[block as u8 | 1; 20])?;
+    }
+    let lun = fs.volume_create("vm1", owner)?;
+    let data = fs.create(NodeId::root(lun), b"data", NewNode::File, owner)?.id;
+    let data = fs.open_file(data)?;
+    fs.clone_range(&source, 0, &data, 0, 600 * 4096)?;
+    fs.snapshot_create(&[(lun, "monday")], false)?;
+    data.write_at(4096, &pattern(9000, 7))?;
+    let (part, gone) = (file("part")?, file("gone")?);
+    fs.clone_range(&source, 300 * 4096, &part, 5 * 4096, 100 * 4096)?;
+    fs.clone_range(&source, 0, &gone, 0, 600 * 4096)?;
+    fs.consistency_point()?;
+    drop(gone);
+    fs.unlink(root, b"gone")?;
+    source.punch(0, 256 * 4096)?;
+    while fs.maintain()? {}
+    fs.consistency_point()?;
+    // From here on in the log.
+    fs.clone_range(&data, 0, &file("late")?, 0, 300 * 4096)?;
+    data.write_at(0, &pattern(4096, 8))?;
+    fs.sync()?;
+    device.cut_power();
+    drop((source, data, part, fs));
     device.crash(1);
     Ok(device)
 }
@@ -266,6 +303,11 @@ fn opens(image: &str, make: impl Fn() -> Result<Arc<SimDevice>>) {
 #[test]
 fn pools_of_version_1_open() {
     opens("v1", make);
+}
+
+#[test]
+fn pools_with_clones_open() {
+    opens("v1-clones", make_clones);
 }
 
 #[test]

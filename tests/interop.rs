@@ -69,4 +69,5 @@ scripts! {
     snapshots => "interop/snapshots.py",
     surroundings => "interop/surroundings.py",
     thin => "interop/thin.py",
+    tls => "interop/tls.py",
 }

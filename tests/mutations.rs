@@ -58,7 +58,7 @@ const HUNTS: &[Hunt] = &[
     Hunt(FilledBeforeRoot, Some(Mixed), 0),
     Hunt(DeletionOfNextEpoch, Some(Versions), 0),
     Hunt(DeadListJoinedWrong, Some(Versions), 0),
-    Hunt(SharedBlockFreed, Some(Versions), 0),
+    Hunt(SharedBlockFreed, Some(Mixed), 0),
 ];
 
 fn config(profile: Option<Profile>, seed: u64) -> Config {

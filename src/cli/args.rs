@@ -294,7 +294,8 @@ pub struct Serve {
     /// Devices of the pool: any of them is enough where the others are beside it
     #[arg(value_name = "PATH")]
     pub paths: Vec<PathBuf>,
-    /// TOML with the same names: path, mount, iscsi, nbd, nbs, advertise, cache, degraded, insecure
+    /// TOML with the same names: path, mount, iscsi, nbd, nbs, tls, advertise, cache, degraded,
+    /// insecure
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Mount the pool's tree on this directory
@@ -312,6 +313,10 @@ pub struct Serve {
     #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = "")]
     #[arg(action = ArgAction::Append)]
     pub nbs: Vec<String>,
+    /// Folder of certificates for NBD over TLS: ca-cert.pem, server-cert.pem, server-key.pem, and
+    /// authorized-clients, if it is there
+    #[arg(long, value_name = "DIR")]
+    pub tls: Option<PathBuf>,
     /// What iSCSI discovery names instead of the address that was dialled
     #[arg(long, value_name = "ADDR")]
     pub advertise: Option<String>,
@@ -607,78 +612,73 @@ mod tests {
         assert_eq!(serve.nbd, ["unix:/n", ""]);
     }
 
+    const CONTRACT: &[&str] = &[
+        "lunfs pool create p --size 1G --redundancy none --dry-run --json",
+        "lunfs pool create p q --redundancy mirror",
+        "lunfs pool list --json",
+        "lunfs pool show p",
+        "lunfs pool check p",
+        "lunfs pool check p --repair --dry-run",
+        "lunfs pool dump p",
+        "lunfs pool scrub p",
+        "lunfs pool scrub p --background --json",
+        "lunfs pool scrub --cancel --dry-run",
+        "lunfs pool add p q --size 2G --dry-run",
+        "lunfs pool remove p q --json",
+        "lunfs pool grow p --size 2G --dry-run",
+        "lunfs pool offline p q --json",
+        "lunfs pool online p q --dry-run",
+        "lunfs pool replace p q r",
+        "lunfs stop --dry-run --pool p",
+        "lunfs status --json",
+        "lunfs lun create a --size 20G block-size=4096 --pool p",
+        "lunfs --pool p lun create a --size 1024",
+        "lunfs lun list",
+        "lunfs lun show a",
+        "lunfs lun resize a --size 2G --force",
+        "lunfs lun rename a b",
+        "lunfs lun delete a --recursive --force",
+        "lunfs lun set a read-only=true quota=1G",
+        "lunfs lun log a -f",
+        "lunfs lun import a - --size 1G",
+        "lunfs lun import a f --into --force",
+        "lunfs lun export a - --force",
+        "lunfs initiator add iqn.2026-11.org:a --allow a --allow b:ro --quota a=1G --dry-run",
+        "lunfs initiator add iqn.2026-11.org:a --chap-user u --chap-secret-file f \
+         --mutual-user t --mutual-secret-file g",
+        "lunfs initiator set iqn.2026-11.org:a --deny a --max-sessions 2 --no-chap",
+        "lunfs initiator remove iqn.2026-11.org:a --dry-run",
+        "lunfs initiator list --json",
+        "lunfs initiator show iqn.2026-11.org:a",
+        "lunfs lun export a@b:c f",
+        "lunfs snapshot create a@x b /@y --dry-run --json",
+        "lunfs snapshot list",
+        "lunfs snapshot list a --json",
+        "lunfs snapshot show a@x",
+        "lunfs snapshot rename a@x y",
+        "lunfs snapshot refresh a@x --dry-run",
+        "lunfs snapshot rollback a@x --force",
+        "lunfs snapshot delete a@x --keep-bookmark",
+        "lunfs snapshot diff a@x",
+        "lunfs snapshot diff a@x a@y --json",
+        "lunfs snapshot hold a@x --until 2027-01-31T00:00:00Z",
+        "lunfs snapshot hold a@x --until 30d",
+        "lunfs snapshot release a@x",
+        "lunfs clone create a@x b --dry-run",
+        "lunfs policy set a --every 15m --keep 8 --keep-hourly 24 --keep-daily 14 \
+         --keep-weekly 4 --keep-monthly 12",
+        "lunfs policy show",
+        "lunfs policy show a --json",
+        "lunfs policy clear / --dry-run",
+        "lunfs session list",
+        "lunfs session show 1",
+        "lunfs session drop 1 --dry-run",
+        "lunfs completion bash",
+    ];
+
     #[test]
     fn words_of_the_contract() {
-        for line in [
-            "lunfs pool create p --size 1G --redundancy none --dry-run --json",
-            "lunfs pool create p q --redundancy mirror",
-            "lunfs pool list --json",
-            "lunfs pool show p",
-            "lunfs pool check p",
-            "lunfs pool check p --repair --dry-run",
-            "lunfs pool dump p",
-            "lunfs pool scrub p",
-            "lunfs pool scrub p --background --json",
-            "lunfs pool scrub --cancel --dry-run",
-            "lunfs pool add p q --size 2G --dry-run",
-            "lunfs pool remove p q --json",
-            "lunfs pool grow p --size 2G --dry-run",
-            "lunfs pool offline p q --json",
-            "lunfs pool online p q --dry-run",
-            "lunfs pool replace p q r",
-            "lunfs stop --dry-run --pool p",
-            "lunfs status --json",
-            "lunfs lun create a --size 20G block-size=4096 --pool p",
-            "lunfs --pool p lun create a --size 1024",
-            "lunfs lun list",
-            "lunfs lun show a",
-            "lunfs lun resize a --size 2G --force",
-            "lunfs lun rename a b",
-            "lunfs lun delete a --recursive --force",
-            "lunfs lun set a read-only=true quota=1G",
-            "lunfs lun log a -f",
-            "lunfs lun import a - --size 1G",
-            "lunfs lun import a f --into --force",
-            "lunfs lun export a - --force",
-            "lunfs initiator add iqn.2026-11.org:a --allow a --allow b:ro --quota a=1G --dry-run",
-            "lunfs initiator add iqn.2026-11.org:a --chap-user u --chap-secret-file f \
-             --mutual-user t --mutual-secret-file g",
-            "lunfs initiator set iqn.2026-11.org:a --deny a --max-sessions 2 --no-chap",
-            "lunfs initiator remove iqn.2026-11.org:a --dry-run",
-            "lunfs initiator list --json",
-            "lunfs initiator show iqn.2026-11.org:a",
-            "lunfs nbs list --server a:1,b --json",
-            "lunfs nbs info vm1 --user u --secret-file f",
-            "lunfs nbs read vm1 - --offset 4K --length 512",
-            "lunfs nbs write vm1 f --dry-run",
-            "lunfs nbs attach a,b/vm1 --nbd unix:/n",
-            "lunfs nbs snap create vm1@s --server a,b",
-            "lunfs nbs snap list vm1",
-            "lunfs lun export a@b:c f",
-            "lunfs snapshot create a@x b /@y --dry-run --json",
-            "lunfs snapshot list",
-            "lunfs snapshot list a --json",
-            "lunfs snapshot show a@x",
-            "lunfs snapshot rename a@x y",
-            "lunfs snapshot refresh a@x --dry-run",
-            "lunfs snapshot rollback a@x --force",
-            "lunfs snapshot delete a@x --keep-bookmark",
-            "lunfs snapshot diff a@x",
-            "lunfs snapshot diff a@x a@y --json",
-            "lunfs snapshot hold a@x --until 2027-01-31T00:00:00Z",
-            "lunfs snapshot hold a@x --until 30d",
-            "lunfs snapshot release a@x",
-            "lunfs clone create a@x b --dry-run",
-            "lunfs policy set a --every 15m --keep 8 --keep-hourly 24 --keep-daily 14 \
-             --keep-weekly 4 --keep-monthly 12",
-            "lunfs policy show",
-            "lunfs policy show a --json",
-            "lunfs policy clear / --dry-run",
-            "lunfs session list",
-            "lunfs session show 1",
-            "lunfs session drop 1 --dry-run",
-            "lunfs completion bash",
-        ] {
+        for line in CONTRACT {
             assert!(parsed(line).is_ok(), "{line}: {}", parsed(line).unwrap_err());
         }
     }
@@ -699,8 +699,6 @@ mod tests {
             "lunfs initiator add iqn.2026-11.org:a --chap-user u",
             "lunfs initiator add iqn.2026-11.org:a --allow a:rx",
             "lunfs initiator add iqn.2026-11.org:a --quota a",
-            "lunfs nbs attach a/vm1",
-            "lunfs nbs list --user u",
             "lunfs pool check p --dry-run",
             "lunfs pool create p --redundancy raid6",
             "lunfs snapshot create",

@@ -9,7 +9,7 @@ use serde_json::{json, Value};
 
 /// What a list of LUNs shows.
 const COLUMNS: &[&str] =
-    &["name", "size_bytes", "used_bytes", "snapshots", "lease", "sessions", "created"];
+    &["name", "size_bytes", "used_bytes", "snapshots", "snapshots_used_bytes", "lease", "sessions"];
 
 /// Carries a verb out.
 pub fn run(verb: &Lun, common: &Common) -> Result<()> {
@@ -103,7 +103,10 @@ pub fn list(luns: &Value) {
         row
     };
     let short: Vec<Value> = rows(luns).iter().map(short).collect();
-    output::table(&short, COLUMNS, "no LUNs");
+    // `status` does not ask for all of them.
+    let told = |column: &&str| short.iter().any(|row| row.get(*column).is_some());
+    let columns: Vec<&str> = COLUMNS.iter().copied().filter(told).collect();
+    output::table(&short, &columns, "no LUNs");
 }
 
 fn log(name: &str, follow: bool, common: &Common) -> Result<()> {

@@ -2,15 +2,17 @@
 
 use super::args::{Change, Common};
 use super::initiator::read_secret;
-use super::nbs_args::{LoginArgs, Nbs, Server, Snap, SnapOf};
+use super::nbs_args::{LoginArgs, Nbs, Server, Snap};
 use super::parse::{self, NBS_PORT};
 use super::{output, rows, show};
 use crate::control::report;
 use crate::control::{Error, Message, Result};
+use crate::fs::HookOutcome;
 use crate::lun::BlockIo;
 use crate::nbs::client::{ClientError, Login, NbsClient, NbsDisk, ObjectInfo, Options, Request};
 use crate::nbs::wire::snap;
 use crate::nbs::xml::{self, Element};
+use crate::quiesce::{self, Hook, Limits};
 use crate::server::{self, AttachConfig};
 use bytes::Bytes;
 use serde_json::{json, Value};
@@ -24,6 +26,8 @@ use std::time::Duration;
 
 /// Bytes moved at once.
 const COPY_BYTES: usize = 8 << 20;
+/// This very program, also where its file was replaced since.
+const OURSELVES: &str = "/proc/self/exe";
 /// Unit of what is read and written.
 const SECTOR_BYTES: u64 = 512;
 
@@ -269,7 +273,7 @@ fn attach(object: &str, nbd: &str, args: &LoginArgs, seconds: u64, common: &Comm
 
 fn snapshot(verb: &Snap, common: &Common) -> Result<()> {
     let (of, sub, did) = match verb {
-        Snap::Create(of) => (of, snap::CREATE, "made"),
+        Snap::Create { of, .. } => (of, snap::CREATE, "made"),
         Snap::Delete(of) => (of, snap::DELETE, "deleted"),
         Snap::Restore(of) => (of, snap::RESTORE, "restored"),
         Snap::Refresh(of) => (of, snap::REFRESH, "refreshed"),
@@ -285,7 +289,12 @@ fn snapshot(verb: &Snap, common: &Common) -> Result<()> {
         show(&report::would(text), common, |_| {});
         return Ok(());
     }
-    let value = snap_now(&client, of, (name, wanted), sub)?;
+    let value = match verb {
+        Snap::Create { quiesce: Some(hook), quiesce_timeout, .. } => {
+            quiesced(client, (name, wanted), hook, *quiesce_timeout)?
+        }
+        _ => snap_now(&client, (name, wanted), sub)?,
+    };
     show(&value, common, |value| {
         let made = value.get("snapshot").and_then(Value::as_str).unwrap_or_default();
         output::line(&format!("{did} {name}@{made}"));
@@ -293,17 +302,65 @@ fn snapshot(verb: &Snap, common: &Common) -> Result<()> {
     Ok(())
 }
 
-fn snap_now(
-    client: &NbsClient,
-    of: &SnapOf,
-    (name, wanted): (&str, &str),
-    sub: u32,
-) -> Result<Value> {
+fn snap_now(client: &NbsClient, (name, wanted): (&str, &str), sub: u32) -> Result<Value> {
     let reply = client.call(Request::Snap { sub, name: wanted.to_owned() });
     let reply = reply.and_then(|reply| element(&reply));
-    let reply = reply.map_err(|error| failed(&of.object, &error))?;
+    let reply = reply.map_err(|error| failed(&format!("{name}@{wanted}"), &error))?;
     let made = reply.get("snapId").unwrap_or(wanted);
     Ok(json!({ "name": name, "snapshot": made, "time": reply.get("time") }))
+}
+
+/// The connection stands before anything is frozen; the application stands still for the order over
+/// it and no longer.
+fn quiesced(
+    client: NbsClient,
+    (name, wanted): (&str, &str),
+    hook: &Hook,
+    seconds: u64,
+) -> Result<Value> {
+    let limits = Limits { freeze: Duration::from_secs(seconds), ..Limits::default() };
+    let client = Arc::new(client);
+    let (ordering, names) = (Arc::clone(&client), (name.to_owned(), wanted.to_owned()));
+    let report = quiesce::run(Path::new(OURSELVES), hook, limits, move || {
+        snap_now(&ordering, (&names.0, &names.1), snap::CREATE)
+    });
+    let kind = hook.kind();
+    if let Some(why) = &report.stuck {
+        output::error_line(&format!("lunfs: the application may still be frozen ({kind}): {why}"));
+    }
+    let why = report.why.unwrap_or_default();
+    let made = report.made.transpose()?;
+    let snapshot = made.as_ref().and_then(|made| made.get("snapshot")?.as_str());
+    let outcome = outcome_word(report.outcome);
+    let note = Element::new("nbsMsg").with("name", "snap-note").with("hook", kind);
+    let note = note.with("outcome", outcome).with("why", &why);
+    let note = snapshot.map_or(note.clone(), |snapshot| note.with("snapId", snapshot));
+    let noted = client.call(Request::Message(note));
+    let why = format!("{kind}: {why}");
+    match made {
+        Some(mut made) if report.outcome == HookOutcome::AtRest => {
+            noted.map_err(|error| failed(name, &error))?;
+            (made["outcome"], made["hook"]) = (outcome.into(), kind.into());
+            Ok(made)
+        }
+        Some(_) => Err(Message::new("the snapshot is crash-consistent only")
+            .why(why)
+            .todo("keep it as that, or delete it and try again")
+            .into()),
+        None => Err(Message::new("no snapshot was made: the application did not come to rest")
+            .why(why)
+            .todo("mend that, or make a crash-consistent one without --quiesce")
+            .into()),
+    }
+}
+
+fn outcome_word(outcome: HookOutcome) -> &'static str {
+    match outcome {
+        HookOutcome::AtRest => "at-rest",
+        HookOutcome::TimedOut => "timed-out",
+        HookOutcome::WentOn => "went-on",
+        HookOutcome::Refused | HookOutcome::NotAsked => "refused",
+    }
 }
 
 fn snap_list(name: &str, server: &Server, common: &Common) -> Result<()> {

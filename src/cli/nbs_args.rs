@@ -2,6 +2,7 @@
 
 use super::args::Change;
 use super::parse::{self, Size};
+use crate::quiesce::Hook;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
@@ -85,12 +86,30 @@ Examples:
   lunfs nbs attach san1,san2/vm1 --nbd unix:/run/vm1.sock
   nbdcopy nbd+unix:///vm1?socket=/run/vm1.sock backup.raw";
 
+const SNAP_EXAMPLES: &str = "\
+With --quiesce nothing is made unless the application comes to rest. It is let go on whatever
+happens.
+
+Examples:
+  lunfs nbs snap create vm1@before --server san1,san2
+  lunfs nbs snap create db@nightly --server san1 --quiesce fsfreeze:/srv/db";
+
 /// `lunfs nbs snap`.
 #[derive(Debug, Subcommand)]
 pub enum Snap {
     /// Make a snapshot
-    #[command(after_help = "Examples:\n  lunfs nbs snap create vm1@before --server san1,san2")]
-    Create(SnapOf),
+    #[command(after_help = SNAP_EXAMPLES)]
+    Create {
+        /// Of what, and where
+        #[command(flatten)]
+        of: SnapOf,
+        /// Bring the application to rest for it: fsfreeze:PATH, qga:SOCKET, postgres:URL, exec:CMD
+        #[arg(long, value_name = "HOOK")]
+        quiesce: Option<Hook>,
+        /// How long the application may take to come to rest, in seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "quiesce")]
+        quiesce_timeout: u64,
+    },
     /// Delete a snapshot
     Delete(SnapOf),
     /// Make the object what a snapshot is
@@ -144,4 +163,33 @@ pub struct LoginArgs {
     /// File with its secret, mode 0600
     #[arg(long, value_name = "FILE", requires = "user")]
     pub secret_file: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::args::Cli;
+    use clap::Parser;
+
+    #[test]
+    fn words_of_nbs() {
+        let parsed = |line: &str| Cli::try_parse_from(line.split(' '));
+        for line in [
+            "lunfs nbs list --server a:1,b --json",
+            "lunfs nbs info vm1 --user u --secret-file f",
+            "lunfs nbs read vm1 - --offset 4K --length 512",
+            "lunfs nbs write vm1 f --dry-run",
+            "lunfs nbs attach a,b/vm1 --nbd unix:/n",
+            "lunfs nbs snap create vm1@s --server a,b --quiesce exec:true",
+            "lunfs nbs snap list vm1",
+        ] {
+            assert!(parsed(line).is_ok(), "{line}: {}", parsed(line).unwrap_err());
+        }
+        for line in [
+            "lunfs nbs attach a/vm1",
+            "lunfs nbs list --user u",
+            "lunfs nbs snap create a --quiesce x",
+        ] {
+            assert_eq!(parsed(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 //! only takes the snapshot.
 
 use super::args::Common;
-use super::{output, rows, selection, server_ask};
+use super::{rows, selection, server_ask};
 use crate::control::client::Client;
 use crate::control::protocol::{Command, Quiesced};
 use crate::control::{Message, Result};
@@ -48,10 +48,6 @@ pub fn create(common: &Common, names: &[String], hook: &Hook, seconds: u64) -> R
     let report = run(Path::new(OURSELVES), hook, limits, move || {
         client.call(command, false, None, &mut |_| {})
     });
-    if let Some(why) = &report.stuck {
-        let kind = hook.kind();
-        output::error_line(&format!("lunfs: the application may still be frozen ({kind}): {why}"));
-    }
     conclude(common, names, hook, report)
 }
 
@@ -90,6 +86,14 @@ fn conclude(
     let (noted_kind, noted_why) = (kind.clone(), why.clone());
     let note = Command::SnapshotNote { snapshots, hook: noted_kind, outcome, why: noted_why };
     let noted = server_ask(common, note, false);
+    if let Some(why) = report.stuck {
+        let what = match made {
+            Some(_) => "the snapshot was made, but the application may still be frozen",
+            None => "no snapshot was made, and the application may still be frozen",
+        };
+        let todo = "see whether it goes on, and thaw it by its own means";
+        return Err(Message::new(what).why(format!("{kind}: {why}")).todo(todo).into());
+    }
     match made {
         Some(_) if outcome == Quiesced::AtRest => noted,
         Some(_) => Err(Message::new("the snapshot is crash-consistent only")

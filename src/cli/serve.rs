@@ -30,6 +30,7 @@ struct ConfigFile {
     iscsi: Option<Addresses>,
     nbd: Option<Addresses>,
     nbs: Option<Addresses>,
+    tls: Option<PathBuf>,
     advertise: Option<String>,
     cache: Option<Size>,
     #[serde(default)]
@@ -95,7 +96,7 @@ fn config_error(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     let line = before.matches('\n').count() + 1;
     Message::new(format!("{}: line {line} is not understood", path.display()))
         .why(error.message().lines().next().unwrap_or_default())
-        .todo("keys: path mount iscsi nbd nbs advertise cache degraded insecure")
+        .todo("keys: path mount iscsi nbd nbs tls advertise cache degraded insecure")
         .into()
 }
 
@@ -128,6 +129,7 @@ fn merge(serve: &Serve, pool: Option<&PathBuf>, file: ConfigFile) -> Result<Serv
         advertise: advertise.map(advertised).transpose()?,
         iscsi,
         nbd: addresses("nbd", &nbd, |text| parse::tcp_or_unix(text, NBD_PORT))?,
+        tls: serve.tls.clone().or(file.tls),
         nbs: addresses("nbs", &nbs, |text| parse::tcp(text, NBS_PORT))?,
         cache_bytes: serve.cache.or(file.cache).map_or(DEFAULT_CACHE_BYTES, |size| size.0),
         degraded: serve.degraded || file.degraded,

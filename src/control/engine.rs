@@ -150,16 +150,18 @@ impl Session<'_> {
         report::lun(&self.engine.pool.catalog, lun, &self.engine.doors)
     }
 
-    /// With what its snapshots hold.
     fn lun_show(&self, name: &str) -> Result<Value> {
-        let lun = self.lun(name)?;
-        let mut shown = self.show(&lun)?;
-        shown["snapshots_alone_bytes"] = self.snapshots_alone_bytes(&lun.name())?.into();
+        let mut shown = self.show(&*self.lun(name)?)?;
+        self.add_snapshots_bytes(&mut shown)?;
         Ok(shown)
     }
 
     fn lun_list(&self) -> Result<Value> {
-        report::luns(&self.engine.pool.catalog, &self.engine.doors)
+        let mut shown = report::luns(&self.engine.pool.catalog, &self.engine.doors)?;
+        for lun in shown.as_array_mut().into_iter().flatten() {
+            self.add_snapshots_bytes(lun)?;
+        }
+        Ok(shown)
     }
 
     fn lun_create(&self, name: &str, size_bytes: u64, settings: Vec<KeyValue>) -> Result<Value> {

@@ -292,7 +292,7 @@ fn errors(pool: &OpenPool, luns: &[std::sync::Arc<Lun>], doors: &Doors) -> Value
         found.push(("pool", text));
     }
     let all = found.into_iter().map(|(source, text)| json!({ "source": source, "text": text }));
-    all.chain(places.iter().map(|place| bad_place(place, luns))).collect()
+    all.chain(places.iter().map(|place| bad_place(pool, place, luns))).collect()
 }
 
 /// What is planned is not wrong: a device that leaves or is replaced, and the one that comes, while
@@ -306,7 +306,7 @@ fn is_wrong(device: &DeviceStatus, degraded: bool) -> bool {
 }
 
 /// A place that cannot be read: whose it is, where, and on which block of the pool.
-fn bad_place(place: &BadPlace, luns: &[std::sync::Arc<Lun>]) -> Value {
+fn bad_place(pool: &OpenPool, place: &BadPlace, luns: &[std::sync::Arc<Lun>]) -> Value {
     let lun = luns.iter().find(|lun| lun.volume() == place.node.volume);
     let mut all = json!({
         "source": if lun.is_some() { "lun" } else { "file" },
@@ -322,7 +322,7 @@ fn bad_place(place: &BadPlace, luns: &[std::sync::Arc<Lun>]) -> Value {
         }
         None => {
             all["inode"] = place.node.number().into();
-            format!("the file with inode {}", place.node.number())
+            pool.fs.text_of(place.node)
         }
     };
     if let Some(start) = place.offset_bytes {

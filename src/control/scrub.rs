@@ -152,7 +152,7 @@ fn bad_place(pool: &OpenPool, place: &BadPlace) -> Value {
                 }
                 text
             }
-            None => format!("the file with inode {}", place.ino),
+            None => pool.fs.text_of(node),
         };
         text += &format!(": {} bytes at {}", place.length_bytes, place.offset_bytes);
     } else if place.part == Part::Inodes {

@@ -6,9 +6,10 @@ use super::error::{Error, Message, Result};
 use super::protocol::{Command, Quiesced, Reply};
 use super::report::{self, time_text};
 use super::wire;
-use crate::fs::{ChangedExtent, Consistency, HookOutcome, Timestamp};
-use crate::lun::{split_snapshot, Bookmark, Hold, Maker, Snapshot, SnapshotWish, TREE_NAME};
+use crate::fs::{self, ChangedExtent, Consistency, HookOutcome, Timestamp};
+use crate::lun::{self, split_snapshot, Bookmark, Hold, Maker, Snapshot, SnapshotWish, TREE_NAME};
 use serde_json::{json, Map, Value};
+use std::collections::HashMap;
 
 fn outcome_of(outcome: Quiesced) -> HookOutcome {
     match outcome {
@@ -97,9 +98,15 @@ impl Session<'_> {
         };
         let mut rows: Vec<Value> = Vec::new();
         for of in &all {
-            for snapshot in catalog.snapshots(of)? {
+            let snapshots = catalog.snapshots(of)?;
+            // `null` where one came or went meanwhile.
+            let alone = match snapshots.is_empty() {
+                true => HashMap::new(),
+                false => unless_gone(catalog.snapshots_alone_bytes(of))?.unwrap_or_default(),
+            };
+            for snapshot in snapshots {
                 let mut row = self.snapshot_row(&snapshot);
-                row["alone_bytes"] = json!(self.alone_bytes(&snapshot)?);
+                row["alone_bytes"] = json!(alone.get(&snapshot.info.id));
                 rows.push(row);
             }
             rows.extend(catalog.bookmarks(of)?.iter().map(bookmark_row));
@@ -107,25 +114,20 @@ impl Session<'_> {
         Ok(rows.into())
     }
 
-    /// What the deletion of one snapshot or another would give back, summed up.
-    pub(super) fn snapshots_alone_bytes(&self, of: &str) -> Result<u64> {
-        let mut sum = 0u64;
-        for snapshot in self.engine.pool.catalog.snapshots(of)? {
-            sum = sum.saturating_add(self.alone_bytes(&snapshot)?.unwrap_or(0));
-        }
-        Ok(sum)
-    }
-
     /// `null` where it went meanwhile.
     fn alone_bytes(&self, snapshot: &Snapshot) -> Result<Option<u64>> {
-        use crate::{fs, lun};
-        match self.engine.pool.catalog.snapshot_alone_bytes(snapshot) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(lun::Error::Fs(fs::Error::Stale | fs::Error::NotFound | fs::Error::Busy)) => {
-                Ok(None)
-            }
-            Err(e) => Err(e.into()),
-        }
+        unless_gone(self.engine.pool.catalog.snapshot_alone_bytes(snapshot))
+    }
+
+    /// Adds to a LUN what only its snapshots hold: that costs a consistency point.
+    pub(super) fn add_snapshots_bytes(&self, lun: &mut Value) -> Result<()> {
+        let name = lun.get("name").and_then(Value::as_str).unwrap_or_default();
+        let bytes = match self.engine.pool.catalog.snapshots_bytes(name) {
+            Err(lun::Error::NotFound(_)) => None,
+            answer => unless_gone(answer)?,
+        };
+        lun["snapshots_used_bytes"] = json!(bytes);
+        Ok(())
     }
 
     fn snapshot_row(&self, snapshot: &Snapshot) -> Value {
@@ -300,6 +302,15 @@ impl Session<'_> {
         let lun = catalog.clone_create(of, snapshot, new)?;
         self.durable()?;
         self.show(&lun)
+    }
+}
+
+/// Nothing, where what is asked for changes at this moment.
+fn unless_gone<T>(answer: lun::Result<T>) -> Result<Option<T>> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(lun::Error::Fs(fs::Error::Stale | fs::Error::NotFound | fs::Error::Busy)) => Ok(None),
+        Err(e) => Err(e.into()),
     }
 }
 

@@ -145,7 +145,6 @@ impl Session<'_> {
         let report = |done: u64, size: u64| progress.report(done, size);
         let done = images::export(&lun, target, past_bad, &report);
         let done = done.map_err(|e| progress.explain(e.into()))?;
-        let range = |(offset, length): &(u64, u64)| json!({ "offset_bytes": offset, "length_bytes": length });
         Ok(json!({
             "name": lun.name(),
             "image_bytes": done.moved.size_bytes,
@@ -164,6 +163,10 @@ impl Session<'_> {
 
 fn is_stopping(stop: Option<&super::stop::StopSignal>) -> bool {
     stop.is_some_and(super::stop::StopSignal::is_requested)
+}
+
+fn range((offset, length): &(u64, u64)) -> Value {
+    json!({ "offset_bytes": offset, "length_bytes": length })
 }
 
 /// Refuses what a door's open LUN does not allow unless forced.

@@ -166,6 +166,16 @@ impl Fs {
         self.core.scrub.status()
     }
 
+    /// What an inode is called where its path is not looked for: by its version's name.
+    pub fn text_of(&self, node: NodeId) -> String {
+        let name = self.core.version_names().remove(&node.volume);
+        match name.filter(|name| !name.is_empty()) {
+            Some(name) => format!("{name}, inode {}", node.ino),
+            None if node.volume == VolumeId::TREE => format!("the file with inode {}", node.ino),
+            None => super::named::numbers(node),
+        }
+    }
+
     /// `hears` is called with each place of a file of which a scrub finds no good copy.
     pub fn when_lost(&self, hears: Arc<dyn Fn(&BadPlace) + Send + Sync>) {
         *self.core.lost.write() = Some(hears);

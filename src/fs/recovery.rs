@@ -59,6 +59,17 @@ fn limits(o: &OpenOptions) -> Limits {
     }
 }
 
+/// The log that begins after a root.
+fn log_after(root: &Root) -> Log {
+    Log {
+        next_block: root.next_group_block,
+        next_number: root.next_group,
+        seed: root.group_seed,
+        written: root.next_group - 1,
+        blocks: Default::default(),
+    }
+}
+
 fn build(
     set: Set,
     map: Vec<SegmentRun>,
@@ -71,13 +82,7 @@ fn build(
     let cache = (o.cache_bytes / BLOCK_BYTES as u64) as usize * 5 / 8;
     let store = Store::new(Members::new(set, root.epoch, o.seed), map, cache);
     let space = Space::load(&store, root.blocks, root.space, repairs)?;
-    let log = Log {
-        next_block: root.next_group_block,
-        next_number: root.next_group,
-        seed: root.group_seed,
-        written: root.next_group - 1,
-        blocks: Default::default(),
-    };
+    let log = log_after(&root);
     let (inodes, volumes) = (DashMap::new(), DashMap::new());
     let scrub = super::scrub::Scrub::load(root.scrub);
     let next = root.volume_table.version.next_ino.max(FIRST_INO);

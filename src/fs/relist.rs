@@ -12,7 +12,7 @@ use fs_layout::{
 use std::sync::atomic::Ordering;
 
 /// Consistency points after which a walker that is not done is given up on.
-const WALKER_TRIES: u64 = 1 << 20;
+const WALKER_TRIES: u64 = 1 << 14;
 
 impl Core {
     /// Makes the dead lists of these versions anew, where that can be done; what was done.

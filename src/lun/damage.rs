@@ -113,7 +113,7 @@ impl Damage {
         let _writing = self.writing.lock();
         let entry = |((node, offset), known): (&Key, &Known)| Entry {
             volume: node.volume.0,
-            inode: node.number(),
+            inode: node.ino,
             offset_bytes: *offset,
             block: known.block,
             since: known.since.0,

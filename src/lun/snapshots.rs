@@ -18,6 +18,7 @@ use super::readers::{self, OpenSnapshot};
 use super::unit::{load_settings, Files, Lun};
 use crate::fs::{self, NodeId, SnapshotInfo, Timestamp, VolumeId};
 use serde_json::json;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// What the snapshot that a rollback keeps is called, before its time.
@@ -253,6 +254,23 @@ impl Catalog {
     pub fn snapshot_alone_bytes(&self, snapshot: &Snapshot) -> Result<u64> {
         let volume = self.subject(&snapshot.of)?.volume();
         Ok(self.shared.fs.snapshot_alone_bytes(volume, &snapshot.info.name)?)
+    }
+
+    /// The same for each snapshot of a LUN, or of `/`: one consistency point for all.
+    pub fn snapshots_alone_bytes(&self, of: &str) -> Result<HashMap<VolumeId, u64>> {
+        let all = self.shared.fs.snapshot_space(self.subject(of)?.volume())?;
+        Ok(all.into_iter().map(|one| (one.id, one.alone_bytes)).collect())
+    }
+
+    /// Bytes that the deletion of all of them would give back: what only they have.
+    pub fn snapshots_bytes(&self, of: &str) -> Result<u64> {
+        let fs = &self.shared.fs;
+        let all = fs.snapshot_list(self.subject(of)?.volume())?;
+        let all: Vec<VolumeId> = all.iter().map(|one| one.id).collect();
+        match all.is_empty() {
+            true => Ok(0),
+            false => Ok(fs.freed_bytes(&all)?),
+        }
     }
 
     /// Gives a snapshot or a bookmark another name.

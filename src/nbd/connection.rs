@@ -27,6 +27,7 @@ use super::outbox::{Outbox, MAX_PIECES};
 use super::session::{Session, Sessions, Tally};
 use super::shards::{Eagerness, Seat, POLL_PAID_TIME, POLL_TIME};
 use super::stream::Stream;
+use super::tls::Tls;
 use super::transmission::{self, Command};
 use super::wire::Request;
 use super::work::{self, Done, Job};
@@ -93,20 +94,23 @@ pub struct Guest {
     pub peer: Peer,
     /// Its place among the connections.
     pub place: Place,
+    /// Certificates, where the door has them.
+    pub tls: Option<Tls>,
 }
 
 /// Serves one client from its first byte to its last.
 pub async fn run(
     mut stream: Stream,
-    Guest { peer, mut place }: Guest,
+    Guest { mut peer, mut place, tls }: Guest,
     directory: Arc<dyn ExportDirectory>,
     sessions: &Sessions,
     mut stop: watch::Receiver<bool>,
     seat: Seat,
 ) -> Result<(), Error> {
+    let agreeing = haggle::agree(&mut stream, &directory, tls.as_ref(), &mut peer);
     let agreed = tokio::select! {
         _ = stop.wait_for(|stopped| *stopped) => return Ok(()),
-        agreed = timeout(HANDSHAKE_TIME, haggle::agree(&mut stream, &directory, &peer)) => agreed,
+        agreed = timeout(HANDSHAKE_TIME, agreeing) => agreed,
     };
     let agreed = agreed.map_err(|_| Error::HandshakeTimeout(HANDSHAKE_TIME.as_secs()))??;
     let Some((export, terms, leftover)) = agreed else {
@@ -150,7 +154,8 @@ impl Connection {
             if !all_begun && self.gate_is_open() {
                 continue;
             }
-            if self.leaving && self.in_flight == 0 && self.outbox.unsent_bytes() == 0 {
+            if self.leaving && self.in_flight == 0 && !self.has_unsent() {
+                self.stream.close();
                 return Ok(());
             }
             self.export.io.outstanding(self.in_flight);
@@ -391,7 +396,11 @@ impl Connection {
             }
             self.outbox.sent(sent, &mut self.pool);
         }
-        Ok(())
+        Ok(self.stream.flush()?)
+    }
+
+    fn has_unsent(&self) -> bool {
+        self.outbox.unsent_bytes() > 0 || self.stream.has_unsent()
     }
 
     /// Sleeps until something can be done.
@@ -412,7 +421,7 @@ impl Connection {
 
     /// A client that sends one request at a time, with nothing else to do on this thread.
     fn may_poll(&self) -> bool {
-        let busy = self.in_flight > 0 || self.outbox.unsent_bytes() > 0;
+        let busy = self.in_flight > 0 || self.has_unsent();
         !busy && self.gate_is_open() && self.seat.is_alone()
     }
 
@@ -444,7 +453,7 @@ impl Connection {
                     return Poll::Ready(received.map(Woken::Received).map_err(Error::from));
                 }
             }
-            if self.outbox.unsent_bytes() > 0 {
+            if self.has_unsent() {
                 let sendable = self.stream.poll_sendable(context);
                 if let Poll::Ready(sendable) = sendable {
                     return Poll::Ready(sendable.map(|()| Woken::Sendable).map_err(Error::from));

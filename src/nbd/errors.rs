@@ -34,6 +34,9 @@ pub enum Error {
     /// The handshake took too long.
     #[error("the handshake took longer than {0} s")]
     HandshakeTimeout(u64),
+    /// TLS was not agreed on, or the client's certificate is not authorized.
+    #[error("TLS: {0}")]
+    Tls(String),
     /// The directory refused the export and the option leaves no way to say so.
     #[error("refused: {0}")]
     Refused(#[from] super::directory::Refusal),

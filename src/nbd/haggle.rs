@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::directory::{Export, ExportDirectory, Peer, Refusal};
 use super::errors::Error;
-use super::handshake::{Description, Handshake, Step, Terms};
+use super::handshake::{Description, Handshake, Step, Terms, TlsRule};
 use super::stream::Stream;
+use super::tls::Tls;
 use crate::lun::Geometry;
 
 /// The open export, the terms, and what was received behind the handshake.
@@ -15,9 +16,15 @@ pub type Agreed = (Export, Terms, Vec<u8>);
 pub async fn agree(
     stream: &mut Stream,
     directory: &Arc<dyn ExportDirectory>,
-    peer: &Peer,
+    tls: Option<&Tls>,
+    peer: &mut Peer,
 ) -> Result<Option<Agreed>, Error> {
-    let mut handshake = Handshake::default();
+    let rule = match tls {
+        None => TlsRule::None,
+        Some(_) if peer.is_local() => TlsRule::Offered,
+        Some(_) => TlsRule::Required,
+    };
+    let mut handshake = Handshake::new(rule);
     let mut held = Vec::with_capacity(4096);
     loop {
         stream.send_all(&std::mem::take(&mut handshake.output)).await?;
@@ -29,6 +36,14 @@ pub async fn agree(
             Step::Close => {
                 stream.send_all(&handshake.output).await?;
                 return Ok(None);
+            }
+            Step::StartTls => {
+                // Whoever sent it may sit between: it must not count as the client's.
+                if !held.is_empty() {
+                    return Err(Error::Protocol("bytes in the clear behind STARTTLS"));
+                }
+                stream.send_all(&std::mem::take(&mut handshake.output)).await?;
+                peer.certificate_name = Some(start_tls(stream, tls).await?);
             }
             Step::List => match ask(directory, peer, |d, p| d.list(p)).await? {
                 Ok(entries) => handshake.listed(&entries),
@@ -50,6 +65,15 @@ pub async fn agree(
             },
         }
     }
+}
+
+/// The name of the client, by its certificate.
+async fn start_tls(stream: &mut Stream, tls: Option<&Tls>) -> Result<String, Error> {
+    let tls = tls.ok_or(Error::Internal)?;
+    let found = stream.start_tls(tls).await?;
+    let found = found.ok_or_else(|| Error::Tls("the certificate has no name".to_owned()))?;
+    let unknown = || Error::Tls(format!("{} is not authorized", found.escape_debug()));
+    tls.client_name(&found).ok_or_else(unknown)
 }
 
 fn describe<'a>(export: &'a Export, geometry: &'a Geometry) -> Description<'a> {

@@ -47,8 +47,24 @@ pub enum Step {
     Describe(String),
     /// Open this export; then [`Handshake::opened`] or [`Handshake::refused`].
     Open(String),
+    /// Send the output, go over to TLS, and go on with nothing that was received before.
+    StartTls,
     /// Send the output and close.
     Close,
+}
+
+/// Whether a connection may, must or does use TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TlsRule {
+    /// The server has no certificate.
+    #[default]
+    None,
+    /// It may.
+    Offered,
+    /// Before anything else.
+    Required,
+    /// It does.
+    Active,
 }
 
 /// What an export looks like to a client.
@@ -90,10 +106,18 @@ pub struct Handshake {
     /// The export for which `base:allocation` was selected.
     allocation_of: Option<String>,
     options: usize,
+    tls: TlsRule,
 }
 
 impl Default for Handshake {
     fn default() -> Handshake {
+        Handshake::new(TlsRule::None)
+    }
+}
+
+impl Handshake {
+    /// One that begins with the server's greeting.
+    pub fn new(tls: TlsRule) -> Handshake {
         let mut output = Vec::with_capacity(1024);
         output.extend(wire::GREETING_MAGIC.to_be_bytes());
         output.extend(wire::OPTION_MAGIC.to_be_bytes());
@@ -106,11 +130,10 @@ impl Default for Handshake {
             structured: false,
             allocation_of: None,
             options: 0,
+            tls,
         }
     }
-}
 
-impl Handshake {
     /// Takes bytes off the front of `input`: returns how many, and what comes next. With
     /// [`Step::More`] and nothing taken, more bytes are needed than `input` has; an input of
     /// [`MAX_OPTION_BYTES`] and a header is always enough.
@@ -193,7 +216,16 @@ impl Handshake {
     }
 
     fn answer(&mut self, option: u32, data: &[u8]) -> Result<Step, Error> {
+        let early = !matches!(option, option::STARTTLS | option::ABORT);
+        if self.tls == TlsRule::Required && early {
+            if option == option::EXPORT_NAME {
+                return Err(Error::Protocol("an export was asked for before TLS"));
+            }
+            self.error(option, option_reply::ERR_TLS_REQD, "TLS is required here: STARTTLS first");
+            return Ok(Step::More);
+        }
         match option {
+            option::STARTTLS => Ok(self.start_tls(data)),
             option::EXPORT_NAME => self.export_name(data),
             option::ABORT => {
                 self.reply(option, option_reply::ACK, &[]);
@@ -220,6 +252,22 @@ impl Handshake {
                 Ok(Step::More)
             }
         }
+    }
+
+    /// What was agreed on in the clear is forgotten: anybody may have said it (proto, "TLS").
+    fn start_tls(&mut self, data: &[u8]) -> Step {
+        let offered = matches!(self.tls, TlsRule::Offered | TlsRule::Required);
+        if !data.is_empty() || self.tls == TlsRule::Active {
+            self.error(option::STARTTLS, option_reply::ERR_INVALID, "not here, not like this");
+            return Step::More;
+        }
+        if !offered {
+            self.error(option::STARTTLS, option_reply::ERR_UNSUP, "this server has no certificate");
+            return Step::More;
+        }
+        self.reply(option::STARTTLS, option_reply::ACK, &[]);
+        (self.tls, self.structured, self.allocation_of) = (TlsRule::Active, false, None);
+        Step::StartTls
     }
 
     fn ask(&mut self, question: Question) -> Step {

@@ -21,6 +21,7 @@ pub mod server;
 pub mod session;
 pub mod shards;
 pub mod stream;
+pub mod tls;
 pub mod transmission;
 pub mod wire;
 mod work;
@@ -30,3 +31,4 @@ pub use directory::{
 };
 pub use server::NbdServer;
 pub use session::SessionInfo;
+pub use tls::{Tls, TlsError};

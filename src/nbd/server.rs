@@ -18,6 +18,7 @@ use super::errors::Error;
 use super::session::{SessionInfo, Sessions};
 use super::shards::{Seat, Shards};
 use super::stream::Stream;
+use super::tls::Tls;
 use crate::access::{Crowd, Place};
 
 /// Connections at once; more are closed as they come. Together with the bound of each connection
@@ -41,6 +42,7 @@ struct Shared {
     sockets: Mutex<Vec<PathBuf>>,
     accepting: Mutex<Vec<JoinHandle<()>>>,
     complaint: Option<Complaint>,
+    tls: Option<Tls>,
 }
 
 /// The NBD door. Clones are the same door.
@@ -54,6 +56,15 @@ impl NbdServer {
         directory: Arc<dyn ExportDirectory>,
         complaint: Option<Complaint>,
     ) -> io::Result<NbdServer> {
+        NbdServer::with_tls(directory, complaint, None)
+    }
+
+    /// The same, with certificates: clients of other hosts have to use TLS, those of this host may.
+    pub fn with_tls(
+        directory: Arc<dyn ExportDirectory>,
+        complaint: Option<Complaint>,
+        tls: Option<Tls>,
+    ) -> io::Result<NbdServer> {
         Ok(NbdServer(Arc::new(Shared {
             shards: Shards::new()?,
             directory,
@@ -64,6 +75,7 @@ impl NbdServer {
             sockets: Mutex::default(),
             accepting: Mutex::default(),
             complaint,
+            tls,
         })))
     }
 
@@ -157,7 +169,7 @@ impl NbdServer {
             let peer = stream.peer()?;
             name = peer.to_string();
             let directory = shared.directory.clone();
-            let guest = Guest { peer, place };
+            let guest = Guest { peer, place, tls: shared.tls.clone() };
             connection::run(stream, guest, directory, &shared.sessions, stop, seat).await
         };
         if let (Err(error), Some(complain)) = (served.await, &shared.complaint) {

@@ -47,6 +47,8 @@ pub mod option {
     pub const ABORT: u32 = 2;
     /// Lists exports.
     pub const LIST: u32 = 3;
+    /// Goes over to TLS.
+    pub const STARTTLS: u32 = 5;
     /// Describes an export.
     pub const INFO: u32 = 6;
     /// Opens an export.
@@ -75,6 +77,8 @@ pub mod option_reply {
     pub const ERR_POLICY: u32 = 0x8000_0002;
     /// The option's data is malformed.
     pub const ERR_INVALID: u32 = 0x8000_0003;
+    /// Nothing else before STARTTLS.
+    pub const ERR_TLS_REQD: u32 = 0x8000_0005;
     /// No such export.
     pub const ERR_UNKNOWN: u32 = 0x8000_0006;
     /// The server is going down.

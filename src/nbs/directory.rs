@@ -70,12 +70,7 @@ pub struct Facts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SnapOrder {
     /// Makes one.
-    Create {
-        /// Its name.
-        name: String,
-        /// The client brought its application to rest before, by this hook.
-        at_rest: Option<String>,
-    },
+    Create(String),
     /// Deletes one.
     Delete(String),
     /// Makes the object what the snapshot is. `Busy` while others than this client have it open.
@@ -118,6 +113,15 @@ pub trait Object: Send + Sync + fmt::Debug {
     fn snaps(&self) -> Result<Vec<SnapFacts>, Status>;
     /// Carries it out; the snapshot it was about.
     fn snap(&self, order: &SnapOrder) -> Result<SnapFacts, Status>;
+    /// Whether a snapshot's application was at rest, by the word of the client's hook: `at-rest`,
+    /// `refused`, `timed-out` or `went-on`, and why. `None`: no snapshot was made.
+    fn note_snap(
+        &self,
+        name: Option<&str>,
+        hook: &str,
+        outcome: &str,
+        why: &str,
+    ) -> Result<(), Status>;
     /// The opaque data.
     fn read_opaque(&self) -> Result<Vec<u8>, Status>;
     /// Replaces them.

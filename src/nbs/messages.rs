@@ -1,5 +1,5 @@
 //! The registry of messages (MSG): names, and what is done for them. What lunfs needs of a disk
-//! beyond the source's operations are messages too: `flush`, `unmap`, `logout`.
+//! beyond the source's operations are messages too: `flush`, `unmap`, `logout`, `snap-note`.
 
 use super::directory::Object;
 use super::wire::Status;
@@ -30,6 +30,7 @@ impl Messages {
         messages.add("flush", false, Arc::new(flush));
         messages.add("unmap", false, Arc::new(unmap));
         messages.add("logout", false, Arc::new(logout));
+        messages.add("snap-note", false, Arc::new(snap_note));
         messages
     }
 
@@ -90,4 +91,12 @@ fn unmap(object: &dyn Object, message: &Element) -> Result<Element, Status> {
 fn logout(object: &dyn Object, _message: &Element) -> Result<Element, Status> {
     object.io().leaving();
     Ok(reply())
+}
+
+/// How the client's application fared while a snapshot was made.
+fn snap_note(object: &dyn Object, message: &Element) -> Result<Element, Status> {
+    let field = |key: &str| message.get(key).ok_or(Status::Invalid);
+    let (hook, outcome) = (field("hook")?, field("outcome")?);
+    let why = message.get("why").unwrap_or_default();
+    object.note_snap(message.get("snapId"), hook, outcome, why).map(|()| reply())
 }

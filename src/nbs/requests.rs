@@ -224,9 +224,9 @@ fn snap_list(object: &dyn Object) -> Answer {
     }))
 }
 
-fn snap_order(sub: u32, name: String, at_rest: Option<&str>) -> Option<SnapOrder> {
+fn snap_order(sub: u32, name: String) -> Option<SnapOrder> {
     Some(match sub {
-        snap::CREATE => SnapOrder::Create { name, at_rest: at_rest.map(str::to_owned) },
+        snap::CREATE => SnapOrder::Create(name),
         snap::DELETE => SnapOrder::Delete(name),
         snap::RESTORE => SnapOrder::Restore(name),
         snap::REFRESH => SnapOrder::Refresh(name),
@@ -256,7 +256,7 @@ fn snap_once(
         ("", _) => return Answer::bare(Status::Invalid),
         (given, _) => given.to_owned(),
     };
-    if name.contains(' ') || snap_order(header.sub, String::new(), None).is_none() {
+    if name.contains(' ') || snap_order(header.sub, String::new()).is_none() {
         return Answer::bare(Status::Invalid);
     }
     let before = match find_snap(object, &name) {
@@ -264,10 +264,9 @@ fn snap_once(
         Err(status) => return Answer::bare(status),
     };
     let intent = format!("{} {name} {before}", header.sub);
-    let at_rest = request.get("atRest");
     remembered(book, object, asked(header, body), &intent, &|interrupted| {
         let meant = interrupted.unwrap_or(&intent);
-        Answer::of(snap_now(object, meant, interrupted.is_some(), at_rest))
+        Answer::of(snap_now(object, meant, interrupted.is_some()))
     })
 }
 
@@ -276,12 +275,7 @@ fn find_snap(object: &dyn Object, name: &str) -> Result<Option<SnapFacts>, Statu
     Ok(all.into_iter().find(|facts| facts.name.eq_ignore_ascii_case(name)))
 }
 
-fn snap_now(
-    object: &dyn Object,
-    intent: &str,
-    interrupted: bool,
-    at_rest: Option<&str>,
-) -> Result<Element, Status> {
+fn snap_now(object: &dyn Object, intent: &str, interrupted: bool) -> Result<Element, Status> {
     let mut words = intent.split(' ');
     let (sub, name, before) = (words.next(), words.next(), words.next());
     let sub = sub.and_then(|sub| sub.parse().ok()).ok_or(Status::Invalid)?;
@@ -297,6 +291,6 @@ fn snap_now(
             _ => {}
         }
     }
-    let order = snap_order(sub, name, at_rest).ok_or(Status::Invalid)?;
+    let order = snap_order(sub, name).ok_or(Status::Invalid)?;
     object.snap(&order).map(|facts| snap_facts(reply, &facts))
 }

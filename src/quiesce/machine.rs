@@ -205,8 +205,14 @@ impl<T> Machine<T> {
                 self.stuck = Some(why);
                 self.step = Step::Over;
             }
-            Event::AgentGone | Event::Time => {
+            Event::AgentGone => {
                 self.over(HookOutcome::WentOn, AGENT_ENDED);
+                return Some(Act::ThawHere);
+            }
+            Event::Time => {
+                let late = "nobody confirmed in time that it goes on";
+                self.stuck = Some(late.to_owned());
+                self.over(HookOutcome::WentOn, late);
                 return Some(Act::ThawHere);
             }
             Event::Frozen | Event::Made(_) => {}
@@ -324,7 +330,10 @@ mod tests {
         assert!(limits.dead_man() > limits.snapshot);
         machine.on(seconds(6), Event::Made(1));
         assert_eq!(machine.deadline(), Some(seconds(6) + limits.thaw));
-        machine.on(seconds(36), Event::Time);
+        assert_eq!(machine.on(seconds(36), Event::Time), Some(Act::ThawHere));
         assert_eq!(machine.deadline(), None);
+        let report = machine.report();
+        assert_eq!((report.made, report.outcome), (Some(1), HookOutcome::WentOn));
+        assert!(report.stuck.is_some());
     }
 }

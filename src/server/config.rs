@@ -58,6 +58,8 @@ pub struct ServeConfig {
     pub nbd: Vec<Listen>,
     /// Where NBS listens.
     pub nbs: Vec<SocketAddr>,
+    /// Folder of certificates for NBD.
+    pub tls: Option<PathBuf>,
     /// What iSCSI discovery names instead of the dialled address: `HOST` or `HOST:PORT`.
     pub advertise: Option<String>,
     /// Bound of the block cache with accepted, unwritten data.
@@ -69,10 +71,14 @@ pub struct ServeConfig {
 }
 
 impl ServeConfig {
-    /// Nothing writable is served beyond loopback without authentication: NBD has none.
+    /// Nothing writable is served beyond loopback without authentication: NBD has none but TLS,
+    /// which is then required there.
     pub fn check_nbd_reach(&self) -> Result<()> {
+        if self.tls.is_some() {
+            return Ok(());
+        }
         let why = "an NBD client has no name: everybody there could read and write every LUN";
-        let todo = "listen on loopback, or add --insecure if that network is yours alone";
+        let todo = "give certificates with --tls DIR, listen on loopback, or add --insecure";
         self.check_beyond(self.nbd.iter().cloned(), why, todo)
     }
 
@@ -122,6 +128,7 @@ mod tests {
             iscsi: vec!["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()],
             nbd: vec![Listen::Unix("/n".into())],
             nbs: vec!["127.0.0.1:0".parse().unwrap()],
+            tls: None,
             advertise: None,
             cache_bytes: 0,
             degraded: false,

@@ -10,7 +10,7 @@ use crate::control::{Error, Message, Result};
 use crate::fs::SystemClock;
 use crate::fuse::{Mount, MountError, MountOptions};
 use crate::iscsi::{self, portal, Service};
-use crate::nbd::NbdServer;
+use crate::nbd::{NbdServer, Tls, TlsError};
 use crate::nbs::{Messages, NbsServer};
 use parking_lot::Mutex;
 use std::io;
@@ -39,7 +39,18 @@ pub fn check_doors(config: &ServeConfig) -> Result<()> {
             TcpListener::bind(address).map_err(|e| port_error("nbd", &address.to_string(), &e))?;
         }
     }
+    config.tls.as_deref().map(load_tls).transpose()?;
     config.mount.as_deref().map_or(Ok(()), check_mount_point)
+}
+
+fn load_tls(dir: &Path) -> Result<Tls> {
+    let refused = |e: TlsError| {
+        Message::new(format!("--tls {} was refused", dir.display())).why(e).todo(
+            "it holds ca-cert.pem, server-cert.pem, server-key.pem and, if you like, \
+             authorized-clients",
+        )
+    };
+    Tls::load(dir).map_err(|e| refused(e).into())
 }
 
 fn check_mount_point(dir: &Path) -> Result<()> {
@@ -111,7 +122,7 @@ impl OpenDoors {
             self.open_iscsi(config).await?;
         }
         if !config.nbd.is_empty() {
-            self.open_nbd(&config.nbd).await?;
+            self.open_nbd(config).await?;
         }
         if !config.nbs.is_empty() {
             self.open_nbs(&config.nbs)?;
@@ -145,15 +156,16 @@ impl OpenDoors {
         Ok(())
     }
 
-    async fn open_nbd(&mut self, listens: &[Listen]) -> Result<()> {
+    async fn open_nbd(&mut self, config: &ServeConfig) -> Result<()> {
         let pool = &self.engine.pool;
         let exports = Exports::new(pool.catalog.clone(), pool.book.clone());
         self.nbd_known = exports.door();
-        let door = NbdServer::new(Arc::new(exports), None);
+        let tls = config.tls.as_deref().map(load_tls).transpose()?;
+        let door = NbdServer::with_tls(Arc::new(exports), None, tls);
         let door = door.map_err(|e| Error::io("the NBD door has no threads", &e))?;
         *self.nbd_known.lock() = Some(door.clone());
         self.nbd = Some(door.clone());
-        for listen in listens {
+        for listen in &config.nbd {
             let bound = match listen {
                 Listen::Tcp(address) => door.listen_tcp(*address).await.map(Listen::Tcp),
                 Listen::Unix(path) => {

@@ -249,13 +249,9 @@ impl OpenObject {
     fn snap_now(&self, of: &str, order: &SnapOrder) -> lun::Result<SnapFacts> {
         let catalog = &self.catalog;
         match order {
-            SnapOrder::Create { name, at_rest } => {
+            SnapOrder::Create(name) => {
                 let wish = SnapshotWish { of: of.to_owned(), name: Some(name.clone()) };
-                let consistency = match at_rest {
-                    Some(hook) => Consistency { outcome: HookOutcome::AtRest, hook: hook.clone() },
-                    None => Consistency::default(),
-                };
-                let made = catalog.snapshot_create(&[wish], Maker::User, consistency)?;
+                let made = catalog.snapshot_create(&[wish], Maker::User, false)?;
                 made.first().map(snap_facts).ok_or(lun::Error::Gone)
             }
             SnapOrder::Delete(name) => {
@@ -384,6 +380,26 @@ impl Object for OpenObject {
     fn snap(&self, order: &SnapOrder) -> Result<SnapFacts, Status> {
         self.check_may_change("a snapshot")?;
         self.snap_now(&self.lun().name(), order).map_err(|error| status_of(&error))
+    }
+
+    fn note_snap(
+        &self,
+        name: Option<&str>,
+        hook: &str,
+        outcome: &str,
+        why: &str,
+    ) -> Result<(), Status> {
+        self.check_may_change("a note on a snapshot")?;
+        let outcome = match outcome {
+            "at-rest" => HookOutcome::AtRest,
+            "refused" => HookOutcome::Refused,
+            "timed-out" => HookOutcome::TimedOut,
+            "went-on" => HookOutcome::WentOn,
+            _ => return Err(Status::Invalid),
+        };
+        let how = Consistency { outcome, hook: hook.to_owned() };
+        let noted = self.catalog.snapshot_note(&self.lun().name(), name, &how, why);
+        noted.map_err(|error| status_of(&error))
     }
 
     fn read_opaque(&self) -> Result<Vec<u8>, Status> {

@@ -74,6 +74,16 @@ impl Object for RamObject {
         Ok(SnapFacts { name: "s".into(), time: "t".into() })
     }
 
+    fn note_snap(
+        &self,
+        _name: Option<&str>,
+        _hook: &str,
+        _outcome: &str,
+        _why: &str,
+    ) -> Result<(), Status> {
+        Ok(())
+    }
+
     fn read_opaque(&self) -> Result<Vec<u8>, Status> {
         Ok(vec![1, 2, 3])
     }

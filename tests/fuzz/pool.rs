@@ -92,8 +92,31 @@ fn closed() -> (Arc<SimDevice>, Vec<Known>) {
     }
     fs.volume_delete("vm2").unwrap();
     known.pop();
+    versions(&fs);
     fs.close().unwrap();
     (device, known)
+}
+
+/// Snapshots, one deleted between others, one hidden for its two branches; a range clone.
+fn versions(fs: &Arc<Fs>) {
+    let vm0 = fs.volume_lookup("vm0").unwrap().unwrap();
+    let more = fs.create(NodeId::root(vm0), b"more", NewNode::File, OWNER).unwrap().id;
+    let more = fs.open_file(more).unwrap();
+    for (n, name) in ["a", "b", "c", "d"].into_iter().enumerate() {
+        more.write_at(0, &noise(n as u64, 400_000 - 50_000 * n)).unwrap();
+        fs.snapshot_create(&[(vm0, name)], false).unwrap();
+        fs.consistency_point().unwrap();
+    }
+    let c = fs.snapshot_lookup(vm0, "c").unwrap().unwrap().id;
+    fs.volume_clone(c, "branch").unwrap();
+    fs.bookmark_create(vm0, "c", "mark").unwrap();
+    for name in ["b", "c"] {
+        fs.snapshot_delete(vm0, name).unwrap();
+    }
+    let copy = fs.create(NodeId::root(VolumeId::TREE), b"copy", NewNode::File, OWNER).unwrap().id;
+    let copy = fs.open_file(copy).unwrap();
+    fs.clone_range(&more, 0, &copy, 0, 400_000).unwrap();
+    while fs.maintain().unwrap() {}
 }
 
 /// The same with a log to replay and something to reclaim.

@@ -3,8 +3,8 @@
 use lunfs::device::sim::Rng;
 use lunfs::device::BlockDevice;
 use lunfs::fs::{
-    check, dump, CheckOptions, DumpAs, DumpWhat, Fs, NewNode, NodeId, NodeKind, Owner, RenameMode,
-    VolumeId, XattrMode,
+    check, dump, repair, CheckOptions, DumpAs, DumpWhat, Fs, NewNode, NodeId, NodeKind, Owner,
+    RenameMode, VolumeId, XattrMode,
 };
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -37,6 +37,11 @@ pub fn read_all(fs: &Arc<Fs>) -> Met {
         met.note(fs.volume_lookup(&name));
         met.note(fs.volume_used_bytes(volume));
         roots.push(NodeId::root(volume));
+        for snapshot in met.note(fs.snapshot_list(volume)).unwrap_or_default() {
+            roots.push(NodeId::root(snapshot.id));
+            met.note(fs.snapshot_alone_bytes(volume, &snapshot.name));
+        }
+        met.note(fs.bookmark_list(volume));
     }
     let mut seen: BTreeSet<NodeId> = roots.iter().copied().collect();
     while let Some(dir) = roots.pop() {
@@ -119,6 +124,12 @@ pub fn change_all(fs: &Arc<Fs>, met: &mut Met, rng: &mut Rng) {
     if made.is_some() {
         met.note(fs.volume_rename("fuzzed", "renamed"));
     }
+    for (_, volume) in met.note(fs.volume_list()).unwrap_or_default().into_iter().take(3) {
+        met.note(fs.snapshot_create(&[(volume, "fuzzed")], false));
+        for snapshot in met.note(fs.snapshot_list(volume)).unwrap_or_default().iter().take(2) {
+            met.note(fs.snapshot_delete(volume, &snapshot.name));
+        }
+    }
     for (name, _) in met.note(fs.volume_list()).unwrap_or_default().into_iter().take(3) {
         met.note(fs.volume_delete(&name));
     }
@@ -178,7 +189,12 @@ fn change_file(fs: &Arc<Fs>, id: NodeId, met: &mut Met, rng: &mut Rng) {
 pub fn inspect(device: &Arc<dyn BlockDevice>, blocks: &[u64], rng: &mut Rng) -> bool {
     let devices = [device.clone()];
     let report = check(&devices, CheckOptions { data: true });
-    let _ = dump(&devices, &DumpWhat::Overview);
+    for what in [DumpWhat::Overview, DumpWhat::Versions, DumpWhat::Volumes, DumpWhat::Log] {
+        let _ = dump(&devices, &what);
+    }
+    if rng.below(8) == 0 {
+        let _ = repair(&devices, true);
+    }
     for _ in 0..40.min(blocks.len()) {
         let at = &blocks[rng.index(blocks.len())];
         let how = [DumpAs::Guess, DumpAs::Node, DumpAs::Inodes][rng.index(3)];

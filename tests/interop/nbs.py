@@ -313,8 +313,7 @@ def snapshots(lab):
 
     def snap(c, sub, name="", seq=1, **fields):
         given = f' snapId="{name}"' if name else ""
-        more = "".join(f' {k}="{v}"' for k, v in fields.pop("more", {}).items())
-        return c.body(w.SNAP, f'<nbsSnapRqst nbsId="one"{given}{more}/>', sub=sub, seq=seq,
+        return c.body(w.SNAP, f'<nbsSnapRqst nbsId="one"{given}/>', sub=sub, seq=seq,
                       **fields).element()
 
     c = Client(lab.nbs_port)
@@ -376,7 +375,15 @@ def snapshots(lab):
     equal("an unknown sub-command", status_of(lambda: snap(c, 9, "x", 12)), w.INVALID)
     equal("of another object", status_of(lambda: c.body(
         w.SNAP, '<nbsSnapRqst nbsId="two" snapId="x"/>', sub=w.CREATE, seq=13)), w.INVALID)
-    snap(c, w.CREATE, "quiet", 14, more={"atRest": "fsfreeze"})
+    snap(c, w.CREATE, "quiet", 14)
+    note = ' snapId="{}" hook="fsfreeze" outcome="{}"'
+    c.message("snap-note", note.format("quiet", "at-rest"), seq=18)
+    shown = lab.ask("snapshot", "show", "one@quiet")
+    check("a client that was at rest says so", "fsfreeze" in str(shown), shown)
+    equal("of no snapshot", status_of(lambda: c.message(
+        "snap-note", note.format("none", "at-rest"), seq=19)), w.NO_SUCH_OBJECT)
+    equal("an unknown outcome", status_of(lambda: c.message(
+        "snap-note", note.format("quiet", "well"), seq=20)), w.INVALID)
     c.body(w.PAUSE, "<nbsPauseRqst/>", seq=15)
     equal("a snapshot while paused", status_of(lambda: snap(c, w.CREATE, "paused", 16)), w.OK)
     c.ask(w.RESUME, seq=17)
@@ -386,6 +393,23 @@ def snapshots(lab):
     listed = [s["snapshot"] for s in lab.ask("nbs", "snap", "list", "one", *server)]
     check("which lists it", listed[-1] == "cli", listed)
     lab.do("nbs", "snap", "delete", "one@cli", *server)
+    words = lab.path("words")
+    hook = f"exec:{lab.path('hook')}"
+    with open(lab.path("hook"), "w") as out:
+        out.write(f"#!/bin/sh\necho $1 >> {words}\n")
+    os.chmod(lab.path("hook"), 0o755)
+    made = lab.ask("nbs", "snap", "create", "one@rest", *server, "--quiesce", hook)
+    with open(words) as said:
+        equal("a hook freezes, then thaws", said.read().split(), ["freeze", "thaw"])
+    check("the snapshot is the application's", made.get("outcome") == "at-rest", made)
+    shown = lab.ask("snapshot", "show", "one@rest")
+    check("and says so", "exec" in str(shown), shown)
+    count = len(snap_names(lab))
+    with open(lab.path("hook"), "w") as out:
+        out.write("#!/bin/sh\n[ $1 = thaw ]\n")
+    lab.refused("a hook that refuses", "did not come to rest", "nbs", "snap", "create", "one@no",
+                *server, "--quiesce", hook)
+    equal("makes nothing", len(snap_names(lab)), count)
     lab.refused("one that is there", "exists", "nbs", "snap", "create", "one@quiet", *server)
     check("an orderly stop", lab.stop())
     lab.verify_pool()

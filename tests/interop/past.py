@@ -1,5 +1,5 @@
-"""`.snapshots` as backup programs use it: what they copy is what was there at the instant, whole and
-with nothing of the present; a disk in it is a disk."""
+"""`.snapshots` as backup programs use it: what they copy is what was there at the instant, whole
+and with nothing of the present; a disk in it is a disk."""
 
 import os
 import subprocess
@@ -49,7 +49,8 @@ def trees(lab):
     then = f"{m}/.snapshots/then"
     equal("the tree then", sorted(os.listdir(then)), ["json", "link", "sparse"])
     equal("it is what the tree was", same(then, truth), "")
-    for name, copy in [("rsync", ["rsync", "-aHAX"]), ("cp", ["cp", "-a", "--sparse=always", "-T"])]:
+    cp = ["cp", "-a", "--sparse=always", "-T"]
+    for name, copy in [("rsync", ["rsync", "-aHAX"]), ("cp", cp)]:
         tool(*copy, f"{then}/", lab.path(name))
         equal(f"{name} copies it whole", same(then, lab.path(name)), "")
     tool("tar", "-C", then, "--sparse", "--xattrs", "-cf", lab.path("then.tar"), ".")

@@ -58,7 +58,9 @@ def commands(lab, served):
     shown = lab.ask("snapshot", "show", "vm1@b")
     equal("its target", shown["target"]["iqn"], IQN + "vm1:b")
     equal("its export", shown["nbd_export"], "vm1@b")
-    equal("the LUN counts them", lab.ask("lun", "show", "vm1")["snapshots"], 2)
+    shown = lab.ask("lun", "show", "vm1")
+    equal("the LUN counts them", shown["snapshots"], 2)
+    check("and says what only they hold", MIB <= shown["snapshots_used_bytes"] < 4 * MIB, shown)
     lab.do("lun", "export", "vm1@a", lab.path("a.raw"))
     tool("cmp", first, lab.path("a.raw"))
     diff = lab.ask("snapshot", "diff", "vm1@a", "vm1@b")["extents"]

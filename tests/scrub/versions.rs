@@ -246,6 +246,32 @@ fn a_scrub_misses_nothing_where_a_snapshot_goes_meanwhile() {
     assert!(gone_before_its_turn > 3);
 }
 
+/// Ten clones of a file take no ten times as long.
+#[test]
+fn a_scrub_reads_what_files_share_once() {
+    let devices = plain(1);
+    let fs = open(&devices);
+    let source = make_file(&fs, "source", 1, 1000);
+    let before = scrub(&fs, 64).examined_bytes / BLOCK;
+    for n in 0..10 {
+        let copy = make_file(&fs, &format!("copy{n}"), 2, 0);
+        let copy = fs.open_file(copy).expect("open");
+        fs.open_file(source).expect("open").clone_range(0, &copy, 0, 1000 * BLOCK).expect("clone");
+    }
+    settle(&fs);
+    fs.close().expect("close");
+    drop(fs);
+    let shared = *blocks_of(&devices, "/copy3").1.last().expect("a block");
+    devices[0].flip_bit(shared, 9);
+    let fs = open(&devices);
+    let found = scrub(&fs, 7);
+    let examined = found.examined_bytes / BLOCK;
+    assert!(examined < 2 * before + 600, "{before} and {examined}");
+    assert!(found.bad >= 1 && found.places.iter().all(|p| p.block == shared), "{found:?}");
+    fs.close().expect("close");
+    assert!(!report(&devices).errors.is_empty());
+}
+
 #[test]
 fn a_dump_shows_versions_and_their_names() {
     let devices = plain(1);

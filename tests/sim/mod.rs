@@ -5,6 +5,7 @@
 pub mod character;
 pub mod check;
 pub mod crash;
+pub mod disks;
 pub mod inside;
 pub mod luns;
 pub mod members;
@@ -14,6 +15,7 @@ pub mod ops;
 pub mod perform;
 pub mod prefix;
 pub mod quiet;
+pub mod ranges;
 pub mod record;
 pub mod rot;
 pub mod runner;

@@ -31,6 +31,10 @@ impl Chunk {
         Chunk(chunk)
     }
 
+    pub fn array(&self) -> &[u8; BLOCK as usize] {
+        &self.0
+    }
+
     pub fn bytes(&self) -> &[u8] {
         &self.0[..]
     }
@@ -232,6 +236,7 @@ impl Model {
         match op {
             Op::Write { node, .. } if self.is_frozen(node.volume) => Err(Kind::Any),
             Op::Version(op) => self.apply_version(op, made),
+            Op::CloneRange(op) => self.clone_range(op),
             Op::Create { dir, name, what, owner } => self.create(*dir, name, what, owner, made),
             Op::Link { node, dir, name } => self.link(*node, *dir, name),
             Op::Unlink { dir, name } => self.unlink(*dir, name),
@@ -479,7 +484,7 @@ impl Model {
         self.get(id).map_or(Vec::new(), |node| node.read(offset, len))
     }
 
-    fn punch(&mut self, id: NodeId, offset: u64, len: u64) -> Applied {
+    pub(super) fn punch(&mut self, id: NodeId, offset: u64, len: u64) -> Applied {
         let (blocks, size) = self.blocks_mut(id)?;
         let end = offset.saturating_add(len);
         cut(blocks, offset, end, *size);

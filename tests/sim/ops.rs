@@ -2,6 +2,7 @@
 //! that one seed is one schedule.
 
 use super::model::{Body, Model, BLOCK};
+use super::ranges::CloneRange;
 use super::versions::Version;
 use lunfs::device::sim::Rng;
 use lunfs::fs::{
@@ -60,6 +61,7 @@ pub enum Op {
     Open { node: NodeId },
     Close { node: NodeId },
     Version(Version),
+    CloneRange(CloneRange),
 }
 
 impl Op {
@@ -88,6 +90,7 @@ impl Op {
             | Op::XattrSet { node, .. }
             | Op::XattrRemove { node, .. } => vec![*node],
             Op::VolumeCreate { .. } | Op::VolumeRename { .. } | Op::VolumeDelete { .. } => vec![],
+            Op::CloneRange(op) => vec![op.to],
             Op::Open { .. } | Op::Close { .. } | Op::Version(_) => vec![],
         }
     }
@@ -129,7 +132,7 @@ impl Op {
         match self {
             Op::Write { data, .. } | Op::Append { data, .. } => data.len > ATOMIC_WRITE_BYTES,
             // Space is allocated in steps.
-            Op::Zeros { .. } => true,
+            Op::Zeros { .. } | Op::CloneRange(_) => true,
             _ => false,
         }
     }
@@ -398,6 +401,9 @@ impl Generator<'_> {
         let node = self.file()?;
         let offset = self.offset(node);
         let room = (MAX_FILE_BYTES - offset.min(MAX_FILE_BYTES)).max(1);
+        if self.rng.chance(1, 14) {
+            return self.clone_range();
+        }
         Some(match self.rng.below(24) {
             0..=11 => Op::Write { node, offset, data: self.bytes() },
             12..=13 => {

@@ -78,6 +78,10 @@ pub fn perform(fs: &Arc<Fs>, op: &Op, handle: Option<File>) -> Answer {
         Op::VolumeRename { from, to } => fs.volume_rename(from, to)?,
         Op::VolumeDelete { name } => fs.volume_delete(name)?,
         Op::Version(op) => return op.perform(fs),
+        Op::CloneRange(op) => {
+            let (from, to) = (fs.open_file(op.from)?, fs.open_file(op.to)?);
+            fs.clone_range(&from, op.at, &to, op.to_at, op.len).map(drop)?
+        }
         Op::Close { .. } => {}
     }
     Ok((Made::default(), None))

@@ -4,6 +4,7 @@
 use super::model::{Body, Kind, Made, Model, Stamps, BLOCK};
 use super::observe::differences;
 use super::ops::Op;
+use super::ranges::part_of_clone;
 use lunfs::fs::{NodeId, ATOMIC_WRITE_BYTES};
 
 /// An operation that was done, or was under way when the power failed.
@@ -90,11 +91,16 @@ pub fn find(base: &Model, log: &[Entry], floor: usize, seen: &Model) -> Result<F
 /// them, and the first `floor` of them are durable.
 fn in_other_order(before: &Model, rest: &[Entry], floor: usize, seen: &Model) -> Option<Model> {
     let outer = (1..rest.len()).find(|&i| rest[i].overlaps == i)?;
+    let around = match rest[outer].uncertain {
+        true => Entry { made: made_as_seen(&rest[outer].op, seen), ..rest[outer].clone() },
+        false => rest[outer].clone(),
+    };
     for first in 0..outer {
         let mut model = before.clone();
         rest[..first].iter().for_each(|entry| entry.replay(&mut model));
-        let touched = rest[outer].op.touches(&model);
-        rest[outer].replay(&mut model);
+        let made = around.made.node.map(|(id, _)| id);
+        let touched: Vec<NodeId> = around.op.touches(&model).into_iter().chain(made).collect();
+        around.replay(&mut model);
         for (done, inside) in (first..).zip(&rest[first..outer]) {
             if done >= floor {
                 let state = take_stamps(model.clone(), &touched, seen);
@@ -119,7 +125,9 @@ fn partly(before: &Model, entry: &Entry, seen: &Model) -> Option<Model> {
             states.push(model);
         }
     }
-    if entry.op.is_long() {
+    if let Op::CloneRange(op) = &entry.op {
+        states.extend(part_of_clone(before, op, seen));
+    } else if entry.op.is_long() {
         states.extend(first_part(before, &entry.op, seen));
     }
     let made = made_as_seen(&entry.op, seen).node.map(|(id, _)| id);

@@ -371,11 +371,14 @@ impl World {
             Generator { rng, model, profile, short, ballast: self.ballast.get().copied() };
         let op = generator.draw();
         let full = profile != Profile::Full && blocks_held(model) as u64 > self.room_blocks();
+        let frozen = |node: &NodeId| model.is_frozen(node.volume);
         match (full, &op) {
+            (true, Op::Write { node, .. }) if frozen(node) => op,
             (true, Op::Write { node, .. } | Op::Append { node, .. } | Op::Update { node, .. }) => {
                 Op::SetSize { node: *node, size: 0, by_attr: false }
             }
             (true, Op::Zeros { node, .. }) => Op::SetSize { node: *node, size: 0, by_attr: false },
+            (true, Op::CloneRange(op)) => Op::SetSize { node: op.to, size: 0, by_attr: false },
             _ => op,
         }
     }

@@ -9,4 +9,5 @@ mod log;
 mod reuse;
 mod root;
 mod space;
+mod versions;
 mod write;

@@ -1,5 +1,5 @@
 #!/bin/bash
-# In the guest: a filesystem that is written all the time, and the agent that freezes it for rest.sh.
+# In the guest: a filesystem that is written all the time, and the agent that freezes it.
 # usage: guest-rest.sh NBD-PORT AGENT-PORT
 set -u
 nbd_port=$1 agent_port=$2
@@ -9,7 +9,8 @@ die() { echo "guest: FAILED: $*"; dmesg | tail -15; exit 1; }
 say() { echo "guest: $*"; }
 
 modprobe nbd nbds_max=1 || die "no NBD in this kernel"
-nbd-client -N rest "$host" "$nbd_port" /dev/nbd0 >/tmp/nbd.log 2>&1 || { cat /tmp/nbd.log; die nbd; }
+nbd-client -N rest "$host" "$nbd_port" /dev/nbd0 >/tmp/nbd.log 2>&1 ||
+  { cat /tmp/nbd.log; die nbd-client; }
 mkfs.ext4 -q -F /dev/nbd0 || die "mkfs.ext4"
 mkdir -p "$at" && mount /dev/nbd0 "$at" || die "mount"
 mkdir "$at/kept" "$at/busy"
@@ -28,11 +29,11 @@ qemu-ga -m unix-listen -p /run/agent.sock -t /run >/tmp/agent.log 2>&1 &
 for _ in $(seq 100); do [ -S /run/agent.sock ] && break; sleep 0.1; done
 [ -S /run/agent.sock ] || { cat /tmp/agent.log; die "the agent"; }
 sleep 1
-say "writing"
 # Each connection is one of the agent's; a line `quit` ends it.
 python3 - "$agent_port" <<'PYTHON' || die "the relay"
 import select, socket, sys
 door = socket.create_server(("0.0.0.0", int(sys.argv[1])))
+print("guest: writing", flush=True)
 while True:
     near, _ = door.accept()
     first = near.recv(1 << 16)

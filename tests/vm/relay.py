@@ -1,4 +1,4 @@
-"""A Unix socket here that leads to a port of this machine: relay.py SOCKET PORT, until it is killed."""
+"""A Unix socket that leads to a port of this machine: relay.py SOCKET PORT, till it is killed."""
 
 import select
 import socket

@@ -14,6 +14,13 @@ mkdir -p "$work/out" "$work/loop" "$mount"
 "$lunfs" lun create rest --size 256M >/dev/null
 serve --mount "$mount" --nbd "127.0.0.1:$nbd_port"
 
+relay= guest=
+before_cleanup() {
+  local pid
+  for pid in $relay $guest; do kill "$pid" 2>/dev/null && wait "$pid" || true; done
+  ! grep -q " $work/loop " /proc/self/mounts || umount "$work/loop"
+}
+
 # The agent's socket in the guest, as a socket here.
 /usr/bin/python3 "$here/relay.py" "$work/agent.sock" "$agent_port" &
 relay=$!
@@ -25,13 +32,13 @@ until grep -q 'guest: writing' "$work/guest.log"; do
   sleep 0.2
 done
 "$lunfs" snapshot create rest@night --quiesce "qga:$work/agent.sock" >"$work/made" 2>&1 ||
-  { cat "$work/made" "$work/guest.log"; kill "$relay"; fail "the snapshot"; }
-"$lunfs" snapshot show rest@night --json | jq -e '.consistency == "application" and .hook == "qga"' \
-  >/dev/null || fail "the snapshot does not say that the guest was at rest"
+  { cat "$work/made" "$work/guest.log"; fail "the snapshot"; }
+[ "$("$lunfs" snapshot show rest@night --json | json 'it["consistency"], it["hook"]')" = \
+  "application qga" ] || fail "the snapshot does not say that the guest was at rest"
 ok "the guest's agent froze and thawed it; the snapshot says so"
 exec 4<>"/dev/tcp/127.0.0.1/$agent_port" && echo quit >&4
-wait "$guest" || { cat "$work/guest.log"; kill "$relay"; fail "the guest's script ended with $?"; }
-kill "$relay"
+wait "$guest" || { cat "$work/guest.log"; fail "the guest's script ended with $?"; }
+guest=
 ok "the guest went on writing afterwards"
 
 cp --sparse=always "$mount/rest/.snapshots/night/data" "$work/image"

@@ -6,8 +6,8 @@ use crate::fs::core::{Core, TABLE};
 use crate::fs::error::{Error, Result};
 use crate::fs::types::*;
 use fs_layout::{
-    DeadEntry, Inode, InodeKind, Pointer, DEAD_ENTRY_BYTES, INODES_PER_BLOCK, INODE_BYTES,
-    POINTERS_PER_NODE,
+    count_in, DeadEntry, Inode, InodeKind, Pointer, COUNTS_PER_BLOCK, DEAD_ENTRY_BYTES,
+    INODES_PER_BLOCK, INODE_BYTES, POINTERS_PER_NODE,
 };
 
 const FAN: u64 = POINTERS_PER_NODE as u64;
@@ -156,6 +156,7 @@ fn content(core: &Core, record: &Inode, out: &mut Object) {
     let mut bytes = Vec::new();
     for (block, p) in blocks {
         match core.store.read(&p) {
+            Ok(data) if record.kind == InodeKind::Counts => counts(block, &data.bytes.0, out),
             Ok(data) if record.kind == InodeKind::Directory => {
                 let mut shown = bucket(&data.bytes);
                 shown.name = format!("bucket at {block}");
@@ -182,6 +183,17 @@ fn content(core: &Core, record: &Inode, out: &mut Object) {
             }
         }
         _ => {}
+    }
+}
+
+/// A block of counts: the blocks of the pool that are counted.
+fn counts(page: u64, raw: &[u8; BLOCK_BYTES], out: &mut Object) {
+    for block in page * COUNTS_PER_BLOCK..(page + 1) * COUNTS_PER_BLOCK {
+        let count = count_in(raw, block);
+        if count != 0 && !out.is_full() {
+            let part = Object::new("cloned").with("block", block);
+            out.parts.push(part.with("times", count));
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::fs::error::Result;
 use crate::fs::types::*;
 use fs_layout::{ScrubRecord, ScrubResult};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,8 @@ use std::time::Duration;
 pub const SCRUB_PLACES: usize = 1000;
 /// So many blocks after the last consistency point that kept its place, a scrub runs one: 1 GiB.
 const SAVE_BLOCKS: u64 = 262_144;
+/// Clones that a scrub remembers: 2 MiB. A clone of a whole file is a handful.
+const KNOWN_CLONES: usize = 65_536;
 /// After a piece the background scrub rests as long as the piece took: half of an idle device.
 const REST_IDLE: u32 = 1;
 /// While somebody else reads or writes it rests seven times as long: an eighth of a busy one.
@@ -62,6 +64,9 @@ pub(crate) struct Scrub {
     stepping: Mutex<()>,
     /// Versions to be walked once more, and from which birth on.
     again: Mutex<BTreeMap<u32, u64>>,
+    /// Clones that this walk has gone through, so that what files share is read once. At most
+    /// [`KNOWN_CLONES`]: what is shared beyond that is read with each file that has it.
+    clones: Mutex<HashSet<u64>>,
 }
 
 #[derive(Default)]
@@ -123,6 +128,21 @@ impl Scrub {
             let since = again.entry(heir as u32).or_insert(bound);
             *since = bound.min(*since);
         }
+    }
+
+    /// Was what this cloned pointer leads to walked with another file?
+    pub fn knows_clone(&self, block: u64) -> bool {
+        self.clones.lock().contains(&block)
+    }
+
+    /// These were walked to their ends.
+    pub fn note_clones(&self, blocks: Vec<u64>) {
+        if blocks.is_empty() {
+            return;
+        }
+        let mut known = self.clones.lock();
+        let room = KNOWN_CLONES.saturating_sub(known.len());
+        known.extend(blocks.into_iter().take(room));
     }
 
     /// A version that has to be walked once more.
@@ -220,6 +240,7 @@ impl Core {
             };
             *s = State { record, turn, ..State::default() };
             self.scrub.again.lock().clear();
+            self.scrub.clones.lock().clear();
         }
         self.consistency_point_forced()?;
         self.bell.ring(super::super::core::BELL_SCRUB);

@@ -98,6 +98,10 @@ struct Descent<'a> {
     nodes_left: u64,
     leaves: Vec<(u64, Leaf)>,
     stopped: Option<u64>,
+    /// What files share by clones is gone into once.
+    once: bool,
+    /// Clones that were gone through to their ends.
+    clones: Vec<u64>,
 }
 
 impl<'a> Descent<'a> {
@@ -113,6 +117,8 @@ impl<'a> Descent<'a> {
             nodes_left: PIECE_NODES,
             leaves: Vec::new(),
             stopped: None,
+            once: false,
+            clones: Vec::new(),
         }
     }
 
@@ -121,7 +127,7 @@ impl<'a> Descent<'a> {
         (self.from, self.since) = (gathered.from, gathered.since);
         for item in gathered.items {
             match item {
-                Item::Disk(p, height, base) => self.slot(&p, height, base)?,
+                Item::Disk(p, height, base) => self.slot(&p, height, base, false)?,
                 Item::Memory(base, data) => self.leaf(base, Leaf::Memory(data)),
             }
         }
@@ -137,7 +143,21 @@ impl<'a> Descent<'a> {
         }
     }
 
-    fn slot(&mut self, p: &Pointer, height: u8, base: u64) -> Result<()> {
+    /// Goes down from a pointer; `in_clone`: below a cloned one.
+    fn slot(&mut self, p: &Pointer, height: u8, base: u64, in_clone: bool) -> Result<()> {
+        let is_top = self.once && p.cloned && !in_clone;
+        if is_top && self.core.scrub.knows_clone(p.block) {
+            return Ok(());
+        }
+        self.subtree(p, height, base)?;
+        // Where it began in an earlier piece, that was of this file too.
+        if is_top && self.stopped.is_none() && p.birth > self.since {
+            self.clones.push(p.block);
+        }
+        Ok(())
+    }
+
+    fn subtree(&mut self, p: &Pointer, height: u8, base: u64) -> Result<()> {
         let is_before = base + reach(height) <= self.from;
         if self.stopped.is_some() || p.is_hole() || p.birth <= self.since || is_before {
             return Ok(());
@@ -155,7 +175,7 @@ impl<'a> Descent<'a> {
         let Some(node) = self.node(p, height, base)? else { return Ok(()) };
         for i in 0..POINTERS_PER_NODE {
             let below = p.child(&node.0, i).map_err(|e| Error::Format(e.to_string()))?;
-            self.slot(&below, height - 1, base + i as u64 * reach(height - 1))?;
+            self.slot(&below, height - 1, base + i as u64 * reach(height - 1), p.cloned)?;
         }
         Ok(())
     }
@@ -231,7 +251,7 @@ impl Core {
                 return Ok(());
             }
             let more = match gathered {
-                Some(g) => self.walk_file(id, g, left, found)?,
+                Some(g) => self.walk_file(id, g, left, !w.every_version, found)?,
                 None => None,
             };
             match more {
@@ -249,6 +269,7 @@ impl Core {
         id: NodeId,
         g: Gather,
         left: u64,
+        once: bool,
         found: &mut Found,
     ) -> Result<Option<u64>> {
         let owner = Owner {
@@ -259,8 +280,10 @@ impl Core {
             length_bytes: BS,
         };
         let mut descent = Descent::new(self, found, owner, left);
+        descent.once = once;
         let more = descent.run(g)?;
         let leaves = std::mem::take(&mut descent.leaves);
+        let clones = std::mem::take(&mut descent.clones);
         let on_disk = |(at, leaf): (u64, Leaf)| match leaf {
             Leaf::Disk(p) => Some((at, p)),
             Leaf::Memory(_) => None,
@@ -275,6 +298,7 @@ impl Core {
                 found.note(owner, p.block, verdict);
             }
         }
+        self.scrub.note_clones(clones);
         Ok(more)
     }
 

@@ -242,12 +242,16 @@ fn what_cannot_be_cloned_is_refused() {
 
 /// The place of the only block of counts, as a dump tells it.
 fn place_of_counts(device: &Arc<dyn BlockDevice>) -> u64 {
-    let shown = dump(std::slice::from_ref(device), &DumpWhat::Inode(0, 6)).unwrap().to_string();
-    let data = shown.lines().find(|line| line.trim_start().starts_with("data")).unwrap();
-    let words: Vec<&str> = data.split_whitespace().collect();
-    let at = words.iter().position(|word| word.starts_with("block")).unwrap();
-    let number = words[at].strip_prefix("block=").unwrap_or_else(|| words[at + 1]);
-    number.parse().unwrap()
+    let shown = dump(std::slice::from_ref(device), &DumpWhat::Inode(0, 6)).unwrap();
+    let mut waiting = vec![&shown];
+    while let Some(object) = waiting.pop() {
+        let block = object.fields.iter().find(|field| field.0 == "block");
+        if let (true, Some(block)) = (object.name == "data", block) {
+            return block.1.to_string().parse().unwrap();
+        }
+        waiting.extend(&object.parts);
+    }
+    panic!("no counts: {shown}");
 }
 
 /// Nothing is freed whose count is not known; a repair counts anew.

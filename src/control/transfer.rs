@@ -169,10 +169,6 @@ fn is_stopping(stop: Option<&super::stop::StopSignal>) -> bool {
     stop.is_some_and(super::stop::StopSignal::is_requested)
 }
 
-fn range((offset, length): &(u64, u64)) -> Value {
-    json!({ "offset_bytes": offset, "length_bytes": length })
-}
-
 /// Refuses what a door's open LUN does not allow unless forced.
 pub(super) fn refuse_open(lun: &Lun, force: bool) -> Result<()> {
     let (sessions, files) = (lun.sessions().len(), lun.open_files());

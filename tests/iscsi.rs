@@ -327,7 +327,10 @@ fn a_short_expected_length_is_a_residual() {
 }
 
 /// As `manage`, past answers to commands.
-fn manage_until(one: &mut Initiator, function: u8, task: u32) -> u8 {
+/// Asks for task management, and reads up to its answer: the answer, and the tags of what came
+/// before it.
+fn manage_until(one: &mut Initiator, function: u8, task: u32) -> (u8, Vec<u32>) {
+    let mut before = Vec::new();
     one.tag += 1;
     let mut header = Header::reply(0x42, 0x80 | function, one.tag);
     header.set_word(20, task);
@@ -336,8 +339,9 @@ fn manage_until(one: &mut Initiator, function: u8, task: u32) -> u8 {
     loop {
         let (header, _) = one.receive().unwrap();
         if header.opcode() == 0x22 {
-            return header.0[2];
+            return (header.0[2], before);
         }
+        before.push(header.tag());
     }
 }
 

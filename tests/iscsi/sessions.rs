@@ -70,11 +70,15 @@ fn a_waiting_command_can_be_aborted() {
     let door = Door::open(MIB);
     let mut one = door.login();
     one.settle();
-    door.disk.set_blocking(Some(Duration::from_millis(200)));
-    one.command(&write10(0, 512), 0xA1, 512, &[7; 512]);
+    door.disk.set_blocking(Some(Duration::from_secs(1)));
+    let first = one.command(&write10(0, 512), 0xA1, 512, &[7; 512]);
     let ordered = one.command(&write10(1, 512), 0xA2, 512, &[7; 512]);
-    assert_eq!(super::manage_until(&mut one, 1, ordered), 0);
+    let (answer, before) = super::manage_until(&mut one, 1, ordered);
+    assert_eq!(answer, 0);
     door.disk.set_blocking(None);
+    if !before.contains(&first) {
+        assert_eq!(one.finish(first, &[]).unwrap().status, 0);
+    }
     assert_eq!(one.write(2, &[1; 512]).status, 0);
     let mut block = [1; 512];
     door.disk.read(512, &mut block).unwrap();

@@ -9,8 +9,8 @@
 Figures, no proof: rates by the median of rounds, their spread beside them.
 
 Environment: LUNFS the program; SECONDS of each round (default 4); ROUNDS (5); SIZE_MIB of the LUN
-(1024); SNAPSHOTS behind the one that is read (1000); DIR where the pool lies. FILL=no leaves the LUNs
-thin and measures writes alone, for sizes that the machine has no room for.
+(1024); SNAPSHOTS behind the one that is read (1000); DIR where the pool lies. FILL=no leaves the
+LUNs thin and measures writes alone, for sizes that the machine has no room for.
 """
 
 import json

@@ -275,7 +275,8 @@ impl Core {
             (s.walk, s.turn)
         };
         let found = self.walk(&mut walk, budget_blocks)?;
-        let lost = lost_of_files(&found);
+        // Before anybody can see that it is done: who waits for that may close the pool.
+        self.tell_lost(&lost_of_files(&found));
         let (running, unsaved) = {
             let mut s = self.scrub.state.lock();
             if s.turn == turn {
@@ -284,7 +285,6 @@ impl Core {
             (s.record.running, s.unsaved)
         };
         drop(one);
-        self.tell_lost(&lost);
         if !running || unsaved >= SAVE_BLOCKS {
             self.consistency_point_forced()?;
         }

@@ -11,6 +11,7 @@
 #[allow(dead_code)]
 mod sim;
 
+use sim::character::Config;
 use sim::runner::{config, env, first_seed, line, run_all, run_watched, tell};
 use std::io::Write;
 use std::process::ExitCode;
@@ -57,9 +58,9 @@ fn many() -> ExitCode {
     let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
     let threads = env("LUNFS_SIM_THREADS").unwrap_or(processors);
     println!("seeds {first} to {}, on {threads} threads", first + count - 1);
-    let seeds: Vec<u64> = (first..first + count).collect();
+    let runs: Vec<Config> = (first..first + count).map(config).collect();
     let done = std::sync::atomic::AtomicU64::new(0);
-    let sum = run_all(&seeds, threads, until, |line| {
+    let sum = run_all(&runs, threads, until, |line| {
         let so_far = done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
         if count <= TOLD_EACH || so_far % TOLD_EACH == 0 {
             println!("{line}  ({so_far} of {count} seeds)");

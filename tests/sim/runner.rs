@@ -130,8 +130,9 @@ pub fn tell(config: &Config, failure: Failure) -> String {
     };
     let (config, failure) = shrunk;
     let (seed, steps) = (config.seed, config.steps);
+    let steady = if config.steady { "LUNFS_SIM_STEADY=1 " } else { "" };
     format!(
-        "seed {seed}, step {}: {}\nagain: LUNFS_SIM_SKIP={} LUNFS_SIM_TRACE=1 \
+        "seed {seed}, step {}: {}\nagain: {steady}LUNFS_SIM_SKIP={} LUNFS_SIM_TRACE=1 \
          LUNFS_SIM_NO_SHRINK=1 make sim SEED={seed} STEPS={steps}",
         failure.step,
         failure.why,
@@ -172,7 +173,7 @@ impl std::fmt::Display for Sum {
 /// Runs seeds on so many threads, each seed on one, until `until`; `told` hears of each that
 /// passed.
 pub fn run_all(
-    seeds: &[u64],
+    runs: &[Config],
     threads: usize,
     until: Option<Instant>,
     told: impl Fn(&str) + Sync,
@@ -180,13 +181,12 @@ pub fn run_all(
     let (next, sum) = (AtomicU64::new(0), Mutex::new(Sum::default()));
     let worker = || loop {
         let at = next.fetch_add(1, SeqCst) as usize;
-        let Some(&seed) = seeds.get(at) else { return };
+        let Some(config) = runs.get(at) else { return };
         let enough = sum.lock().unwrap().failures.len() >= env("LUNFS_SIM_FAILURES").unwrap_or(3);
         if enough || until.is_some_and(|until| Instant::now() > until) {
             return;
         }
-        let config = config(seed);
-        let result = run_watched(&config).map_err(|failure| tell(&config, failure));
+        let result = run_watched(config).map_err(|failure| tell(config, failure));
         let sum = &mut *sum.lock().unwrap();
         sum.seeds += 1;
         match result {
@@ -194,7 +194,7 @@ pub fn run_all(
                 sum.operations += report.operations;
                 sum.crashes += report.crashes;
                 sum.faults.merge(&report.faults);
-                told(&line(seed, &report));
+                told(&line(config.seed, &report));
             }
             Err(text) => {
                 eprintln!("{text}\n");

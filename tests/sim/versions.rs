@@ -353,7 +353,11 @@ impl World {
             Err(e) => self.unless_broken::<()>(Err(e), "diff"),
             Ok(changed) => {
                 let before = NodeId { volume: old, ..to };
-                judge(&changed, blocks_of(&model, before), blocks_of(&model, to))
+                // A file that was deleted later may be there all the same, as one that somebody
+                // had open: what of it has not changed need not be told.
+                let open = old > new && model.get(before).is_none();
+                let before = blocks_of(&model, if open { to } else { before });
+                judge(&changed, before, blocks_of(&model, to))
                     .map_err(|why| format!("diff {base:?} of {to:?}: {why}"))
             }
         }

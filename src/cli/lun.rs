@@ -54,7 +54,8 @@ pub fn run(verb: &Lun, common: &Common) -> Result<()> {
     Ok(())
 }
 
-fn tell(
+/// Carries a command out, and says what it did in a line.
+pub(super) fn tell(
     common: &Common,
     command: Command,
     change: Change,

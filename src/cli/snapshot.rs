@@ -1,6 +1,6 @@
 //! `lunfs snapshot` and `lunfs clone`.
 
-use super::args::{Change, CloneVerb, Common, Snapshot};
+use super::args::{CloneVerb, Common, Snapshot};
 use super::{ask, lun, output, quiesce as hooks, rows, selection, show};
 use crate::control::protocol::{Command, Reply};
 use crate::control::Result;
@@ -37,15 +37,15 @@ pub fn run(verb: &Snapshot, common: &Common) -> Result<()> {
         }
         Snapshot::Rename { name, new, change } => {
             let command = Command::SnapshotRename { snapshot: name.clone(), new: new.clone() };
-            tell(common, command, *change, |now| format!("{name} is now {}", full(now)))?;
+            lun::tell(common, command, *change, |now| format!("{name} is now {}", full(now)))?;
         }
         Snapshot::Refresh { name, change } => {
             let command = Command::SnapshotRefresh { snapshot: name.clone() };
-            tell(common, command, *change, |_| format!("refreshed {name}"))?;
+            lun::tell(common, command, *change, |_| format!("refreshed {name}"))?;
         }
         Snapshot::Rollback { name, force, change } => {
             let command = Command::SnapshotRollback { snapshot: name.clone(), force: *force };
-            tell(common, command, *change, |value| {
+            lun::tell(common, command, *change, |value| {
                 let kept = value.get("kept").map(full).unwrap_or_default();
                 format!("rolled back to {name}; what was there is {kept}")
             })?;
@@ -53,16 +53,16 @@ pub fn run(verb: &Snapshot, common: &Common) -> Result<()> {
         Snapshot::Delete { name, keep_bookmark, change } => {
             let keep_bookmark = *keep_bookmark;
             let command = Command::SnapshotDelete { snapshot: name.clone(), keep_bookmark };
-            tell(common, command, *change, |value| deleted(name, value))?;
+            lun::tell(common, command, *change, |value| deleted(name, value))?;
         }
         Snapshot::Diff { from, to } => return diff(from, to.as_ref(), common),
         Snapshot::Hold { name, until, change } => {
             let command = Command::SnapshotHold { snapshot: name.clone(), until: until.clone() };
-            tell(common, command, *change, |_| format!("{name} is held"))?;
+            lun::tell(common, command, *change, |_| format!("{name} is held"))?;
         }
         Snapshot::Release { name, change } => {
             let command = Command::SnapshotRelease { snapshot: name.clone() };
-            tell(common, command, *change, |_| format!("{name} is held no longer"))?;
+            lun::tell(common, command, *change, |_| format!("{name} is held no longer"))?;
         }
     }
     Ok(())
@@ -74,17 +74,6 @@ pub fn run_clone(verb: &CloneVerb, common: &Common) -> Result<()> {
     let command = Command::CloneCreate { snapshot: name.clone(), new: new.clone() };
     let value = ask(common, command, change.dry_run)?;
     show(&value, common, lun::made);
-    Ok(())
-}
-
-fn tell(
-    common: &Common,
-    command: Command,
-    change: Change,
-    said: impl FnOnce(&Value) -> String,
-) -> Result<()> {
-    let value = ask(common, command, change.dry_run)?;
-    show(&value, common, |value| output::line(&said(value)));
     Ok(())
 }
 

@@ -10,8 +10,8 @@
 //! 5. the free-space map again, then every copy of everything is verified and healed.
 //!
 //! What is bad in a file's data or tree stays a medium error, and a snapshot stays as it is:
-//! nothing turns into zeros silently. As
-//! long as a node cannot be read, blocks that nothing names are kept: they may lie below it.
+//! nothing turns into zeros silently. As long as a node cannot be read, blocks that nothing names
+//! are kept: they may lie below it.
 //!
 //! A dry run does the same to overlays in memory.
 

@@ -369,6 +369,16 @@ impl Core {
         }
     }
 
+    /// After a transaction that was to make a live version of a snapshot. What it finds without a
+    /// name is freed; a failure leaves that to the next mount.
+    fn settle_new(&self, done: Result<VolumeId>, made: &[NodeId]) -> Result<VolumeId> {
+        match done {
+            Ok(id) => drop(self.drain_orphans(id)),
+            Err(_) => self.unmake(made),
+        }
+        done
+    }
+
     fn snapshot_create(
         &self,
         wanted: &[(VolumeId, &str)],
@@ -575,12 +585,7 @@ impl Core {
             Ok(VolumeId(ino as u32))
         };
         let done = build(&mut made);
-        match done {
-            // A failure leaves orphans, which the next mount frees.
-            Ok(id) => drop(self.drain_orphans(id)),
-            Err(_) => self.unmake(&made),
-        }
-        done
+        self.settle_new(done, &made)
     }
 
     fn volume_rollback(&self, name: &str, snapshot: &str, keep: &str) -> Result<VolumeId> {
@@ -615,11 +620,6 @@ impl Core {
             Ok(VolumeId(ino as u32))
         };
         let done = build(&mut made);
-        match done {
-            // A failure leaves orphans, which the next mount frees.
-            Ok(id) => drop(self.drain_orphans(id)),
-            Err(_) => self.unmake(&made),
-        }
-        done
+        self.settle_new(done, &made)
     }
 }

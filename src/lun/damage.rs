@@ -7,8 +7,7 @@
 //! it changes, so that it outlives a restart; where it cannot be written it is that of this
 //! process.
 
-use super::event_log;
-use super::reserved::{find_own_file, own_file};
+use super::reserved::{read_own_file, replace_own_file};
 use crate::device::BLOCK_BYTES;
 use crate::fs::{self, Attr, Fs, NodeId, Timestamp};
 use parking_lot::Mutex;
@@ -87,16 +86,7 @@ impl Damage {
 
     /// What the pool's file says: it is looked at again before it is told.
     pub fn load(&self, fs: &Arc<Fs>) {
-        let text = match find_own_file(fs, FILE) {
-            Ok(Some(file)) => {
-                let mut bytes =
-                    vec![0; file.size_bytes().min(fs::ATOMIC_WRITE_BYTES as u64) as usize];
-                let length = file.read_at(0, &mut bytes).unwrap_or(0);
-                bytes.truncate(length);
-                bytes
-            }
-            _ => return,
-        };
+        let Ok(Some(text)) = read_own_file(fs, FILE) else { return };
         // One that makes no sense tells nothing; what is bad is met again.
         let all: Vec<Entry> = serde_json::from_slice(&text).unwrap_or_default();
         let known = |e: &Entry| {
@@ -120,7 +110,7 @@ impl Damage {
         };
         let all: Vec<Entry> = self.places.lock().0.iter().map(entry).collect();
         let text = serde_json::to_vec(&all).unwrap_or_default();
-        let _ = own_file(fs, FILE).and_then(|file| event_log::replace(&file, &text));
+        let _ = replace_own_file(fs, FILE, &text);
     }
 
     /// What is bad now, and how often more was met than the list holds.

@@ -10,8 +10,7 @@
 //! proved name, [`MAX_CLIENTS`] in all; beyond that the one that was silent longest is forgotten.
 
 use super::error::Result;
-use super::event_log;
-use super::reserved::{find_own_file, own_file};
+use super::reserved::{read_own_file, replace_own_file};
 use crate::fs::{self, Fs, VolumeId};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -127,7 +126,7 @@ impl OnceBook {
     /// Reads what a pool remembers. What cannot be understood is forgotten: the worst that follows
     /// is a repetition that is answered with "it exists".
     pub fn open(fs: &Arc<Fs>) -> OnceBook {
-        let text = load(fs).unwrap_or_default();
+        let text = read_own_file(fs, FILE).unwrap_or_default().unwrap_or_default();
         let lines = serde_json::from_slice::<Text>(&text).ok();
         let lines = lines.filter(|text| text.version == VERSION).map(|text| text.clients);
         let mut inner = Inner::default();
@@ -229,7 +228,7 @@ impl OnceBook {
         let clients = lines.take_while(fits).collect();
         let text = serde_json::to_vec(&Text { version: VERSION, clients });
         let text = text.map_err(|_| fs::Error::Invalid("the list cannot be written as JSON"))?;
-        event_log::replace(&own_file(fs, FILE)?, &text)?;
+        replace_own_file(fs, FILE, &text)?;
         Ok(fs.sync()?)
     }
 }
@@ -262,14 +261,6 @@ impl std::fmt::Debug for OnceBook {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "OnceBook({} clients)", self.inner.lock().clients.len())
     }
-}
-
-fn load(fs: &Arc<Fs>) -> fs::Result<Vec<u8>> {
-    let Some(file) = find_own_file(fs, FILE)? else { return Ok(Vec::new()) };
-    let mut text = vec![0; file.size_bytes().min(fs::ATOMIC_WRITE_BYTES as u64) as usize];
-    let count = file.read_at(0, &mut text)?;
-    text.truncate(count);
-    Ok(text)
 }
 
 fn clip(text: &str) -> String {

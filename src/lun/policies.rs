@@ -6,11 +6,10 @@
 
 use super::catalog::Catalog;
 use super::error::{Error, Result};
-use super::event_log;
 use super::history::Subject;
 use super::names::{policy_name, policy_time, TREE_NAME};
 use super::policy::{Kept, Policy, PolicyChange};
-use super::reserved::{find_own_file, own_file};
+use super::reserved::{read_own_file, replace_own_file};
 use super::snapshots::{Maker, SnapshotWish};
 use crate::fs::{self, Fs, Timestamp, VolumeId};
 use parking_lot::Mutex;
@@ -80,10 +79,7 @@ impl Policies {
 }
 
 fn load(fs: &Arc<Fs>) -> Result<BTreeMap<u32, Policy>> {
-    let Some(file) = find_own_file(fs, FILE)? else { return Ok(BTreeMap::new()) };
-    let mut bytes = vec![0; file.size_bytes().min(fs::ATOMIC_WRITE_BYTES as u64) as usize];
-    let count = file.read_at(0, &mut bytes)?;
-    bytes.truncate(count);
+    let Some(bytes) = read_own_file(fs, FILE)? else { return Ok(BTreeMap::new()) };
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(BTreeMap::new()); // a crash came between making the file and writing it
     }
@@ -105,7 +101,7 @@ fn save(fs: &Arc<Fs>, policies: &BTreeMap<u32, Policy>) -> Result<()> {
     if text.len() > fs::ATOMIC_WRITE_BYTES {
         return Err(fs::Error::Invalid("the policies would be longer than 2 MiB").into());
     }
-    event_log::replace(&own_file(fs, FILE)?, &text)?;
+    replace_own_file(fs, FILE, &text)?;
     Ok(fs.sync()?)
 }
 

@@ -1,6 +1,7 @@
 //! Files of lunfs' own in the pool: in a volume that the mount does not show, as its name begins
 //! with a dot.
 
+use super::event_log;
 use crate::fs::{self, File, Fs, NewNode, NodeId, Owner};
 use std::sync::Arc;
 
@@ -31,4 +32,18 @@ pub fn own_file(fs: &Arc<Fs>, name: &[u8]) -> fs::Result<File> {
     };
     let made = fs.create(NodeId::root(volume), name, NewNode::File, owner(0o600))?;
     fs.open_file(made.id)
+}
+
+/// What one of them holds, at most [`fs::ATOMIC_WRITE_BYTES`] of it; `None`: it was never made.
+pub(super) fn read_own_file(fs: &Arc<Fs>, name: &[u8]) -> fs::Result<Option<Vec<u8>>> {
+    let Some(file) = find_own_file(fs, name)? else { return Ok(None) };
+    let mut bytes = vec![0; file.size_bytes().min(fs::ATOMIC_WRITE_BYTES as u64) as usize];
+    let count = file.read_at(0, &mut bytes)?;
+    bytes.truncate(count);
+    Ok(Some(bytes))
+}
+
+/// Makes `bytes` what it holds, whole under a crash; made where it is not there.
+pub(super) fn replace_own_file(fs: &Arc<Fs>, name: &[u8], bytes: &[u8]) -> fs::Result<()> {
+    event_log::replace(&own_file(fs, name)?, bytes)
 }

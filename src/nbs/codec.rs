@@ -6,7 +6,20 @@
 
 use super::wire::{BadHeader, Handle, Header, Status, HEADER_BYTES, TRAILER_BYTES};
 use bytes::{Buf, Bytes, BytesMut};
+use std::collections::VecDeque;
 use tokio_util::codec::Decoder;
+
+/// So many bytes of what waits in `out` were sent.
+pub(super) fn forget_sent(out: &mut VecDeque<Bytes>, mut count: usize) {
+    while let Some(first) = out.front_mut() {
+        if count < first.len() {
+            drop(first.split_to(count));
+            return;
+        }
+        count -= first.len();
+        out.pop_front();
+    }
+}
 
 /// What came.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,7 +8,7 @@
 //! is let go of only after the last job that uses it.
 
 use super::auth::{Auth, Step};
-use super::codec::{Frame, Packet, PacketCodec, StreamError};
+use super::codec::{forget_sent, Frame, Packet, PacketCodec, StreamError};
 use super::directory::{Client, Kick, Object, ObjectDirectory};
 use super::messages::Messages;
 use super::requests::{self, Answer};
@@ -218,16 +218,9 @@ impl Connection {
     }
 
     /// So many bytes of it were sent.
-    pub fn sent(&mut self, mut count: usize) {
+    pub fn sent(&mut self, count: usize) {
         self.unsent_bytes = self.unsent_bytes.saturating_sub(count);
-        while let Some(first) = self.out.front_mut() {
-            if count < first.len() {
-                drop(first.split_to(count));
-                return;
-            }
-            count -= first.len();
-            self.out.pop_front();
-        }
+        forget_sent(&mut self.out, count);
     }
 
     /// Takes a job back.

@@ -11,6 +11,15 @@ fn dynamic(sim: &Arc<SimDevice>) -> Arc<dyn BlockDevice> {
     sim.clone()
 }
 
+/// The second device lacks the steps from 5 on.
+fn left_behind(sims: &Sims) -> Arc<Fs> {
+    let fs = open(sims).expect("open");
+    assert!(steps(&fs, 1, 4).1.is_none());
+    fs.offline(1).expect("offline");
+    assert!(steps(&fs, 5, 8).1.is_none());
+    fs
+}
+
 #[test]
 fn a_device_that_was_offline_comes_back() {
     let sims = mirror();
@@ -173,10 +182,7 @@ fn cut_everywhere(base: &Sims, from: u64, run: Scenario, stride: u64, what: &str
 #[test]
 fn power_may_fail_while_a_device_comes_back() {
     let sims = mirror();
-    let fs = open(&sims).expect("open");
-    assert!(steps(&fs, 1, 4).1.is_none());
-    fs.offline(1).expect("offline");
-    assert!(steps(&fs, 5, 8).1.is_none());
+    let fs = left_behind(&sims);
     drop(fs);
     cut_everywhere(&crashed(&sims, 1), 8, bring_back, 7, "coming back");
 }
@@ -194,10 +200,7 @@ fn power_may_fail_while_a_device_is_replaced() {
 #[test]
 fn the_good_device_fails_while_the_other_one_is_filled() {
     let sims = mirror();
-    let fs = open(&sims).expect("open");
-    assert!(steps(&fs, 1, 4).1.is_none());
-    fs.offline(1).expect("offline");
-    assert!(steps(&fs, 5, 8).1.is_none());
+    let fs = left_behind(&sims);
     fs.online(&dynamic(&sims[1])).expect("online");
     sims[0].vanish(true);
     assert!(step(&fs, 9).is_err(), "nobody left who can be believed");
@@ -233,10 +236,7 @@ fn a_device_that_fails_while_it_is_filled_is_missing_again() {
 /// root names it: it was bad on a device that was normal by then.
 fn fill_under_overwrites() -> Sims {
     let sims = mirror();
-    let fs = open(&sims).expect("open");
-    assert!(steps(&fs, 1, 4).1.is_none());
-    fs.offline(1).expect("offline");
-    assert!(steps(&fs, 5, 8).1.is_none());
+    let fs = left_behind(&sims);
     fs.online(&dynamic(&sims[1])).expect("online");
     // A scrub that runs already begins no consistency point when the device is filled.
     assert!(fs.scrub_start().expect("scrub"));
@@ -295,10 +295,7 @@ fn number(sims: &Sims, what: DumpWhat, line: &str, word: &str) -> u64 {
 #[test]
 fn a_read_that_fails_for_a_while_is_tried_again() {
     let sims = mirror();
-    let fs = open(&sims).expect("open");
-    assert!(steps(&fs, 1, 4).1.is_none());
-    fs.offline(1).expect("offline");
-    assert!(steps(&fs, 5, 8).1.is_none());
+    let fs = left_behind(&sims);
     fs.online(&dynamic(&sims[1])).expect("online");
     fs.close().expect("close");
     drop(fs);

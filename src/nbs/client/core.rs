@@ -11,7 +11,7 @@
 //!
 //! Times are counted from any fixed origin; the caller hands in `now`.
 
-use super::super::codec::{Frame, Packet, PacketCodec};
+use super::super::codec::{forget_sent, Frame, Packet, PacketCodec};
 use super::super::wire::{info, Handle, Header, OpCode, Status, MAX_DATA_BYTES};
 use super::super::xml::{self, Element};
 use super::login::{Greeting, Login, Next};
@@ -314,15 +314,8 @@ impl Core {
     }
 
     /// So many bytes of it were sent.
-    pub fn was_sent(&mut self, mut count: usize) {
-        while let Some(first) = self.out.front_mut() {
-            if count < first.len() {
-                drop(first.split_to(count));
-                return;
-            }
-            count -= first.len();
-            self.out.pop_front();
-        }
+    pub fn was_sent(&mut self, count: usize) {
+        forget_sent(&mut self.out, count);
     }
 
     /// Where to connect to, if that is to be done now.

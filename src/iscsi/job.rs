@@ -122,6 +122,14 @@ impl Job {
         Job(Work::Scsi(scsi))
     }
 
+    /// Whether it is over when the device has answered once, so that it is not worth a thread.
+    pub fn is_short(&self) -> bool {
+        match &self.0 {
+            Work::Scsi(scsi) => scsi.task.is_short() && !scsi.nexus.may_wait_long(),
+            _ => false,
+        }
+    }
+
     /// Does the work; may block.
     pub fn run(self) -> Done {
         match self.0 {

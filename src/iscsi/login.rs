@@ -20,7 +20,8 @@ const MAX_STEPS: u32 = 32;
 const MAX_NAME_BYTES: usize = 223;
 
 /// Login status, class and detail (RFC 7143 §11.13.5). Class 1 sends an initiator elsewhere: where
-/// a [`super::Refusal`] comes to carry an address, `Connection::opened` answers it with TargetAddress.
+/// a [`super::Refusal`] comes to carry an address, `Connection::opened` has the place to answer it
+/// with TargetAddress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Status(pub u16);
 

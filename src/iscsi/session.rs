@@ -7,6 +7,7 @@
 //! disk, whichever address they came by.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use super::login::Status;
 use crate::access::{Crowd, Limits};
 use crate::lun::Identity;
 use crate::scsi::LogicalUnit;
+use crate::shards::Shards;
 
 /// How long a login waits for the session it replaces to end. The disk's calls end sooner, or the
 /// disk is in no state to be used.
@@ -194,6 +196,7 @@ pub struct Service {
     pub(super) directory: Arc<dyn TargetDirectory>,
     pub(super) options: Options,
     pub(super) crowd: Arc<Crowd>,
+    pub(super) shards: Shards,
     sessions: Mutex<HashMap<u64, Entry>>,
     ended: Condvar,
     next_id: AtomicU64,
@@ -210,9 +213,10 @@ impl std::fmt::Debug for Service {
 }
 
 impl Service {
-    /// A door to the targets of `directory`.
-    pub fn new(directory: Arc<dyn TargetDirectory>, options: Options) -> Arc<Service> {
-        Arc::new(Service {
+    /// A door to the targets of `directory`, with threads of its own.
+    pub fn new(directory: Arc<dyn TargetDirectory>, options: Options) -> io::Result<Arc<Service>> {
+        Ok(Arc::new(Service {
+            shards: Shards::new("iscsi")?,
             directory,
             crowd: Crowd::new(options.max_connections, options.half_open_per_source),
             options,
@@ -222,7 +226,7 @@ impl Service {
             next_tsih: AtomicU16::new(1),
             units: Mutex::default(),
             portals: Mutex::default(),
-        })
+        }))
     }
 
     /// The sessions of this moment, by id. Discovery sessions are not among them.

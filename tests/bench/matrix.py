@@ -2,15 +2,15 @@
 
     matrix.py [--quick] [--servers a,b] [--work a,b] [--pin same] [--json FILE] [--svg FILE]
 
-Figures, no proof. Compare the server's CPU time for each operation first (its least over rounds: other
-work on the machine only adds), measured with `--pin same`, client and server on one core: there are
-no wake-ups across cores in it, which cost more than the work. Rates are medians over rounds; compare
-them only within one run, and only where they differ by more than the spread that is told beside them.
-CPU time is that of the server's process tree: what the kernel does for it in threads of its own is
-not in it. Every 4 KiB that is read is checked.
+Figures, no proof. Compare the server's CPU time for each operation first (its least over rounds:
+other work on the machine only adds), measured with `--pin same`, client and server on one core:
+there are no wake-ups across cores in it, which cost more than the work. Rates are medians over
+rounds; compare them only within one run, and only where they differ by more than the spread that is
+told beside them. CPU time is that of the server's process tree: what the kernel does for it in
+threads of its own is not in it. Every 4 KiB that is read is checked.
 
-lunbench.c is the client: libiscsi, libnbd, or the system calls of a file. limits.c measures what the
-machine can do at most. Environment: LUNFS the program; DIR where everything lies (default: a
+lunbench.c is the client: libiscsi, libnbd, or the system calls of a file. limits.c measures what
+the machine can do at most. Environment: LUNFS the program; DIR where everything lies (default: a
 temporary directory in /dev/shm; one on a disk measures the disk too).
 """
 
@@ -146,8 +146,8 @@ def summary(what, runs):
 def table(lines):
     for what, by_server in lines.items():
         unit = next(iter(by_server.values()))["unit"]
-        print(f"\n{what:<20}{unit:>9} {'spread':>7}  {'server us':>9} {'least':>7}  {'client us':>9}"
-              f" {'p50 us':>8} {'p99 us':>9}  {'RSS MiB':>7}")
+        print(f"\n{what:<20}{unit:>9} {'spread':>7}  {'server us':>9} {'least':>7}  "
+              f"{'client us':>9} {'p50 us':>8} {'p99 us':>9}  {'RSS MiB':>7}")
         for name, line in by_server.items():
             note = " (not durable)" if "flush" in what and name in NOT_DURABLE else ""
             note += f" {int(line['bad'])} BAD BLOCKS" if line["bad"] else ""

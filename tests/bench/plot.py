@@ -1,4 +1,4 @@
-"""A result of matrix.py as bars in an SVG: for each work the rate of every server, lunfs' in colour."""
+"""A result of matrix.py as bars in an SVG: for each work the rate of every server."""
 
 from xml.sax.saxutils import escape
 

@@ -96,7 +96,9 @@ SERVERS = {
         door="iscsi", url="iscsi://127.0.0.1:{port}/iqn.2026-11.local.bench:lun/0",
         cmd="istgt -D -c {dir}/istgt.conf", conf={"istgt.conf": ISTGT, "auth.conf": ""},
     ),
-    "lunfs-iscsi": dict(door="iscsi", url="iscsi://127.0.0.1:{iscsi}/iqn.2026-11.local.lunfs:lun/0"),
+    "lunfs-iscsi": dict(
+        door="iscsi", url="iscsi://127.0.0.1:{iscsi}/iqn.2026-11.local.lunfs:lun/0"
+    ),
     "nbdkit-memory": dict(
         door="nbd", url=NBD, cmd="nbdkit -f -i 127.0.0.1 -p {port} -e lun memory {size}"
     ),
@@ -146,7 +148,8 @@ def build(source, base, *libraries):
     """A C program of this folder, or of a package."""
     out = os.path.join(base, os.path.basename(source).removesuffix(".c"))
     path = source if "/" in source else os.path.join(HERE, source)
-    subprocess.run([os.environ.get("CC", "cc"), "-O2", "-w", "-o", out, path, *libraries], check=True)
+    compiler = os.environ.get("CC", "cc")
+    subprocess.run([compiler, "-O2", "-w", "-o", out, path, *libraries], check=True)
     return out
 
 
@@ -233,8 +236,8 @@ class Server:
         self.dir = os.path.join(base, name)
         os.makedirs(self.dir, exist_ok=True)
         self.values = dict(
-            port=free_port(), control=free_port(), ctl=free_port() % 30000 + 100, dir=self.dir, size=size,
-            img=os.path.join(self.dir, "img"), passthrough=os.path.join(base, "passthrough_ll"),
+            port=free_port(), control=free_port(), ctl=free_port() % 30000 + 100,
+            dir=self.dir, size=size, img=os.path.join(self.dir, "img"), passthrough=os.path.join(base, "passthrough_ll"),
         )
 
     def text(self, template):
@@ -263,8 +266,8 @@ class Server:
     def make_image(self):
         image, size = self.values["img"], self.values["size"]
         if self.spec.get("format"):
-            subprocess.run(["qemu-img", "create", "-q", "-f", self.spec["format"], image, str(size)],
-                           check=True)
+            make = ["qemu-img", "create", "-q", "-f", self.spec["format"], image, str(size)]
+            subprocess.run(make, check=True)
         else:
             with open(image, "wb") as file:
                 os.posix_fallocate(file.fileno(), 0, size)
@@ -331,14 +334,14 @@ class Lunfs(Server):
         if self.first:
             self.process = self.first.process
             return
-        pool, mount = os.path.join(self.dir, "pool.lunfs"), self.values["mnt"]
+        pool, mount, size = self.dir + "/pool.lunfs", self.values["mnt"], self.values["size"]
         os.makedirs(mount, exist_ok=True)
         os.environ["XDG_RUNTIME_DIR"] = self.dir
-        room = self.values["size"] * 4 + (1 << 30)
+        room = size * 4 + (1 << 30)
         for command in (["pool", "create", pool, "--size", str(room)],
-                        ["lun", "create", "lun", "--size", str(self.values["size"]), "--pool", pool]):
+                        ["lun", "create", "lun", "--size", str(size), "--pool", pool]):
             subprocess.run([find(LUNFS), *command], check=True, capture_output=True)
-        doors = [f"--iscsi=127.0.0.1:{self.values['iscsi']}", f"--nbd=127.0.0.1:{self.values['nbd']}"]
+        doors = [f"--{door}=127.0.0.1:{self.values[door]}" for door in ("iscsi", "nbd")]
         self.spawn([LUNFS, "serve", pool, *doors, f"--mount={mount}"])
         self.wait_ready()
 

@@ -50,7 +50,7 @@ impl Door {
     pub fn with(size_bytes: u64, extra: usize, options: Options) -> Door {
         let disk = Arc::new(MemoryLun::new("ram", size_bytes, 512));
         let directory = Arc::new(One { disk: Arc::clone(&disk), extra });
-        let service = Service::new(directory, options);
+        let service = Service::new(directory, options).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()

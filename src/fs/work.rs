@@ -161,9 +161,9 @@ impl<'a> Work<'a> {
             }
         }
         self.bury(cp, frozen.dead)?;
-        for (id, c) in frozen.files {
+        for c in frozen.files {
             self.captured.push(c.inode.clone());
-            self.files.insert(id, c);
+            self.files.insert(c.inode.id, c);
         }
         for op in &frozen.ops {
             if let VersionOp::Snapshot(new, of) = op {

@@ -462,11 +462,12 @@ impl<'a> Work<'a> {
         };
         let root = self.writer.write(&tree.root)?;
         self.writer.write_batch()?;
-        let mut s = file.state.write();
-        drop(tree.root);
-        s.tree.root = Slot::Ptr(root);
-        s.meta.root = root;
-        s.meta.height = tree.height;
+        let nodes = {
+            let mut s = file.state.write();
+            (s.meta.root, s.meta.height) = (root, tree.height);
+            std::mem::replace(&mut s.tree.root, Slot::Ptr(root))
+        };
+        drop(nodes); // where nobody waits for it
         Ok(DiskInode { root, height: tree.height, ..meta })
     }
 }

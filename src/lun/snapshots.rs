@@ -494,13 +494,18 @@ impl Catalog {
     /// Deletes all snapshots and bookmarks of a LUN that goes. Who has one open loses it.
     pub(super) fn delete_history(&self, lun: &Arc<Lun>) -> Result<()> {
         let (fs, volume) = (&self.shared.fs, lun.volume());
-        for snapshot in fs.snapshot_list(volume)? {
-            fs.snapshot_delete(volume, &snapshot.name)?;
-        }
-        for bookmark in fs.bookmark_list(volume)? {
-            fs.bookmark_delete(volume, &bookmark.name)?;
-        }
-        Subject::Lun(Arc::clone(lun)).names(|names| names.clear())
+        let delete_all = || -> fs::Result<()> {
+            for snapshot in fs.snapshot_list(volume)? {
+                fs.snapshot_delete(volume, &snapshot.name)?;
+            }
+            for bookmark in fs.bookmark_list(volume)? {
+                fs.bookmark_delete(volume, &bookmark.name)?;
+            }
+            Ok(())
+        };
+        let deleted = delete_all();
+        Subject::Lun(Arc::clone(lun)).forget();
+        Ok(deleted?)
     }
 
     fn judge_rollback(&self, of: &str, name: &str, force: bool) -> Result<(Subject, Snapshot)> {

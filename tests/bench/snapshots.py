@@ -193,7 +193,8 @@ def pause(lab):
         for name, took in all_of.items():
             each = [one[which] for one in took]
             behind_each = statistics.median(one[which - 1] for one in near[name])
-            print(f"pause    {part} beside {name + ',':10} ms: median {statistics.median(each):6.2f}, "
+            print(f"pause    {part} beside {name + ',':10} ms: "
+                  f"median {statistics.median(each):6.2f}, "
                   f"longest behind each of {len(near[name])} (median) {behind_each:6.2f}, "
                   f"longest of {len(each)} {max(each):6.2f}", flush=True)
     for name, took in lab.ask("status")["pool"].get("waits", {}).items():

@@ -18,6 +18,7 @@ use super::space::Space;
 use super::store::{Data, Store};
 use super::tree::{Change, Dead, Miss, NodeSource, Slot, Tree};
 use super::types::*;
+use super::waits::Watch;
 use dashmap::DashMap;
 use fs_layout::{
     CloneLink, Inode as DiskInode, InodeKind, Pointer, INODES_PER_BLOCK, INODE_BYTES,
@@ -315,6 +316,10 @@ pub(crate) struct Core {
     pub closed: AtomicBool,
     pub cp_count: AtomicU64,
     pub group_count: AtomicU64,
+    /// How long the guard was taken alone, by what for.
+    pub cuts: Watch,
+    pub freezes: Watch,
+    pub snapshots: Watch,
 }
 
 /// Nodes held for one operation, in front of the cache.

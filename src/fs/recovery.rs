@@ -132,6 +132,9 @@ fn build(
         closed: AtomicBool::new(false),
         cp_count: AtomicU64::new(0),
         group_count: AtomicU64::new(0),
+        cuts: Default::default(),
+        freezes: Default::default(),
+        snapshots: Default::default(),
         store,
         space,
     })

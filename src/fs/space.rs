@@ -45,6 +45,8 @@ fn reserve_of(blocks: u64) -> i64 {
 const NEARLY_EMPTY: u32 = SEGMENT_BLOCKS as u32 / 8 * 7;
 /// Pages that a search for such a segment reads at most: in a full pool there may be none.
 const MAX_LOOKS: usize = 4;
+/// Blocks booked under one taking of the lock: a flush that needs room goes between.
+const AT_ONCE_BLOCKS: usize = 4096;
 
 struct Page {
     image: Box<[u64; WORDS]>,
@@ -334,17 +336,24 @@ impl Space {
 
     /// Books the allocations up to `epoch` and these frees into the image.
     pub fn apply(&self, store: &Store, epoch: u64, freed: &[u64]) -> Result<()> {
-        let mut inner = self.inner.lock();
         let next = if planted(Mutation::BitmapOfNextEpoch) { epoch + 2 } else { epoch + 1 };
-        let later = inner.allocated.split_off(&next);
-        for (first, count) in std::mem::replace(&mut inner.allocated, later).into_values().flatten()
-        {
+        let allocated = {
+            let mut inner = self.inner.lock();
+            let later = inner.allocated.split_off(&next);
+            std::mem::replace(&mut inner.allocated, later)
+        };
+        // Nobody else looks at the image: it may be changed in parts.
+        for (first, count) in allocated.into_values().flatten() {
+            let mut inner = self.inner.lock();
             for b in first..first + count {
                 inner.set_image(store, b, true)?;
             }
         }
-        for b in freed {
-            inner.set_image(store, *b, false)?;
+        for part in freed.chunks(AT_ONCE_BLOCKS) {
+            let mut inner = self.inner.lock();
+            for b in part {
+                inner.set_image(store, *b, false)?;
+            }
         }
         self.waiting.fetch_add(freed.len() as i64, Ordering::AcqRel);
         Ok(())
@@ -353,21 +362,24 @@ impl Space {
     /// After the root is durable and readers are gone: these blocks may be given away.
     /// `counted`: they were in `apply`'s frees (not the log's).
     pub fn release(&self, store: &Store, blocks: &[u64], counted: bool) -> Result<()> {
-        for b in blocks {
-            store.forget(*b);
-        }
-        let mut inner = self.inner.lock();
-        for b in blocks {
-            inner.clear_busy(store, *b)?;
+        for part in blocks.chunks(AT_ONCE_BLOCKS) {
+            for b in part {
+                store.forget(*b);
+            }
+            let mut inner = self.inner.lock();
+            for b in part {
+                inner.clear_busy(store, *b)?;
+            }
+            self.free.fetch_add(part.len() as i64, Ordering::AcqRel);
+            if counted {
+                self.waiting.fetch_sub(part.len() as i64, Ordering::AcqRel);
+            }
         }
         let early = planted(Mutation::ReuseBeforeRoot) || planted(Mutation::ReuseWhilePinned);
         // Few are nodes and the log: a reader of data is what is to be met.
         if early && counted && blocks.len() > 12 {
+            let mut inner = self.inner.lock();
             inner.cursor = blocks.first().copied().unwrap_or(inner.cursor);
-        }
-        self.free.fetch_add(blocks.len() as i64, Ordering::AcqRel);
-        if counted {
-            self.waiting.fetch_sub(blocks.len() as i64, Ordering::AcqRel);
         }
         Ok(())
     }

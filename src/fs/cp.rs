@@ -104,6 +104,7 @@ impl Core {
             frozen.push(last);
             self.epoch_dirty_inodes.store(0, Ordering::Relaxed);
             self.epoch_dead_data.store(0, Ordering::Relaxed);
+            self.epoch_dead.store(0, Ordering::Relaxed);
             (frozen, cut, self.epoch_promised.swap(0, Ordering::AcqRel))
         };
         self.write_group(&mut log, cut)?;

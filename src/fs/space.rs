@@ -10,6 +10,9 @@
 //! Accounting in blocks: `free` counts clear bits of `busy`; `promised` counts what has been
 //! accepted and will be allocated. A request is granted while `free - promised - reserve` covers
 //! it; deletes, the log and consistency points may use the reserve.
+//!
+//! Placement: the first segment that is nearly empty, so that space that was written before is
+//! written again before space that never was; where there is none, the emptiest.
 
 use super::error::{Error, Result};
 use super::planted::{planted, Mutation};
@@ -38,6 +41,10 @@ fn reserve_of(blocks: u64) -> i64 {
     (blocks / 64).clamp(2048.min(blocks / 4), 131_072) as i64
 }
 
+/// Free blocks of a segment that is as good as an empty one.
+const NEARLY_EMPTY: u32 = SEGMENT_BLOCKS as u32 / 8 * 7;
+/// Pages that a search for such a segment reads at most: in a full pool there may be none.
+const MAX_LOOKS: usize = 4;
 /// Blocks booked under one taking of the lock: a flush that needs room goes between.
 const AT_ONCE_BLOCKS: usize = 4096;
 
@@ -53,6 +60,12 @@ impl Page {
         words.iter().map(|w| w.count_zeros()).sum()
     }
 
+    /// The first of the emptiest segments, and its free blocks.
+    fn emptiest_segment(&self) -> (usize, u32) {
+        let all = (0..SEGMENTS).rev().map(|s| (s, self.segment_free(s)));
+        all.max_by_key(|(_, free)| *free).unwrap_or((0, 0))
+    }
+
     fn image_free(&self) -> u64 {
         self.image.iter().map(|w| u64::from(w.count_zeros())).sum()
     }
@@ -64,6 +77,8 @@ struct Region {
     /// Clear bits of `busy`; for a page not loaded, of the image.
     free: u32,
     page: Option<Page>,
+    /// No segment of it is nearly empty: it was looked at, and nothing was freed in it since.
+    spent: bool,
 }
 
 /// A page of the map.
@@ -176,7 +191,7 @@ impl Space {
                 let region = inner.regions.len() as u64;
                 let fresh = fresh_free(blocks, region);
                 let free = if entry.written { entry.free } else { fresh } as u32;
-                inner.regions.push(Region { entry, free, page: None });
+                inner.regions.push(Region { entry, free, page: None, spent: false });
             }
         }
         inner.tables = [level1, level2];
@@ -555,6 +570,7 @@ impl Inner {
         }
         clear(&mut page.busy, i);
         self.regions[r].free += 1;
+        self.regions[r].spent = false;
         Ok(())
     }
 
@@ -611,24 +627,50 @@ impl Inner {
         Ok(Some((first, b - first)))
     }
 
-    /// Emptiest segment first: of the last region if it has a free one, else of the emptiest
-    /// region.
     fn next_segment(&mut self, store: &Store) -> Result<()> {
+        let (region, segment) = match self.nearly_empty(store) {
+            Some(found) => found,
+            None => self.emptiest(store)?,
+        };
+        let base = region as u64 * REGION_BLOCKS;
+        // Block 0 is nobody's, and 0 says that none was chosen.
+        self.cursor = (base + segment as u64 * SEGMENT_BLOCKS).max(SEGMENT_BLOCKS);
+        Ok(())
+    }
+
+    /// The first segment that is nearly empty: the host's file behind the pool stays as small as it
+    /// can, and writing where it was written before costs its host no journal.
+    fn nearly_empty(&mut self, store: &Store) -> Option<(usize, usize)> {
+        let mut looks = MAX_LOOKS;
+        for r in 0..self.regions.len() {
+            let region = &self.regions[r];
+            if region.spent || region.free < NEARLY_EMPTY {
+                continue;
+            }
+            if region.page.is_none() && region.entry.written {
+                looks = match looks.checked_sub(1) {
+                    Some(left) => left,
+                    None => continue,
+                };
+            }
+            // One that cannot be read is told of when it is needed.
+            match self.load_page(store, r).map(|page| page.emptiest_segment()) {
+                Ok((segment, free)) if free >= NEARLY_EMPTY => return Some((r, segment)),
+                _ => self.regions[r].spent = true,
+            }
+        }
+        None
+    }
+
+    /// The emptiest segment of the first region that is nearly as empty as the emptiest one.
+    fn emptiest(&mut self, store: &Store) -> Result<(usize, usize)> {
         let most = self.regions.iter().map(|r| r.free).max().unwrap_or(0);
         if most == 0 {
             return Err(Error::NoSpace);
         }
-        // The first region that is nearly as empty as the emptiest keeps writes together.
         let good = most - most / 8;
         let region = self.regions.iter().position(|r| r.free >= good).unwrap_or(0);
-        let base = region as u64 * REGION_BLOCKS;
-        let page = self.load_page(store, region)?;
-        let best = (0..SEGMENTS).rev().max_by_key(|s| page.segment_free(*s)).unwrap_or(0);
-        self.cursor = base + (best * SEGMENT_BLOCKS as usize) as u64;
-        if self.cursor == 0 {
-            self.cursor = SEGMENT_BLOCKS;
-        }
-        Ok(())
+        Ok((region, self.load_page(store, region)?.emptiest_segment().0))
     }
 
     fn encode_pages(&mut self) -> (Vec<(u64, Box<Block>)>, SpaceEntry) {

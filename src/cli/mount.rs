@@ -3,7 +3,7 @@
 //! ends when it is unmounted, and returns when the mount stands.
 
 use super::output;
-use rustix::mount::{mount_remount, MountFlags};
+use rustix::mount::{mount_bind, mount_remount, MountFlags};
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -15,6 +15,8 @@ const NAMES: [&str; 2] = ["mount.lunfs", "mount.fuse.lunfs"];
 const EXIT_USAGE: u8 = 1;
 /// mount(8): mount failure.
 const EXIT_FAILURE: u8 = 32;
+/// Type of the mount in the kernel's table.
+const KIND: &str = "fuse.lunfs";
 /// What `serve` prints last when the mount stands.
 const READY: &str = "ready";
 
@@ -140,11 +142,27 @@ fn perform(request: &Request) -> Result<(), String> {
     if request.remount {
         return remount(&request.dir, flags);
     }
-    start_server(request)?;
+    match mounted_elsewhere(request) {
+        // As of a disk: one filesystem at two places.
+        Some(there) => mount_bind(&there, &request.dir).map_err(|e| e.to_string())?,
+        None => start_server(request)?,
+    }
     if flags.is_empty() {
         return Ok(());
     }
     remount(&request.dir, flags | MountFlags::BIND)
+}
+
+/// Where the same pool is mounted already, and answers.
+fn mounted_elsewhere(request: &Request) -> Option<PathBuf> {
+    let table = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    let pool = request.pool.to_str()?;
+    let ours = table.lines().filter_map(|line| {
+        let mut fields = line.split(' ');
+        let (source, dir, kind) = (fields.next()?, fields.next()?, fields.next()?);
+        (kind == KIND && source == pool && !dir.contains('\\')).then(|| PathBuf::from(dir))
+    });
+    ours.into_iter().find(|dir| std::fs::metadata(dir).is_ok())
 }
 
 fn remount(dir: &Path, flags: MountFlags) -> Result<(), String> {

@@ -1,14 +1,13 @@
 //! The disk that a session drives: [`BlockIo`] over `data`.
 
 use super::attachment::Attachment;
-use super::block_io::{BlockError, BlockIo, Extent, Geometry, Identity, Provisioning};
+use super::block_io::{BlockError, BlockIo, CloneSource, Extent, Geometry, Identity, Provisioning};
 use super::changes::Change;
-use super::identity;
 use super::kept::SanitizeOrder;
 use super::sanitize::SanitizeState;
-use super::unit::DATA;
-use crate::fs::{self, NodeId, VolumeId, ATOMIC_WRITE_BYTES};
+use crate::fs::{self, ATOMIC_WRITE_BYTES};
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 
 type Result<T> = std::result::Result<T, BlockError>;
 
@@ -100,17 +99,6 @@ impl Attachment {
             at += piece.len() as u64;
         }
         Ok(())
-    }
-
-    /// The contents of a LUN of the pool, by its NAA.
-    fn data_of(&self, naa: &[u8; 16]) -> fs::Result<Option<fs::File>> {
-        let fs = &self.lun.shared.fs;
-        let is_it = |volume: &VolumeId| identity::naa(&fs.pool_id(), *volume) == *naa;
-        let Some(volume) = fs.volume_list()?.into_iter().map(|v| v.1).find(is_it) else {
-            return Ok(None);
-        };
-        let data = fs.lookup(NodeId::root(volume), DATA)?;
-        fs.open_file(data.id).map(Some)
     }
 
     fn update(
@@ -374,20 +362,21 @@ impl BlockIo for Attachment {
         self.lun.exit_sanitize_failure()
     }
 
+    fn clone_source(&self) -> Option<CloneSource> {
+        Some(CloneSource(Arc::clone(&self.lun)))
+    }
+
     fn clone_range(
         &self,
-        source: &[u8; 16],
+        source: &CloneSource,
         from: u64,
         to: u64,
         length: u64,
     ) -> Option<Result<()>> {
-        let source = match self.data_of(source) {
-            Ok(found) => found?,
-            Err(error) => return Some(Err(self.lun.block_error(error, to))),
-        };
         Some(self.write_with(to, length, false, || {
             self.check_quota(to, length)?;
-            let cloned = source.clone_range(from, &self.lun.files().data, to, length);
+            let files = self.lun.files();
+            let cloned = source.0.on_data(|data| data.clone_range(from, &files.data, to, length));
             match cloned.map_err(|e| self.lun.block_error(e, to))? {
                 n if n == length => Ok(()),
                 _ => Err(BlockError::OutOfRange),

@@ -47,7 +47,9 @@ mod unit;
 
 pub use attachment::{AttachRequest, Attachment, Rights, SessionId, SessionInfo};
 pub use attributes::{rfc3339, Access, Attributes, Settings, MAX_ATTRIBUTES_TEXT_BYTES};
-pub use block_io::{BlockError, BlockIo, Extent, Geometry, Identity, Provisioning, SUM_BYTES};
+pub use block_io::{
+    BlockError, BlockIo, CloneSource, Extent, Geometry, Identity, Provisioning, SUM_BYTES,
+};
 pub use catalog::{Catalog, CatalogOptions, CreateLun, DeleteOptions, TreeNameGuard};
 pub use changes::{Change, Subscription};
 pub use damage::BadPlace;

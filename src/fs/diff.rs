@@ -15,6 +15,10 @@ use std::sync::atomic::Ordering;
 
 const BS: u64 = BLOCK_BYTES as u64;
 
+/// Nodes that one answer reads at most on each side (and the path to where it begins): what is read
+/// is pinned until it is done, and consistency points wait for pins.
+const NODES_AT_ONCE: u32 = 1024;
+
 /// What a file is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiffBase {
@@ -59,6 +63,7 @@ struct Walk<'a> {
     cleared: u64,
     from: u64,
     max: usize,
+    nodes_left: u32,
     out: Diff,
 }
 
@@ -102,6 +107,11 @@ impl Walk<'_> {
             self.add(base, span, !new.0.is_hole());
             return Ok(());
         }
+        if self.nodes_left == 0 && base > self.from {
+            self.out.next_bytes = Some(base * BS);
+            return Ok(());
+        }
+        self.nodes_left = self.nodes_left.saturating_sub(1);
         let (a, b) = (self.nodes(old, height)?, self.nodes(new, height)?);
         for i in 0..POINTERS_PER_NODE {
             let (x, y) = (self.below(old, &a, height, i), self.below(new, &b, height, i));
@@ -130,7 +140,7 @@ impl Walk<'_> {
 
 impl Fs {
     /// What changed of a snapshot's file (`to`) since `base`, from `from_bytes` on: at most `max`
-    /// extents.
+    /// extents, and what about a thousand nodes tell; so there may be none, and yet more to come.
     pub fn diff(&self, base: DiffBase, to: NodeId, from_bytes: u64, max: usize) -> Result<Diff> {
         self.core().diff(base, to, from_bytes, max)
     }
@@ -168,8 +178,9 @@ impl Core {
         };
         // A file that was cut short may have lost what its tree cannot reach any more.
         let height = if since.is_some() { MAX_HEIGHT } else { old.1.max(new.1) };
-        let (from, out) = (from_bytes / BS, Diff::default());
-        let mut walk = Walk { core: self, since, cleared, from, max: max.max(1), out };
+        let (from, max) = (from_bytes / BS, max.max(1));
+        let (nodes_left, out) = (NODES_AT_ONCE, Diff::default());
+        let mut walk = Walk { core: self, since, cleared, from, max, nodes_left, out };
         walk.walk(old, new, height, 0)?;
         let versions = match base {
             DiffBase::Snapshot(volume) => vec![volume, to.volume],

@@ -11,6 +11,10 @@
 //! on it. It is done in consistency points, and only when nothing in the reclaim list waits for the
 //! list of the deleted version: so that a list that is named exists.
 //!
+//! A deletion that was begun is finished in its consistency point: it reads both lists, its own and
+//! its child's, into memory. So its work is that of what was replaced between the snapshots beside
+//! it, an entry for each block or subtree, whatever the size of the volume.
+//!
 //! A list that cannot be read stops nobody: a block of it that is not full counts as full where
 //! more is put on it, and a deletion that needs it waits, until a repair makes the list anew.
 

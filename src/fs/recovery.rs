@@ -112,6 +112,7 @@ fn build(
         version_ops: Mutex::default(),
         unplaced: Mutex::default(),
         epoch_dead_data: AtomicU64::new(0),
+        epoch_dead: AtomicU64::new(0),
         completed_epoch: AtomicU64::new(root.epoch),
         reclaim_pending: AtomicU64::new(0),
         counted: AtomicBool::new(false),
@@ -131,6 +132,9 @@ fn build(
         closed: AtomicBool::new(false),
         cp_count: AtomicU64::new(0),
         group_count: AtomicU64::new(0),
+        cuts: Default::default(),
+        freezes: Default::default(),
+        snapshots: Default::default(),
         store,
         space,
     })

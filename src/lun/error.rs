@@ -127,6 +127,18 @@ pub enum Error {
          change it with: lunfs lun set {0} read-only=false"
     )]
     ReadOnly(String),
+    /// A write through the mount would take more than `quota` allows. Doors answer EDQUOT.
+    #[error(
+        "a write to the LUN '{name}' is refused\n\
+         it would take more than its quota of {quota_bytes} bytes\n\
+         raise it with: lunfs lun set {name} quota=SIZE"
+    )]
+    OverQuota {
+        /// The LUN.
+        name: String,
+        /// The quota.
+        quota_bytes: u64,
+    },
     /// No session has this id.
     #[error("there is no session {0}\nlist them with: lunfs session list")]
     NoSession(u64),

@@ -174,7 +174,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub(super) fn remedy_of(error: &fs::Error) -> &'static str {
     match error {
         fs::Error::NoSpace => {
-            "delete something, or grow the pool: lunfs pool grow PATH --size SIZE"
+            "delete something, or make the pool larger: lunfs pool grow PATH --size SIZE, \
+             or lunfs pool add PATH DEVICE"
         }
         fs::Error::Corrupt { .. } => "look at the damage with: lunfs pool check PATH",
         fs::Error::Io(_) | fs::Error::Latched(_) => {

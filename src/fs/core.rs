@@ -306,8 +306,8 @@ pub(crate) struct Core {
     pub lost: RwLock<Option<super::scrub::Hears>>,
     /// The walk that fills devices which come back or are new.
     pub regeneration: Mutex<Option<super::regenerate::Regeneration>>,
-    /// A device that was replaced, to be told so: its slot.
-    pub retired: Mutex<Option<(u16, super::members::Device)>>,
+    /// What that walk has to come to again.
+    pub refills: Mutex<super::regenerate::Refills>,
     pub bell: Bell,
     /// What is left of a plan for the segment map, which nobody else changes.
     pub rebalance: Mutex<super::moves::Work>,

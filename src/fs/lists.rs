@@ -221,8 +221,9 @@ impl Work<'_> {
             self.replace_child(part.parent, id, child)?;
         }
         let entries = self.take_list(heir.dead_list, of_heir);
+        let is_planted = planted(Mutation::DeadListJoinedWrong);
         let (freed, mut kept): (Vec<_>, Vec<_>) =
-            entries.into_iter().partition(|e| e.pointer.birth > bound);
+            entries.into_iter().partition(|e| e.pointer.birth > bound || is_planted);
         kept.extend(self.take_list(part.dead_list, own));
         if heir.dead_list != 0 {
             self.empty(heir.dead_list)?;
@@ -251,7 +252,7 @@ impl Work<'_> {
     }
 
     /// Takes everything off a list.
-    fn empty(&mut self, ino: u64) -> Result<()> {
+    pub fn empty(&mut self, ino: u64) -> Result<()> {
         let file = self.core.inode(table(ino))?;
         let tree = {
             let mut s = file.state.write();

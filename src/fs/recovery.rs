@@ -125,7 +125,7 @@ fn build(
         scrub,
         lost: Default::default(),
         regeneration: Mutex::default(),
-        retired: Mutex::default(),
+        refills: Mutex::default(),
         bell: Bell::default(),
         rebalance: Mutex::default(),
         rebalance_said: Mutex::new(Ok(Rebalance::default())),

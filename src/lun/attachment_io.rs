@@ -6,7 +6,6 @@ use super::changes::Change;
 use super::kept::SanitizeOrder;
 use super::sanitize::SanitizeState;
 use crate::fs::{self, ATOMIC_WRITE_BYTES};
-use serde_json::json;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
@@ -74,9 +73,8 @@ impl Attachment {
 
     /// The least of the LUN's quota and the client's.
     fn quota_bytes(&self) -> Option<u64> {
-        let of_lun = self.lun.live.quota_bytes.load(Ordering::Acquire);
-        let of_client = self.quota_bytes.load(Ordering::Acquire);
-        [of_lun, of_client].into_iter().filter(|quota| *quota != 0).min()
+        let of_client = Some(self.quota_bytes.load(Ordering::Acquire)).filter(|quota| *quota != 0);
+        self.lun.quota_bytes().into_iter().chain(of_client).min()
     }
 
     /// `quota`: may the range get blocks that it has not?
@@ -84,26 +82,14 @@ impl Attachment {
         let Some(quota) = self.quota_bytes() else {
             return Ok(());
         };
-        let files = self.lun.files();
-        let data = &files.data;
-        let judge = || -> fs::Result<bool> {
-            let used = data.attr()?.blocks.saturating_mul(crate::device::BLOCK_BYTES as u64);
-            Ok(used.saturating_add(length) <= quota || data.seek_hole(offset)? >= offset + length)
-        };
-        match judge() {
+        match self.lun.fits(quota, offset, length) {
             Ok(true) => Ok(()),
             Ok(false) => {
-                self.note_over_quota(quota);
+                self.log("refused", self.lun.note_over_quota(quota));
                 Err(BlockError::NoSpace)
             }
             Err(error) => Err(self.lun.block_error(error, offset)),
         }
-    }
-
-    fn note_over_quota(&self, quota_bytes: u64) {
-        self.lun.shared.refused.quota.fetch_add(1, Ordering::Relaxed);
-        let why = format!("it would take more than the quota of {quota_bytes} bytes");
-        self.log("refused", json!({"what": "a write", "why": why}));
     }
 
     fn write_pieces(&self, offset: u64, data: &[u8]) -> Result<()> {

@@ -35,6 +35,7 @@ mod opaque;
 mod pause;
 mod policies;
 mod policy;
+mod quota;
 mod readers;
 mod reserved;
 mod sanitize;
@@ -62,7 +63,7 @@ pub use lease::{Holder, LeaseTiming};
 pub use memory::MemoryLun;
 pub use names::{
     check_name, check_snapshot_name, parse_size, policy_name, policy_time, split_snapshot,
-    TREE_NAME,
+    time_in_name, POLICY_PREFIX, TREE_NAME,
 };
 pub use once::{Asked, Once, OnceBook, OnceClient, Outcome, DEEDS_KEPT, MAX_DEED_BYTES};
 pub use opaque::{MAX_OPAQUE_BYTES, OPAQUE_NAME};

@@ -163,6 +163,12 @@ pub trait BlockIo: Send + Sync + fmt::Debug {
     /// changes.
     fn outstanding(&self, _commands: usize) {}
 
+    /// May this client change what others see: the medium's state, modes? Not where its own right
+    /// is to read; a LUN that is read-only for everybody has modes all the same.
+    fn may_change(&self) -> bool {
+        true
+    }
+
     /// The door refused a write because of [`Geometry::read_only`], without asking for it here.
     fn write_refused(&self) {}
 

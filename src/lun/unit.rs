@@ -513,7 +513,13 @@ impl Lun {
 
     /// A block client logs in.
     pub fn attach(self: &Arc<Self>, request: AttachRequest) -> Result<Arc<Attachment>> {
-        Attachment::login(self, request)
+        Attachment::login(self, request, true)
+    }
+
+    /// As [`Lun::attach`], in the name of a client that is about something else (a copy): what it
+    /// left behind of the lease when its connection was lost goes on to wait for its return.
+    pub fn attach_beside(self: &Arc<Self>, request: AttachRequest) -> Result<Arc<Attachment>> {
+        Attachment::login(self, request, false)
     }
 
     /// `data` is opened through the mount (truncated too where that was asked).

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::lun::BlockIo;
+use crate::lun::{BlockIo, ChangeMap};
 
 /// Where a client sits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,6 +95,23 @@ pub trait ExportDirectory: Send + Sync {
     /// is returned is used for [`BlockIo::geometry`] alone and dropped at once.
     fn describe(&self, name: &str, peer: &Peer) -> Result<Export, Refusal> {
         self.open(name, peer)
+    }
+
+    /// Names of the earlier states that an export can be compared with.
+    fn change_bases(&self, name: &str, peer: &Peer) -> Result<Vec<String>, Refusal> {
+        let _ = (name, peer);
+        Ok(Vec::new())
+    }
+
+    /// What changed of an export since one of them. `None`: there is none of this name.
+    fn changed_since(
+        &self,
+        name: &str,
+        base: &str,
+        peer: &Peer,
+    ) -> Result<Option<Arc<dyn ChangeMap>>, Refusal> {
+        let _ = (name, base, peer);
+        Ok(None)
     }
 }
 

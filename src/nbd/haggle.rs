@@ -55,6 +55,12 @@ pub async fn agree(
                     Err(refusal) => handshake.refused(refusal)?,
                 }
             }
+            Step::Contexts(wish) => {
+                match ask(directory, peer, move |d, p| wish.find(d, p)).await? {
+                    Ok(found) => handshake.found(found),
+                    Err(refusal) => handshake.refused(refusal)?,
+                }
+            }
             Step::Open(name) => match ask(directory, peer, move |d, p| d.open(&name, p)).await? {
                 Ok(export) => {
                     let terms = handshake.opened(describe(&export, &export.io.geometry()));

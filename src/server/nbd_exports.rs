@@ -3,7 +3,7 @@
 use super::disk::Description;
 use super::entrance::{local, note};
 use crate::access::{Book, Denial, Reason, Right, Seen, PROVED_OTHERWISE};
-use crate::lun::{self, AttachRequest, Catalog, Lun};
+use crate::lun::{self, AttachRequest, Catalog, ChangeMap, Lun};
 use crate::nbd::{Export, ExportDirectory, ExportEntry, NbdServer, Peer, PeerAddress, Refusal};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -117,6 +117,28 @@ impl ExportDirectory for Exports {
         self.judge(peer, &lun)?;
         let (name, description) = (lun.name(), describe(&lun));
         Ok(Export { name, description, io: Arc::new(Description(lun)) })
+    }
+
+    fn change_bases(&self, name: &str, peer: &Peer) -> Result<Vec<String>, Refusal> {
+        let lun = self.find(name)?;
+        self.judge(peer, &lun)?;
+        lun.change_bases().map_err(|error| refusal(name, &error))
+    }
+
+    fn changed_since(
+        &self,
+        name: &str,
+        base: &str,
+        peer: &Peer,
+    ) -> Result<Option<Arc<dyn ChangeMap>>, Refusal> {
+        let lun = self.find(name)?;
+        self.judge(peer, &lun)?;
+        match lun.changed_since(base) {
+            Ok(map) => Ok(Some(Arc::new(map))),
+            // Not there, or a bookmark that says nothing of this state.
+            Err(lun::Error::NoSnapshot { .. } | lun::Error::Snapshot { .. }) => Ok(None),
+            Err(error) => Err(refusal(name, &error)),
+        }
     }
 }
 

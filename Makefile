@@ -11,7 +11,7 @@
 #   fuzz     the parsers under random bytes, for DURATION=300 seconds
 #   interop  the clients of others alone (ONLY=word picks)
 #   conformance  libiscsi's conformance suite over LUNs of several kinds (PROFILE=word picks)
-#   bench    a short table of speeds on this machine, and what snapshots cost
+#   bench    lunfs beside other servers on this machine, and what snapshots cost
 #   vm       the Linux kernel's own iSCSI and NBD clients, multipath and CHAP, in a small guest
 #   clean    remove what was built
 
@@ -64,7 +64,8 @@ conformance: setup build
 	@LUNFS=$(abspath $(LUNFS)) /usr/bin/python3 tests/conformance.py
 
 bench: setup build
-	@LUNFS=$(abspath $(LUNFS)) /usr/bin/python3 tests/bench/doors.py
+	@tests/bench/setup.sh
+	@LUNFS=$(abspath $(LUNFS)) /usr/bin/python3 tests/bench/matrix.py --pin same $(BENCH)
 	@LUNFS=$(abspath $(LUNFS)) /usr/bin/python3 tests/bench/snapshots.py
 
 vm: setup build

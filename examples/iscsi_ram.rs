@@ -71,7 +71,7 @@ async fn main() -> std::io::Result<()> {
         geometry.read_only = args.read_only;
     });
     let options = Options { advertise: args.advertise, ..Options::default() };
-    let service = Service::new(Arc::new(One(disk)), options);
+    let service = Service::new(Arc::new(One(disk)), options)?;
     let stop = CancellationToken::new();
     let mut portals = Vec::new();
     for address in args.addresses {

@@ -2,7 +2,7 @@
 //!
 //! Layers, each using only those below it (checked by `tests/tidy.rs`):
 //! `cli control` | `fuse iscsi→scsi nbd nbs` | `access` | `lun` | `fs` | `device`;
-//! `server` alone knows everybody.
+//! `server` alone knows everybody; `shards` are the threads of the block doors.
 
 pub mod access;
 pub mod cli;
@@ -17,3 +17,4 @@ pub mod nbs;
 pub mod quiesce;
 pub mod scsi;
 pub mod server;
+pub mod shards;

@@ -224,6 +224,16 @@ impl Connection {
         Some(job)
     }
 
+    /// SCSI commands so far.
+    pub fn commands(&self) -> u64 {
+        self.commands
+    }
+
+    /// Whether nothing is left to do before more is received.
+    pub fn is_drained(&self) -> bool {
+        self.receiver.is_drained() && self.jobs.is_empty()
+    }
+
     /// How many jobs run.
     pub fn running_jobs(&self) -> usize {
         self.running

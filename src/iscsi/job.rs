@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::directory::{Client, Refusal};
 use super::login::{Status, Wish};
 use super::pool::Buffer;
-use super::session::{Registration, Service, SessionKey};
+use super::session::{Link, Registration, Service, SessionKey};
 use crate::access::{Limits, Reason};
 use crate::scsi::{Answer, CopyTarget, CopyTargets, Nexus, PortNames, Task};
 
@@ -122,6 +122,14 @@ impl Job {
         Job(Work::Scsi(scsi))
     }
 
+    /// Whether it is over when the device has answered once, so that it is not worth a thread.
+    pub fn is_short(&self) -> bool {
+        match &self.0 {
+            Work::Scsi(scsi) => scsi.task.is_short() && !scsi.nexus.may_wait_long(),
+            _ => false,
+        }
+    }
+
     /// Does the work; may block.
     pub fn run(self) -> Done {
         match self.0 {
@@ -171,7 +179,8 @@ fn open(
         target: target.clone(),
         group: wish.group,
     };
-    let registration = service.register(key, peer, end, limits).inspect_err(|status| {
+    let link = Link { cid: wish.cid, peer, end };
+    let registration = service.register(key, (wish.tsih, link), limits).inspect_err(|status| {
         if *status == Status::NO_RESOURCES {
             service.directory.refused(&client, Some(&target), Reason::Limit);
         }

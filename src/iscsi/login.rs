@@ -19,7 +19,9 @@ const MAX_STEPS: u32 = 32;
 /// The longest name (RFC 7143 §4.2.7.1).
 const MAX_NAME_BYTES: usize = 223;
 
-/// Login status, class and detail (RFC 7143 §11.13.5).
+/// Login status, class and detail (RFC 7143 §11.13.5). Class 1 sends an initiator elsewhere: where
+/// a [`super::Refusal`] comes to carry an address, `Connection::opened` has the place to answer it
+/// with TargetAddress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Status(pub u16);
 
@@ -59,6 +61,10 @@ pub struct Wish {
     pub target: Option<String>,
     /// Initiator session identifier.
     pub isid: [u8; 6],
+    /// The session that the connection is for; 0: a new one.
+    pub tsih: u16,
+    /// Connection identifier.
+    pub cid: u16,
     /// Target portal group tag of the portal.
     pub group: u16,
 }
@@ -81,6 +87,8 @@ pub struct Login {
     pub params: Params,
     /// Target portal group tag of the portal.
     group: u16,
+    /// TSIH and CID, as the first request told them.
+    place: (u16, u16),
     pending: Vec<u8>,
     steps: u32,
     names: Names,
@@ -192,12 +200,10 @@ impl Login {
         if header.0[3] > 0 {
             return Err(Status::VERSION); // version-min above 0
         }
-        match header.word(12) & 0xFFFF {
-            0 => Ok(()),
-            // MaxConnections is 1: no session takes a second connection (RFC 7143 §6.3.1)
-            _ if self.steps == 1 => Err(Status::NO_SESSION),
-            _ => Ok(()),
+        if self.steps == 1 {
+            self.place = (header.word(12) as u16, (header.word(20) >> 16) as u16);
         }
+        Ok(())
     }
 
     fn take_names(&mut self, pairs: &[(String, String)]) -> Result<(), Status> {
@@ -210,7 +216,10 @@ impl Login {
                     let name = name().map(|name| name.to_ascii_lowercase());
                     fix(&mut self.names.initiator, name)?;
                 }
-                "TargetName" => fix(&mut self.names.target, name())?,
+                "TargetName" => {
+                    let name = name().map(|name| name.to_ascii_lowercase());
+                    fix(&mut self.names.target, name)?;
+                }
                 "SessionType" => match value.as_str() {
                     "Discovery" => fix(&mut self.names.discovery, Some(true))?,
                     "Normal" => fix(&mut self.names.discovery, Some(false))?,
@@ -279,7 +288,11 @@ impl Login {
         let proof = self.security.proof().cloned();
         let mut isid = [0; 6];
         isid.copy_from_slice(&header.0[8..14]);
-        Ok(Wish { initiator, proof, target, isid, group: self.group })
+        let (tsih, cid) = self.place;
+        if tsih != 0 && target.is_none() {
+            return Err(Status::NO_SESSION); // a discovery session has one connection
+        }
+        Ok(Wish { initiator, proof, target, isid, tsih, cid, group: self.group })
     }
 }
 

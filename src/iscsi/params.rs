@@ -1,5 +1,6 @@
 //! The negotiated parameters of a session and its connection (RFC 7143 §13).
 
+use super::session::MAX_CONNECTIONS;
 use super::text;
 
 /// What we declare as MaxRecvDataSegmentLength in full feature phase.
@@ -130,9 +131,11 @@ impl Params {
                 Reply::Value(offer.to_string())
             }
             "DefaultTime2Retain" => within(offer, 0, MAX_TIME_S).map(|_| value("0"))?,
-            "MaxConnections" | "MaxOutstandingR2T" => {
-                within(offer, 1, 65535).map(|_| value("1"))?
+            "MaxConnections" => {
+                let most = within(offer, 1, 65535)?.min(MAX_CONNECTIONS as u32);
+                Reply::Value(most.to_string())
             }
+            "MaxOutstandingR2T" => within(offer, 1, 65535).map(|_| value("1"))?,
             "ErrorRecoveryLevel" => within(offer, 0, 2).map(|_| value("0"))?,
             "DataPDUInOrder" | "DataSequenceInOrder" => flag(offer).map(|_| value("Yes"))?,
             // markers are gone from RFC 7143; older initiators still decline them

@@ -1,9 +1,11 @@
-//! Carries iSCSI over TCP: one task a connection, which answers what it can on the thread that
-//! received it; the rest runs on tokio's blocking threads, a bounded number for each connection.
+//! Carries iSCSI over TCP: one task a connection, on one thread, which answers what it can as it
+//! receives it; the rest runs on blocking threads, a bounded number for each connection, but for
+//! the only command of a client, which is waited for where it came.
 
 use std::future::{poll_fn, Future};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::pin::{pin, Pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,6 +22,7 @@ use super::directory::Client;
 use super::job::{Done, Job};
 use super::session::Service;
 use crate::access::{Place, Reason};
+use crate::shards::{Eagerness, Seat};
 
 /// Slices given to one vectored write.
 const MAX_SLICES: usize = 64;
@@ -60,8 +63,12 @@ pub async fn serve(service: Arc<Service>, listener: TcpListener, stop: Cancellat
             service.directory.refused(&client, None, Reason::Flood);
             continue;
         };
-        let (service, end) = (Arc::clone(&service), stop.child_token());
-        connections.spawn(carry(service, stream, peer, end, (place, group)));
+        let Ok(stream) = stream.into_std() else { continue };
+        let (owner, end, token) = (Arc::clone(&service), stop.child_token(), connections.token());
+        service.shards.spawn(move |seat| async move {
+            carry(owner, stream, (peer, group), end, (place, seat)).await;
+            drop(token);
+        });
     }
     connections.close();
     connections.wait().await;
@@ -103,6 +110,16 @@ fn portals(service: &Service, local: SocketAddr, group: u16) -> Vec<(String, u16
     out
 }
 
+/// Receives what is there now, whatever the runtime knows; `None` where nothing is.
+fn receive_now(stream: &TcpStream, space: &mut [u8]) -> io::Result<Option<usize>> {
+    use rustix::io::Errno;
+    match rustix::io::read(stream, space) {
+        Ok(count) => Ok(Some(count)),
+        Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// A dead peer must not hold its session for hours.
 fn prepare(stream: &TcpStream) {
     use rustix::net::sockopt;
@@ -116,20 +133,32 @@ fn prepare(stream: &TcpStream) {
 
 async fn carry(
     service: Arc<Service>,
-    stream: TcpStream,
-    peer: SocketAddr,
+    stream: std::net::TcpStream,
+    (peer, group): (SocketAddr, u16),
     end: CancellationToken,
-    (place, group): (Place, u16),
+    (place, seat): (Place, Seat),
 ) {
-    let Ok(local) = stream.local_addr() else {
-        return;
-    };
+    let Ok(stream) = TcpStream::from_std(stream) else { return };
+    let Ok(local) = stream.local_addr() else { return };
     prepare(&stream);
     let portals = portals(&service, local, group);
     let (login_timeout, ping_every) = (service.options.login_timeout, service.options.ping_every);
     let core = Connection::new(service, portals, peer, end.clone());
     let (done_to, done) = mpsc::unbounded_channel(); // bounded by the connection's running jobs
-    let mut carrier = Carrier { core, stream, done_to, done, place, heard: true, pings: 0 };
+    let mut carrier = Carrier {
+        core,
+        stream,
+        done_to,
+        done,
+        place,
+        seat,
+        eagerness: Eagerness::default(),
+        patience: Eagerness::default(),
+        commands: 0,
+        received: false,
+        heard: true,
+        pings: 0,
+    };
     carrier.run(end, login_timeout, ping_every).await;
     carrier.core.close();
     carrier.wait_for_jobs().await;
@@ -182,6 +211,15 @@ struct Carrier {
     done_to: mpsc::UnboundedSender<Done>,
     done: mpsc::UnboundedReceiver<Done>,
     place: Place,
+    seat: Seat,
+    /// For the next request, before sleeping.
+    eagerness: Eagerness,
+    /// With a device, on this thread.
+    patience: Eagerness,
+    /// Those that had come when it last slept.
+    commands: u64,
+    /// It woke because something came.
+    received: bool,
     /// Something was received since the timer last rang.
     heard: bool,
     /// Our questions since then.
@@ -219,11 +257,18 @@ impl Carrier {
                 pinging = true;
                 deadline.as_mut().reset(tokio::time::Instant::now() + ping_every);
             }
-            let event = poll_fn(|cx| {
-                let ended = if asked { None } else { Some(ended.as_mut()) };
-                self.poll_event(cx, ended, deadline.as_mut())
-            });
-            match event.await {
+            let event = match self.look_for_more() {
+                Some(event) => event,
+                None => {
+                    let event = poll_fn(|cx| {
+                        let ended = if asked { None } else { Some(ended.as_mut()) };
+                        self.poll_event(cx, ended, deadline.as_mut())
+                    });
+                    event.await
+                }
+            };
+            self.received = matches!(event, Event::Received(_));
+            match event {
                 Event::Received(Ok(0) | Err(_)) => return,
                 Event::TimedOut if asked && !lingering => {
                     self.core.announce_drop();
@@ -246,10 +291,35 @@ impl Carrier {
                 Event::End => self.core.close(),
                 Event::Writable => {}
             }
-            while let Ok(done) = self.done.try_recv() {
-                self.core.completed(done);
-            }
+            self.take_done();
         }
+    }
+
+    fn take_done(&mut self) {
+        while let Ok(done) = self.done.try_recv() {
+            self.core.completed(done);
+        }
+    }
+
+    /// A client that sends one command at a time, and nobody else on this thread.
+    fn is_single(&self) -> bool {
+        self.received && self.core.commands() - self.commands <= 1 && self.seat.is_alone()
+    }
+
+    /// What comes within a moment, before sleeping.
+    fn look_for_more(&mut self) -> Option<Event> {
+        let idle = self.core.running_jobs() == 0
+            && self.core.outgoing().is_empty()
+            && self.core.is_drained()
+            && self.core.willing();
+        let single = self.is_single();
+        self.commands = self.core.commands();
+        if !idle || !single {
+            return None;
+        }
+        let (stream, core) = (&self.stream, &mut self.core);
+        let found = self.eagerness.poll(|| receive_now(stream, core.space()));
+        found.transpose().map(Event::Received)
     }
 
     fn poll_event(
@@ -315,8 +385,37 @@ impl Carrier {
     fn start_jobs(&mut self) {
         while let Some(job) = self.core.next_job() {
             let report = Report { to: self.done_to.clone(), done: Done::Lost };
-            drop(tokio::task::spawn_blocking(move || report.run(job)));
+            match self.may_wait_here(&job) {
+                true => self.wait_here(job, report),
+                false => drop(tokio::task::spawn_blocking(move || report.run(job))),
+            }
         }
+    }
+
+    /// A client that sends one command at a time has nothing that could be done meanwhile; then
+    /// the way to another thread and back would only be added to the device's time.
+    fn may_wait_here(&mut self, job: &Job) -> bool {
+        self.is_single()
+            && self.core.running_jobs() == 1
+            && self.core.outgoing().is_empty()
+            && self.core.is_drained()
+            && self.core.willing()
+            && job.is_short()
+            && self.patience.try_now()
+    }
+
+    /// Does it on this thread, and sees whether the client sent more in the meantime.
+    fn wait_here(&mut self, job: Job, report: Report) {
+        {
+            let _waiting = self.seat.waiting();
+            // one that panics is reported as lost
+            let _ = catch_unwind(AssertUnwindSafe(|| report.run(job)));
+        }
+        // The end of the stream, or an error, will be met again by the next receive.
+        let more = receive_now(&self.stream, self.core.space()).ok().flatten().unwrap_or(0);
+        self.core.received(more);
+        self.patience.learn(more == 0);
+        self.take_done();
     }
 
     /// A session ends when nothing of it runs any more.

@@ -174,6 +174,11 @@ impl Receiver {
         self.bulk.is_some()
     }
 
+    /// Is nothing half received, or received and not taken?
+    pub fn is_drained(&self) -> bool {
+        self.start == self.end && self.bulk.is_none()
+    }
+
     /// Feeds a long segment; returns what it took, and the segment where it is complete.
     pub fn feed_bulk(&mut self, bytes: &[u8]) -> (usize, Option<Bulk>) {
         let Some(bulk) = &mut self.bulk else {

@@ -2,10 +2,12 @@
 //! they share.
 //!
 //! Invariants: an entry is in the table from before its disk is opened until its disk is dropped;
-//! two entries never have the same reinstatement key; a unit is shared by all sessions of one disk,
-//! whichever address they came by.
+//! two entries never have the same reinstatement key; a session has from one to
+//! [`MAX_CONNECTIONS`] connections, each of its own CID; a unit is shared by all sessions of one
+//! disk, whichever address they came by.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use super::login::Status;
 use crate::access::{Crowd, Limits};
 use crate::lun::Identity;
 use crate::scsi::LogicalUnit;
+use crate::shards::Shards;
 
 /// How long a login waits for the session it replaces to end. The disk's calls end sooner, or the
 /// disk is in no state to be used.
@@ -27,6 +30,9 @@ const REINSTATE_WAIT: Duration = Duration::from_secs(10);
 const LEAST_SHARE_BYTES: u64 = 1 << 20;
 /// Units without sessions that are kept for their settings; more are forgotten.
 const MAX_IDLE_UNITS: usize = 1024;
+
+/// Connections that a session may have: what MaxConnections is negotiated to.
+pub const MAX_CONNECTIONS: usize = 1;
 
 /// What the door is told at its start.
 #[derive(Debug, Clone)]
@@ -70,6 +76,17 @@ pub struct SessionKey {
     pub group: u16,
 }
 
+/// A connection of a session.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// Connection identifier (RFC 7143 §11.12.7).
+    pub cid: u16,
+    /// Address of the initiator's end.
+    pub peer: SocketAddr,
+    /// Ends the connection.
+    pub end: CancellationToken,
+}
+
 /// What the sessions of one initiator share: its bounds.
 #[derive(Debug, Default)]
 pub struct Share {
@@ -111,8 +128,8 @@ pub struct SessionInfo {
     pub initiator: String,
     /// TargetName.
     pub target: String,
-    /// Address of the connection.
-    pub peer: SocketAddr,
+    /// Addresses of its connections.
+    pub peers: Vec<SocketAddr>,
     /// When it logged in.
     pub since: SystemTime,
     /// Media bytes sent.
@@ -126,12 +143,28 @@ pub struct SessionInfo {
 #[derive(Debug)]
 struct Entry {
     key: SessionKey,
-    peer: SocketAddr,
+    tsih: u16,
+    links: Vec<Link>,
     since: SystemTime,
     counters: Arc<Counters>,
-    end: CancellationToken,
     share: Arc<Share>,
     replaced: Arc<AtomicBool>,
+}
+
+impl Entry {
+    fn end(&self) {
+        self.links.iter().for_each(|link| link.end.cancel());
+    }
+
+    /// May this connection be let in, to a session that is there (RFC 7143 §6.3.1)? One of the
+    /// same CID takes the old one's place.
+    fn admits(&self, link: &Link) -> Result<(), Status> {
+        let room = self.links.len() < MAX_CONNECTIONS;
+        match room || self.links.iter().any(|own| own.cid == link.cid) {
+            true => Ok(()),
+            false => Err(Status::TOO_MANY_CONNECTIONS),
+        }
+    }
 }
 
 /// A session's place in the table; its drop frees it.
@@ -163,6 +196,7 @@ pub struct Service {
     pub(super) directory: Arc<dyn TargetDirectory>,
     pub(super) options: Options,
     pub(super) crowd: Arc<Crowd>,
+    pub(super) shards: Shards,
     sessions: Mutex<HashMap<u64, Entry>>,
     ended: Condvar,
     next_id: AtomicU64,
@@ -179,9 +213,10 @@ impl std::fmt::Debug for Service {
 }
 
 impl Service {
-    /// A door to the targets of `directory`.
-    pub fn new(directory: Arc<dyn TargetDirectory>, options: Options) -> Arc<Service> {
-        Arc::new(Service {
+    /// A door to the targets of `directory`, with threads of its own.
+    pub fn new(directory: Arc<dyn TargetDirectory>, options: Options) -> io::Result<Arc<Service>> {
+        Ok(Arc::new(Service {
+            shards: Shards::new("iscsi")?,
             directory,
             crowd: Crowd::new(options.max_connections, options.half_open_per_source),
             options,
@@ -191,7 +226,7 @@ impl Service {
             next_tsih: AtomicU16::new(1),
             units: Mutex::default(),
             portals: Mutex::default(),
-        })
+        }))
     }
 
     /// The sessions of this moment, by id. Discovery sessions are not among them.
@@ -205,23 +240,28 @@ impl Service {
     /// Ends a session; false where there is none of this id.
     pub fn drop_session(&self, id: u64) -> bool {
         let table = self.sessions.lock();
-        table.get(&id).map(|entry| entry.end.cancel()).is_some()
+        table.get(&id).map(Entry::end).is_some()
     }
 
     /// Takes a place for a session, ending the one it reinstates and waiting until that has let go
-    /// of its disk. Blocks. Unavailable if the old one does not end in time, out of resources if
-    /// the initiator has as many as it may.
+    /// of its disk. A `tsih` other than 0 is of a session that is there: its connection of the same
+    /// CID begins anew, with it the session, under the same TSIH (RFC 7143 §6.3.4; at error
+    /// recovery level 0 no task outlives its connection). Blocks. Unavailable if the old one does
+    /// not end in time, out of resources if the initiator has as many as it may.
     pub(super) fn register(
         self: &Arc<Service>,
         key: SessionKey,
-        peer: SocketAddr,
-        end: CancellationToken,
+        (tsih, link): (u16, Link),
         limits: Limits,
     ) -> Result<Registration, Status> {
         let mut table = self.sessions.lock();
+        if tsih != 0 {
+            let own = table.values().find(|entry| entry.key == key && entry.tsih == tsih);
+            own.ok_or(Status::NO_SESSION)?.admits(&link)?;
+        }
         while let Some(old) = table.values().find(|entry| entry.key == key) {
             old.replaced.store(true, Ordering::Release);
-            old.end.cancel();
+            old.end();
             if self.ended.wait_for(&mut table, REINSTATE_WAIT).timed_out() {
                 return Err(Status::UNAVAILABLE);
             }
@@ -233,23 +273,20 @@ impl Service {
             return Err(Status::NO_RESOURCES);
         }
         share.sessions.fetch_add(1, Ordering::Relaxed);
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let counters = Arc::new(Counters::default());
-        let since = SystemTime::now();
-        let share_of = Arc::clone(&share);
-        let replaced = Arc::new(AtomicBool::new(false));
+        let tsih = if tsih == 0 { self.tsih() } else { tsih };
         let entry = Entry {
             key,
-            peer,
-            since,
-            counters: Arc::clone(&counters),
-            end,
-            share: share_of,
-            replaced: Arc::clone(&replaced),
+            tsih,
+            links: vec![link],
+            since: SystemTime::now(),
+            counters: Arc::default(),
+            share: Arc::clone(&share),
+            replaced: Arc::default(),
         };
+        let (counters, replaced) = (Arc::clone(&entry.counters), Arc::clone(&entry.replaced));
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         table.insert(id, entry);
-        let (service, tsih) = (Arc::clone(self), self.tsih());
-        Ok(Registration { service, id, counters, tsih, share, replaced })
+        Ok(Registration { service: Arc::clone(self), id, counters, tsih, share, replaced })
     }
 
     /// A listening address begins; its target portal group.
@@ -286,7 +323,7 @@ fn info(id: u64, entry: &Entry) -> SessionInfo {
         id,
         initiator: entry.key.initiator.clone(),
         target: entry.key.target.clone(),
-        peer: entry.peer,
+        peers: entry.links.iter().map(|link| link.peer).collect(),
         since: entry.since,
         read_bytes: entry.counters.read_bytes.load(Ordering::Relaxed),
         written_bytes: entry.counters.written_bytes.load(Ordering::Relaxed),

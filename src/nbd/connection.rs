@@ -12,7 +12,7 @@ use std::io::IoSlice;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -25,13 +25,13 @@ use super::handshake::Terms;
 use super::inbox::{Inbox, Incoming, Payload};
 use super::outbox::{Outbox, MAX_PIECES};
 use super::session::{Session, Sessions, Tally};
-use super::shards::{Eagerness, Seat, POLL_PAID_TIME, POLL_TIME};
 use super::stream::Stream;
 use super::tls::Tls;
 use super::transmission::{self, Command};
 use super::wire::Request;
 use super::work::{self, Done, Job};
 use crate::access::Place;
+use crate::shards::{Eagerness, Seat};
 
 /// Requests of one connection on blocking threads: enough to keep a device busy, few enough to
 /// leave threads to others.
@@ -407,8 +407,9 @@ impl Connection {
     async fn wait(&mut self) -> Result<Woken, Error> {
         let tally = std::mem::take(&mut self.tally);
         self.session.publish(tally);
-        if tally.operations == 1 && self.may_poll() && self.eagerness.try_now() {
-            if let Some(count) = self.poll_briefly()? {
+        if tally.operations == 1 && self.may_poll() {
+            let (stream, space) = (&mut self.stream, self.inbox.space());
+            if let Some(count) = self.eagerness.poll(|| stream.receive_now(space))? {
                 return Ok(Woken::Received(count));
             }
         }
@@ -423,22 +424,6 @@ impl Connection {
     fn may_poll(&self) -> bool {
         let busy = self.in_flight > 0 || self.has_unsent();
         !busy && self.gate_is_open() && self.seat.is_alone()
-    }
-
-    /// Looks for the next request for a moment, letting others run in between: the client may need
-    /// this very processor to send it. It pays only if it was quick: where others keep the
-    /// processor for long, the host wakes a sleeper sooner than one who yielded.
-    fn poll_briefly(&mut self) -> Result<Option<usize>, Error> {
-        let since = Instant::now();
-        loop {
-            let found = self.stream.receive_now(self.inbox.space())?;
-            let elapsed = since.elapsed();
-            if found.is_some() || elapsed >= POLL_TIME {
-                self.eagerness.learn(found.is_some() && elapsed < POLL_PAID_TIME);
-                return Ok(found);
-            }
-            std::thread::yield_now();
-        }
     }
 
     async fn woken(&mut self) -> Result<Woken, Error> {

@@ -20,7 +20,6 @@ pub mod inbox;
 pub mod outbox;
 pub mod server;
 pub mod session;
-pub mod shards;
 pub mod stream;
 pub mod tls;
 pub mod transmission;

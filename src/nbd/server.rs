@@ -16,10 +16,10 @@ use super::connection::{self, Guest};
 use super::directory::ExportDirectory;
 use super::errors::Error;
 use super::session::{SessionInfo, Sessions};
-use super::shards::{Seat, Shards};
 use super::stream::Stream;
 use super::tls::Tls;
 use crate::access::{Crowd, Place};
+use crate::shards::{Seat, Shards};
 
 /// Connections at once; more are closed as they come. Together with the bound of each connection
 /// this bounds the door.
@@ -66,7 +66,7 @@ impl NbdServer {
         tls: Option<Tls>,
     ) -> io::Result<NbdServer> {
         Ok(NbdServer(Arc::new(Shared {
-            shards: Shards::new()?,
+            shards: Shards::new("nbd")?,
             directory,
             sessions: Sessions::default(),
             permits: Arc::new(Semaphore::new(MAX_CONNECTIONS as usize)),

@@ -40,6 +40,9 @@ pub(super) enum Kind {
     WriteHead { offset: u64, fua: bool },
 }
 
+/// Transfers above this size are not short.
+const SHORT_BYTES: usize = 256 << 10;
+
 /// Room for the media data of a task.
 #[derive(Debug, Default)]
 pub struct DataIn<'a> {
@@ -79,6 +82,20 @@ impl Task {
     /// Does it take data-out? With zero blocks there may be none to come.
     pub fn takes_data(&self) -> bool {
         self.data_out_bytes > 0 || self.moves_media()
+    }
+
+    /// Whether it is over when the device has answered once.
+    pub fn is_short(&self) -> bool {
+        match self.kind {
+            Kind::Read { .. }
+            | Kind::Write { .. }
+            | Kind::WriteAtomic { .. }
+            | Kind::WriteHead { .. }
+            | Kind::CompareAndWrite { .. }
+            | Kind::OrWrite { .. } => self.data_in_bytes.max(self.data_out_bytes) <= SHORT_BYTES,
+            Kind::Flush | Kind::Unmap { .. } => true,
+            _ => false,
+        }
     }
 
     /// Is it one of those that write `data_out_bytes` of media data? Zero blocks are then nothing

@@ -115,6 +115,11 @@ impl Nexus {
         self.disk.outstanding(commands);
     }
 
+    /// See [`BlockIo::may_wait_long`].
+    pub fn may_wait_long(&self) -> bool {
+        self.disk.may_wait_long()
+    }
+
     /// Rises whenever the tasks of this nexus are aborted from outside: a task that began at a
     /// lower count is not answered.
     pub fn aborts(&self) -> u64 {

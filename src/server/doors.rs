@@ -136,6 +136,7 @@ impl OpenDoors {
         let known = targets.door();
         let options = iscsi::Options { advertise: config.advertise.clone(), ..Default::default() };
         let service = Service::new(Arc::new(targets), options);
+        let service = service.map_err(|e| port_error("iscsi", "its threads", &e))?;
         *known.lock() = Some(service.clone());
         let (stop, portals) = (CancellationToken::new(), JoinSet::new());
         let door = self.iscsi.insert(IscsiDoor { known, stop, portals });

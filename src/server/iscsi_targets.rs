@@ -34,7 +34,7 @@ impl Targets {
             let door = door.lock().clone();
             for door in door.iter() {
                 let all = door.sessions().into_iter().filter(|session| {
-                    session.peer == client.peer
+                    session.peers.contains(&client.peer)
                         && session.initiator == client.initiator
                         && session.target.eq_ignore_ascii_case(&target)
                 });

@@ -50,7 +50,7 @@ impl Door {
     pub fn with(size_bytes: u64, extra: usize, options: Options) -> Door {
         let disk = Arc::new(MemoryLun::new("ram", size_bytes, 512));
         let directory = Arc::new(One { disk: Arc::clone(&disk), extra });
-        let service = Service::new(directory, options);
+        let service = Service::new(directory, options).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -121,6 +121,8 @@ pub struct Initiator {
     pub cmd_sn: u32,
     pub tag: u32,
     pub isid: u8,
+    /// TSIH and CID that a login tells; the first becomes that of the session.
+    pub place: (u16, u16),
     header_digest: bool,
     data_digest: bool,
     pub segment: usize,
@@ -136,6 +138,7 @@ impl Initiator {
             cmd_sn: 1,
             tag: 1,
             isid: 1,
+            place: (0, 0),
             header_digest: false,
             data_digest: false,
             segment: 8192,
@@ -151,10 +154,13 @@ impl Initiator {
     pub fn login_text(&mut self, text: &str) -> Result<String, u16> {
         let mut header = Header::reply(0x43, 0x87, 0);
         header.0[8..14].copy_from_slice(&[0x80, 0, 0, 0, 0, self.isid]);
+        header.0[14..16].copy_from_slice(&self.place.0.to_be_bytes());
+        header.0[20..22].copy_from_slice(&self.place.1.to_be_bytes());
         header.set_word(24, self.cmd_sn);
         self.send(header, text.as_bytes());
         let (header, data) = self.receive().ok_or(0xFFFFu16)?;
         assert_eq!(header.opcode(), 0x23);
+        self.place.0 = u16::from_be_bytes([header.0[14], header.0[15]]);
         match u16::from_be_bytes([header.0[36], header.0[37]]) {
             0 => {
                 self.header_digest = text.contains("HeaderDigest=CRC32C");

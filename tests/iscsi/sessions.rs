@@ -109,6 +109,32 @@ fn a_session_that_is_dropped_is_asked_to_log_out() {
 }
 
 #[test]
+fn a_session_has_one_connection_which_may_be_made_again() {
+    const NAME: &str = "iqn.2026-11.local.test:one";
+    let door = Door::open(MIB);
+    let mut one = door.login();
+    let (tsih, cid) = one.place;
+    assert_ne!(tsih, 0);
+    let again = |isid, place| {
+        let mut other = door.connect();
+        (other.isid, other.place) = (isid, place);
+        other.login(NAME, "MaxConnections=4\0").map(|text| (other, text))
+    };
+    assert_eq!(again(1, (tsih, cid + 1)).err(), Some(0x0206), "too many connections");
+    assert_eq!(again(1, (tsih + 1, cid)).err(), Some(0x020A), "no such session");
+    assert_eq!(again(2, (tsih, cid)).err(), Some(0x020A), "another one's session");
+    one.settle();
+    // the same connection once more: as after a cable that was pulled
+    let (mut two, text) = again(1, (tsih, cid)).unwrap();
+    assert!(text.contains("MaxConnections=1"), "{text}");
+    assert_eq!(two.place, (tsih, cid));
+    assert!(one.is_closed());
+    two.settle();
+    let all = door.service.sessions();
+    assert_eq!(all.iter().map(|session| session.peers.len()).collect::<Vec<_>>(), [1]);
+}
+
+#[test]
 fn a_silent_session_is_asked_and_then_ended() {
     let ping_every = Duration::from_millis(60);
     let door = Door::with(MIB, 0, Options { ping_every, ..Options::default() });

@@ -1,4 +1,4 @@
-//! The door's own threads: each drives some connections alone, from socket to LUN and back.
+//! A door's own threads: each drives some connections alone, from socket to LUN and back.
 //!
 //! A connection never moves to another thread, so a request wakes one thread, not one to fetch it
 //! and another to keep watch; and a thread with a single connection may poll its socket for a
@@ -8,7 +8,7 @@ use std::future::Future;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
@@ -20,17 +20,18 @@ const MAX_SHARDS: usize = 8;
 const BLOCKING_THREADS: usize = 256;
 /// How long a thread looks for the next request before it sleeps. Waking it again costs tens of
 /// microseconds of processor time on a virtual machine, so this much is well spent.
-pub const POLL_TIME: Duration = Duration::from_micros(50);
+const POLL_TIME: Duration = Duration::from_micros(50);
 /// Chances between two tries where it never pays.
 const MAX_PENALTY: u32 = 1023;
 
 /// What a poll that finds something may have taken at most to count as paid: a client on the same
 /// processor may have worked through many replies meanwhile, a stranger's time slice is longer.
-pub const POLL_PAID_TIME: Duration = Duration::from_micros(500);
+const POLL_PAID_TIME: Duration = Duration::from_micros(500);
 
 /// Counts as so many connections: more than there can be.
 const WAITING: usize = 1 << 20;
 
+#[derive(Debug)]
 struct Shard {
     handle: Handle,
     load: Arc<AtomicUsize>,
@@ -39,6 +40,7 @@ struct Shard {
 }
 
 /// The threads of one door.
+#[derive(Debug)]
 pub struct Shards(Vec<Shard>);
 
 /// Connections of one shard; its own part is given back on drop.
@@ -47,9 +49,9 @@ pub struct Seat(Arc<AtomicUsize>);
 
 impl Shards {
     /// One thread for each processor, as far as that helps.
-    pub fn new() -> io::Result<Shards> {
+    pub fn new(door: &str) -> io::Result<Shards> {
         let count = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_SHARDS);
-        (0..count).map(Shard::new).collect::<io::Result<_>>().map(Shards)
+        (0..count).map(|index| Shard::new(door, index)).collect::<io::Result<_>>().map(Shards)
     }
 
     /// Runs a connection on the thread with the fewest.
@@ -63,11 +65,11 @@ impl Shards {
 }
 
 impl Shard {
-    fn new(index: usize) -> io::Result<Shard> {
+    fn new(door: &str, index: usize) -> io::Result<Shard> {
         let runtime = Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(BLOCKING_THREADS)
-            .thread_name(format!("nbd-{index}-blocking"))
+            .thread_name(format!("{door}-{index}-blocking"))
             .build()?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
@@ -75,7 +77,7 @@ impl Shard {
             let _ = runtime.block_on(stopped);
             runtime.shutdown_background();
         };
-        std::thread::Builder::new().name(format!("nbd-{index}")).spawn(drive)?;
+        std::thread::Builder::new().name(format!("{door}-{index}")).spawn(drive)?;
         Ok(Shard { handle, load: Arc::default(), _stop: stop })
     }
 }
@@ -127,6 +129,29 @@ impl Eagerness {
         false
     }
 
+    /// Where it is worth a try, looks for the next request for a moment with `receive`, letting
+    /// others run in between: the client may need this very processor to send it. It pays only if
+    /// it was quick: where others keep the processor for long, the host wakes a sleeper sooner than
+    /// one who yielded.
+    pub fn poll<T>(
+        &mut self,
+        mut receive: impl FnMut() -> io::Result<Option<T>>,
+    ) -> io::Result<Option<T>> {
+        if !self.try_now() {
+            return Ok(None);
+        }
+        let since = Instant::now();
+        loop {
+            let found = receive()?;
+            let elapsed = since.elapsed();
+            if found.is_some() || elapsed >= POLL_TIME {
+                self.learn(found.is_some() && elapsed < POLL_PAID_TIME);
+                return Ok(found);
+            }
+            std::thread::yield_now();
+        }
+    }
+
     /// Whether it paid.
     pub fn learn(&mut self, paid: bool) {
         self.penalty = if paid { 0 } else { (self.penalty * 2 + 1).min(MAX_PENALTY) };
@@ -156,7 +181,7 @@ mod tests {
 
     #[test]
     fn connections_are_spread_over_the_threads() {
-        let shards = Shards::new().unwrap();
+        let shards = Shards::new("test").unwrap();
         let (report, seats) = std::sync::mpsc::channel();
         for _ in 0..2 * shards.0.len() {
             let report = report.clone();

@@ -49,6 +49,7 @@ macro_rules! scripts {
 scripts! {
     access => "interop/access.py",
     bad_blocks => "interop/bad_blocks.py",
+    changes => "interop/changes.py",
     commands => "interop/commands.py",
     errors => "interop/errors.py",
     exerciser => "interop/exerciser.py",

@@ -127,6 +127,9 @@ pub struct ChangeRun {
 
 /// What changed of a disk since an earlier state of it.
 pub trait ChangeMap: Send + Sync + fmt::Debug {
+    /// Of which disk: its [`Identity::naa`].
+    fn naa(&self) -> [u8; 16];
+
     /// Runs from `offset` on, one behind the other, at least one and at most `max`, which may end
     /// before `offset + length`. Whatever returned before the call is in the answer. `length` is
     /// not zero.

@@ -94,6 +94,10 @@ impl ChangedSince {
 }
 
 impl ChangeMap for ChangedSince {
+    fn naa(&self) -> [u8; 16] {
+        self.disk.identity().naa
+    }
+
     fn runs(
         &self,
         offset: u64,

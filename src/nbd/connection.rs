@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, watch, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::buffer::{Buffer, Pool};
@@ -30,7 +30,7 @@ use super::tls::Tls;
 use super::transmission::{self, Command};
 use super::wire::Request;
 use super::work::{self, Done, Job};
-use crate::access::Place;
+use crate::access::{Place, Shares};
 use crate::shards::{Eagerness, Seat};
 
 /// Requests of one connection on blocking threads: enough to keep a device busy, few enough to
@@ -76,6 +76,8 @@ struct Connection {
     pool: Pool,
     events: mpsc::Receiver<Event>,
     report: mpsc::Sender<Event>,
+    /// Of the client's requests on this disk.
+    threads: Arc<Semaphore>,
     in_flight: usize,
     in_flight_bytes: usize,
     tally: Tally,
@@ -103,7 +105,7 @@ pub async fn run(
     mut stream: Stream,
     Guest { mut peer, mut place, tls }: Guest,
     directory: Arc<dyn ExportDirectory>,
-    sessions: &Sessions,
+    (sessions, shares): (&Sessions, &Shares),
     mut stop: watch::Receiver<bool>,
     seat: Seat,
 ) -> Result<(), Error> {
@@ -118,7 +120,8 @@ pub async fn run(
     };
     place.logged_in();
     let (report, events) = mpsc::channel(MAX_IN_FLIGHT + 2);
-    let entry = sessions.enter(peer, export.name.clone(), report.clone());
+    let threads = shares.threads(&peer.client(), &export.name);
+    let entry = sessions.enter(peer, &export, report.clone());
     let mut connection = Connection {
         stream,
         export,
@@ -129,6 +132,7 @@ pub async fn run(
         pool: Pool::default(),
         events,
         report,
+        threads,
         in_flight: 0,
         in_flight_bytes: 0,
         tally: Tally::default(),
@@ -321,10 +325,21 @@ impl Connection {
         let report = self.report.clone();
         // The channel has room for every job in flight: a refusal means that nobody listens any
         // more.
-        tokio::task::spawn_blocking(move || {
+        let run = move |permit: Option<OwnedSemaphorePermit>| {
             let done = catch_unwind(AssertUnwindSafe(|| job.run()));
             let _ = report.try_send(done.map_or(Event::Broken, Event::Done));
-        });
+            drop(permit);
+        };
+        match Arc::clone(&self.threads).try_acquire_owned() {
+            Ok(permit) => drop(tokio::task::spawn_blocking(move || run(Some(permit)))),
+            Err(_) => {
+                let permit = Arc::clone(&self.threads).acquire_owned();
+                tokio::spawn(async move {
+                    let permit = permit.await;
+                    tokio::task::spawn_blocking(move || run(permit.ok()))
+                });
+            }
+        }
     }
 
     /// A client that sends one request at a time has nothing that could be done meanwhile; then the

@@ -30,6 +30,11 @@ impl Selected {
         (wire::FIRST_CHANGES_ID..).zip(self.0.iter().flat_map(|maps| maps.iter()))
     }
 
+    /// Whether all are of this disk: another may have got its name since they were selected.
+    pub fn are_of(&self, naa: &[u8; 16]) -> bool {
+        self.numbered().all(|(_, map)| map.naa() == *naa)
+    }
+
     /// How many.
     pub fn len(&self) -> usize {
         self.0.as_ref().map_or(0, |maps| maps.len())

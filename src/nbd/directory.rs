@@ -39,6 +39,17 @@ impl Peer {
     }
 }
 
+impl Peer {
+    /// Who it is beyond one connection.
+    pub fn client(&self) -> String {
+        match (&self.certificate_name, &self.address) {
+            (Some(name), _) => name.clone(),
+            (None, PeerAddress::Tcp(address)) => address.ip().to_canonical().to_string(),
+            (None, PeerAddress::Unix { uid, .. }) => format!("unix:uid={uid}"),
+        }
+    }
+}
+
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.address {
@@ -67,6 +78,8 @@ pub struct Export {
     pub description: String,
     /// The disk.
     pub io: Arc<dyn BlockIo>,
+    /// By what the directory finds the connection among [`super::NbdServer::sessions`].
+    pub tag: u64,
 }
 
 /// Why an export is not opened. The text goes to the client where the protocol lets it.

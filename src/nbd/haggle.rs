@@ -64,6 +64,9 @@ pub async fn agree(
             Step::Open(name) => match ask(directory, peer, move |d, p| d.open(&name, p)).await? {
                 Ok(export) => {
                     let terms = handshake.opened(describe(&export, &export.io.geometry()));
+                    if !terms.changes.are_of(&export.io.identity().naa) {
+                        return Err(Error::Protocol("contexts of another disk of this name"));
+                    }
                     stream.send_all(&handshake.output).await?;
                     return Ok(Some((export, terms, held)));
                 }

@@ -18,7 +18,7 @@ use super::errors::Error;
 use super::session::{SessionInfo, Sessions};
 use super::stream::Stream;
 use super::tls::Tls;
-use crate::access::{Crowd, Place};
+use crate::access::{Crowd, Place, Shares};
 use crate::shards::{Seat, Shards};
 
 /// Connections at once; more are closed as they come. Together with the bound of each connection
@@ -26,6 +26,9 @@ use crate::shards::{Seat, Shards};
 pub const MAX_CONNECTIONS: u32 = 512;
 /// Those from one address that have not chosen an export.
 const HALF_OPEN_PER_SOURCE: usize = 64;
+/// Blocking threads that the requests of one client on one export may have: a quarter of those of
+/// one [`crate::shards`] thread, so that others are served while these wait.
+const THREADS_EACH: usize = 64;
 /// Pause after a failed accept: out of file descriptors, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -36,6 +39,7 @@ struct Shared {
     shards: Shards,
     directory: Arc<dyn ExportDirectory>,
     sessions: Sessions,
+    shares: Shares,
     permits: Arc<Semaphore>,
     crowd: Arc<Crowd>,
     stop: watch::Sender<bool>,
@@ -69,6 +73,7 @@ impl NbdServer {
             shards: Shards::new("nbd")?,
             directory,
             sessions: Sessions::default(),
+            shares: Shares::new(THREADS_EACH),
             permits: Arc::new(Semaphore::new(MAX_CONNECTIONS as usize)),
             crowd: Crowd::new(MAX_CONNECTIONS as usize, HALF_OPEN_PER_SOURCE),
             stop: watch::Sender::new(false),
@@ -170,7 +175,8 @@ impl NbdServer {
             name = peer.to_string();
             let directory = shared.directory.clone();
             let guest = Guest { peer, place, tls: shared.tls.clone() };
-            connection::run(stream, guest, directory, &shared.sessions, stop, seat).await
+            let tables = (&shared.sessions, &shared.shares);
+            connection::run(stream, guest, directory, tables, stop, seat).await
         };
         if let (Err(error), Some(complain)) = (served.await, &shared.complaint) {
             complain(&name, &error);

@@ -72,7 +72,7 @@ impl Job {
         match self.command {
             Command::Read | Command::Write { .. } => self.request.length <= SHORT_BYTES,
             Command::WriteZeroes { may_unmap, .. } => may_unmap,
-            Command::Cache => false,
+            Command::Cache | Command::BlockStatus { .. } => false,
             _ => true,
         }
     }

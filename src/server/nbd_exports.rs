@@ -35,7 +35,7 @@ impl Exports {
             Denial::NotAllowed | Denial::Unreadable => Reason::NotAllowed,
             _ => Reason::Unlisted,
         };
-        let (client, at) = (client_of(peer), peer.to_string());
+        let (client, at) = (peer.client(), peer.to_string());
         note(&self.book, "nbd", (&client, &at), Some(lun), reason, &denial.to_string());
         Refusal::Policy(denial.to_string())
     }
@@ -69,15 +69,15 @@ impl Exports {
         std::iter::once(own).chain(snapshots).collect()
     }
 
-    /// When the session is dropped its connection is found by export and peer: NBD numbers its
-    /// connections by itself.
-    fn kick(&self, export: String, peer: Peer) -> Box<dyn FnOnce() + Send> {
+    /// When the session is dropped its connection is found by the tag: NBD numbers its connections
+    /// by itself.
+    fn kick(&self, tag: u64) -> Box<dyn FnOnce() + Send> {
         let door = self.door.clone();
         Box::new(move || {
             let door = door.lock().clone();
             for door in door.iter() {
                 let all = door.sessions().into_iter();
-                for session in all.filter(|s| s.export == export && s.peer == peer) {
+                for session in all.filter(|session| session.tag == tag) {
                     door.drop_session(session.id);
                 }
             }
@@ -97,7 +97,7 @@ impl ExportDirectory for Exports {
         let right = self.judge(peer, &lun)?;
         let request = AttachRequest {
             door: "nbd",
-            client: client_of(peer),
+            client: peer.client(),
             peer: peer.to_string(),
             writable: right.writable,
         };
@@ -107,16 +107,16 @@ impl ExportDirectory for Exports {
         admitted.map_err(|denial| self.denied(denial, peer, &lun))?;
         // Until the client says that it leaves.
         session.lost();
-        let export = lun.name();
-        session.on_kick(self.kick(export.clone(), peer.clone()));
-        Ok(Export { description: describe(&lun), name: export, io: session })
+        let tag = session.id().0;
+        session.on_kick(self.kick(tag));
+        Ok(Export { description: describe(&lun), name: lun.name(), io: session, tag })
     }
 
     fn describe(&self, name: &str, peer: &Peer) -> Result<Export, Refusal> {
         let lun = self.find(name)?;
         self.judge(peer, &lun)?;
         let (name, description) = (lun.name(), describe(&lun));
-        Ok(Export { name, description, io: Arc::new(Description(lun)) })
+        Ok(Export { name, description, io: Arc::new(Description(lun)), tag: 0 })
     }
 
     fn change_bases(&self, name: &str, peer: &Peer) -> Result<Vec<String>, Refusal> {
@@ -155,15 +155,6 @@ fn seen(peer: &Peer) -> Seen<'_> {
     };
     let local = address.is_none_or(local);
     Seen { name, proof: name.map(|_| PROVED_OTHERWISE), local, address }
-}
-
-/// Who the client is beyond one connection.
-fn client_of(peer: &Peer) -> String {
-    match (&peer.certificate_name, &peer.address) {
-        (Some(name), _) => name.clone(),
-        (None, PeerAddress::Tcp(address)) => address.ip().to_canonical().to_string(),
-        (None, PeerAddress::Unix { uid, .. }) => format!("unix:uid={uid}"),
-    }
 }
 
 fn refusal(name: &str, error: &lun::Error) -> Refusal {

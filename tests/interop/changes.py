@@ -4,6 +4,8 @@ backups that copy only that."""
 import json
 import os
 import random
+import socket
+import struct
 import threading
 
 import nbd
@@ -165,7 +167,7 @@ def contexts(lab):
     more = connect(lab, "disk", *(context(f"s{n}") for n in range(20)))
     check("more are refused, and none is selected",
           not any(more.can_meta_context(context(f"s{n}")) for n in range(20)))
-    equal("which leaves a connection that reads", more.pread(2, 0), b"bb")
+    equal("which leaves a connection that reads", bytes(more.pread(512, 0)), b"b" * 512)
     for bad in (lambda: both.block_status(8 * MIB, 60 * MIB, lambda *a: 0),
                 lambda: both.block_status(BLOCK, 1 << 62, lambda *a: 0)):
         try:
@@ -298,4 +300,47 @@ def no_rights(lab):
         check("a list is refused", True, e)
 
 
-run([clients, contexts, lives_on, backups, no_rights])
+def option(stream, number, data=b""):
+    """Sends one option; the kinds of its replies up to the last."""
+    stream.sendall(struct.pack(">QII", 0x49484156454F5054, number, len(data)) + data)
+    kinds = []
+    while not kinds or kinds[-1] in (2, 3, 4):
+        head = b""
+        while len(head) < 20:
+            more = stream.recv(20 - len(head))
+            if not more:
+                return kinds + [None]
+            head += more
+        kinds.append(struct.unpack(">QIII", head)[2])
+        left = struct.unpack(">QIII", head)[3]
+        while left:
+            left -= len(stream.recv(left))
+    return kinds
+
+
+def another_disk(lab):
+    """Contexts of one disk are not used on another that got its name in between"""
+    made(lab)
+    lab.do("lun", "create", "other", "--size", "64M")
+    lab.do("snapshot", "create", "disk@one")
+
+    def string(text):
+        return struct.pack(">I", len(text)) + text.encode()
+
+    for swap in (False, True):
+        stream = socket.create_connection(("127.0.0.1", lab.nbd_port), 10)
+        stream.recv(18)
+        stream.sendall(struct.pack(">I", 3))
+        option(stream, 8)
+        wish = string("disk") + struct.pack(">I", 1) + string(context("one"))
+        equal("the context is there", option(stream, 10, wish), [4, 1])
+        if swap:
+            lab.do("lun", "rename", "disk", "was")
+            lab.do("lun", "rename", "other", "disk")
+        kinds = option(stream, 7, string("disk") + struct.pack(">H", 0))
+        equal("the export opens" if not swap else "another disk does not", kinds[-1],
+              None if swap else 1)
+        stream.close()
+
+
+run([clients, contexts, lives_on, backups, no_rights, another_disk])

@@ -237,7 +237,8 @@ class Server:
         os.makedirs(self.dir, exist_ok=True)
         self.values = dict(
             port=free_port(), control=free_port(), ctl=free_port() % 30000 + 100,
-            dir=self.dir, size=size, img=os.path.join(self.dir, "img"), passthrough=os.path.join(base, "passthrough_ll"),
+            dir=self.dir, size=size, img=os.path.join(self.dir, "img"),
+            passthrough=os.path.join(base, "passthrough_ll"),
         )
 
     def text(self, template):

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::buffer::{Buffer, Pool};
 use super::directory::{Export, ExportDirectory, Peer};
-use super::errors::Error;
+use super::errors::{Error, WireError};
 use super::haggle;
 use super::handshake::Terms;
 use super::inbox::{Inbox, Incoming, Payload};
@@ -207,6 +207,9 @@ impl Connection {
             }
             Ok(command) => self.hand_over(request, command, None),
             Err(error) => {
+                if error == WireError::NotPermitted {
+                    self.export.io.write_refused();
+                }
                 let tail = self.outbox.tail(transmission::MAX_STATUS_BYTES, &mut self.pool);
                 let before = tail.filled().len();
                 transmission::put_error(tail, &request, &self.terms, error, "refused", None);

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::access::Reason;
 use crate::lun::{BlockIo, ChangeMap};
 
 /// Where a client sits.
@@ -108,6 +109,11 @@ pub trait ExportDirectory: Send + Sync {
     /// is returned is used for [`BlockIo::geometry`] alone and dropped at once.
     fn describe(&self, name: &str, peer: &Peer) -> Result<Export, Refusal> {
         self.open(name, peer)
+    }
+
+    /// Somebody was turned away before it named an export. Does not block.
+    fn turned_away(&self, who: &str, reason: Reason) {
+        let _ = (who, reason);
     }
 
     /// Names of the earlier states that an export can be compared with.

@@ -18,7 +18,7 @@ use super::errors::Error;
 use super::session::{SessionInfo, Sessions};
 use super::stream::Stream;
 use super::tls::Tls;
-use crate::access::{Crowd, Place, Shares};
+use crate::access::{Crowd, Place, Reason, Shares};
 use crate::shards::{Seat, Shards};
 
 /// Connections at once; more are closed as they come. Together with the bound of each connection
@@ -154,8 +154,10 @@ impl NbdServer {
     }
 
     fn welcome(&self, socket: Socket) {
-        let Some(place) = self.0.crowd.enter(socket.source()) else {
-            return;
+        let source = socket.source();
+        let flood = || self.0.directory.turned_away(&source.to_string(), Reason::Flood);
+        let Some(place) = self.0.crowd.enter(source) else {
+            return flood();
         };
         if let Ok(permit) = self.0.permits.clone().try_acquire_owned() {
             let server = self.clone();

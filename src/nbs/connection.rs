@@ -14,7 +14,7 @@ use super::messages::Messages;
 use super::requests::{self, Answer};
 use super::wire::{info, Handle, Header, OpCode, Status, MAX_BODY_BYTES, MAX_DATA_BYTES};
 use super::xml;
-use crate::access::{Reason, Share, Shares};
+use crate::access::{Limits, Reason, Share, Shares};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::fmt;
@@ -340,10 +340,16 @@ impl Connection {
                 self.answer(header, Answer { status: Status::Ok, data });
             }
             Step::Done(reply, client, data_crc) => {
-                let data = reply.to_xml().into();
-                self.answer(header, Answer { status: Status::Ok, data });
                 let limits = client.limits.unwrap_or_default();
                 let share = self.house.shares.memory(&client.label(), &limits);
+                if Arc::strong_count(&share) > most_connections(&client) {
+                    let directory = Arc::clone(&self.house.directory);
+                    directory.refused(&client.label(), self.peer, Reason::Limit);
+                    self.answer(header, Answer::bare(Status::Busy));
+                    return self.leave();
+                }
+                let data = reply.to_xml().into();
+                self.answer(header, Answer { status: Status::Ok, data });
                 self.orders = self.house.shares.orders(&client.label());
                 self.stage = Stage::In(client, share);
                 self.codec = PacketCodec { max_data_bytes: MAX_DATA_BYTES, trailer: data_crc };
@@ -361,7 +367,9 @@ impl Connection {
             OpCode::Read | OpCode::ReadOpaque => 0,
             _ => header.data_bytes as usize,
         };
-        if carried != packet.data.len() {
+        // What is no data is XML.
+        let is_long = packet.data.len() > MAX_BODY_BYTES as usize && op != OpCode::Write;
+        if carried != packet.data.len() || is_long {
             return self.answer(&header, Answer::bare(Status::Invalid));
         }
         match op {
@@ -562,6 +570,13 @@ impl Connection {
     pub fn refuse_flood(house: &House, peer: SocketAddr) {
         house.directory.refused("", peer, Reason::Flood);
     }
+}
+
+/// Connections that a client may have: as many as sessions, those that it has lost without our
+/// knowledge, and some that open nothing.
+fn most_connections(client: &Client) -> usize {
+    let sessions = client.limits.map_or(Limits::MAX_SESSIONS / 2, |limits| limits.sessions);
+    2 * sessions as usize + 4
 }
 
 fn open(house: &House, client: &Client, wish: Wish, kick: Kick) -> Outcome {

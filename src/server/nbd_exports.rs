@@ -1,7 +1,7 @@
 //! LUNs and their snapshots as NBD exports.
 
 use super::disk::Description;
-use super::entrance::{local, note};
+use super::entrance::{has_room, local, note, NO_ROOM};
 use crate::access::{Book, Denial, Reason, Right, Seen, PROVED_OTHERWISE};
 use crate::lun::{self, AttachRequest, Catalog, ChangeMap, Lun};
 use crate::nbd::{Export, ExportDirectory, ExportEntry, NbdServer, Peer, PeerAddress, Refusal};
@@ -93,8 +93,16 @@ impl ExportDirectory for Exports {
     }
 
     fn open(&self, name: &str, peer: &Peer) -> Result<Export, Refusal> {
-        let lun = self.find(name)?;
+        let lun = self.find(name).inspect_err(|why| {
+            let (client, at) = (peer.client(), peer.to_string());
+            note(&self.book, "nbd", (&client, &at), None, Reason::NoSuchLun, &why.to_string());
+        })?;
         let right = self.judge(peer, &lun)?;
+        if !has_room(&self.book, &self.catalog, "nbd", peer.certificate_name.as_deref()) {
+            let (client, at) = (peer.client(), peer.to_string());
+            note(&self.book, "nbd", (&client, &at), Some(&lun), Reason::Limit, NO_ROOM);
+            return Err(Refusal::Policy(NO_ROOM.to_owned()));
+        }
         let request = AttachRequest {
             door: "nbd",
             client: peer.client(),
@@ -117,6 +125,10 @@ impl ExportDirectory for Exports {
         self.judge(peer, &lun)?;
         let (name, description) = (lun.name(), describe(&lun));
         Ok(Export { name, description, io: Arc::new(Description(lun)), tag: 0 })
+    }
+
+    fn turned_away(&self, who: &str, reason: Reason) {
+        note(&self.book, "nbd", ("?", who), None, reason, "");
     }
 
     fn change_bases(&self, name: &str, peer: &Peer) -> Result<Vec<String>, Refusal> {

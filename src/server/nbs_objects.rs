@@ -3,7 +3,7 @@
 //! Invariant: of one client's connections to an object only the newest generation is carried out:
 //! when [`Objects::open`] returns, the session of an older one does no I/O any more.
 
-use super::entrance::{local, note};
+use super::entrance::{has_room, local, note, NO_ROOM};
 use crate::access::{Book, Denial, Reason, Seen};
 use crate::fs::{Consistency, HookOutcome, VolumeId};
 use crate::lun::{
@@ -72,17 +72,10 @@ impl Objects {
 
     /// Whether the client has room for a further session.
     fn check_limit(&self, client: &Client, lun: &Lun) -> Result<(), Status> {
-        let Some(one) = client.name.as_deref().and_then(|name| self.book.get(name).ok()) else {
-            return Ok(());
-        };
-        let own =
-            |it: &lun::SessionInfo| it.door == "nbs" && it.client.eq_ignore_ascii_case(&one.name);
-        let count = self.catalog.sessions().iter().filter(|it| own(it)).count();
-        if count < one.limits.sessions as usize {
-            return Ok(());
+        match has_room(&self.book, &self.catalog, "nbs", client.name.as_deref()) {
+            true => Ok(()),
+            false => Err(self.refuse(client, Some(lun), (Reason::Limit, Status::Busy), NO_ROOM)),
         }
-        let why = "the client has as many sessions as it may";
-        Err(self.refuse(client, Some(lun), (Reason::Limit, Status::Busy), why))
     }
 
     /// Makes this generation the newest and cuts the one before off. Waits for its writes.

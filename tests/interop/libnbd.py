@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import socket
+import time
 
 import nbd
 
@@ -133,4 +135,31 @@ def dropped(lab):
     second.shutdown()
 
 
-run([tools, requests, one_flush_for_all, dropped])
+def counted(lab):
+    """Writes to a read-only export, unknown exports and floods are counted, writes logged"""
+    lab.make_pool()
+    lab.do("lun", "create", "disk", "--size", "64M")
+    lab.do("lun", "create", "ro", "--size", "64M", "read-only=true")
+    lab.serve(nbd=True)
+    h = nbd_connect(lab.nbd_port, "ro")
+    h.set_strict_mode(0)
+    for text, call in (("a write", lambda: h.pwrite(bytes(512), 0)),
+                       ("a trim", lambda: h.trim(512, 0)), ("zeroes", lambda: h.zero(512, 0))):
+        refused(f"{text} to a read-only export", call, errno.EPERM)
+    h.shutdown()
+    equal("they are counted", lab.ask("status")["refused"]["read_only"], 3)
+    text = str(lab.ask("lun", "log", "ro"))
+    check("and logged", "a write" in text and "read-only" in text, text[-500:])
+    wrong = tool("nbdinfo", lab.nbd_url("none"), good=False)
+    check("an unknown export", wrong.returncode != 0)
+    check("is counted", lab.ask("status")["refused"]["no_such_lun"] >= 1)
+    flood = [socket.create_connection(("127.0.0.1", lab.nbd_port), 5) for _ in range(100)]
+    deadline, seen = time.monotonic() + 10, 0
+    while seen < 30 and time.monotonic() < deadline:
+        seen = lab.ask("status")["refused"]["flood"]
+    check("a flood is counted", 30 <= seen <= 100, seen)
+    for one in flood:
+        one.close()
+
+
+run([tools, requests, one_flush_for_all, dropped, counted])

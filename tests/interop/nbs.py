@@ -9,8 +9,8 @@ import time
 import nbd
 
 import nbswire as w
-from blockclients import nbd_connect
-from harness import MIB, TIB, check, define, equal, free_port, run
+from blockclients import Iscsi, nbd_connect
+from harness import IQN, MIB, TIB, check, define, equal, free_port, run
 from nbswire import Client, Packet, Refused, status_of
 
 A, B = (f"iqn.2026-11.local.test:{x}" for x in "ab")
@@ -56,6 +56,8 @@ def operations(lab):
           w.OUT_OF_RANGE)
     equal("an offset near 2^32", status_of(lambda: c.ask(
         w.READ, offset=0xFFFFFFFF, data_len=8192)), w.OUT_OF_RANGE)
+    equal("a body of more than 64 KiB", status_of(lambda: c.message(
+        "flush", f' x="{"y" * 65536}"')), w.INVALID)
     equal("nothing", status_of(lambda: c.read(0, 0)), w.INVALID)
     equal("half a sector", status_of(lambda: c.read(0, 100)), w.INVALID)
     equal("more than xferSize", status_of(lambda: c.read(0, 2 * MIB)), w.INVALID)
@@ -144,11 +146,20 @@ def generations(lab):
     check("an orderly stop", lab.stop())
 
 
+def into_file(path, at, data):
+    with open(path, "r+b", buffering=0) as out:
+        out.seek(at)
+        out.write(data)
+
+
 def pauses(lab):
     """PAUSE: writes through every door wait, reads do not, and none fails"""
     lab.make_pool()
     lab.do("lun", "create", "one", "--size", "64M")
-    serve(lab, nbd=True)
+    lab.do("lun", "set", "one", "access=shared")
+    serve(lab, nbd=True, iscsi=True, mount=True)
+    initiator = Iscsi(lab.iscsi_port, f"{IQN}one")
+    initiator.clear_attention()
     c, other = Client(lab.nbs_port), Client(lab.nbs_port)
     c.open("one", client="a")
     other.open("one", client="b")
@@ -170,6 +181,8 @@ def pauses(lab):
     equal("a pause", got.get("seconds"), "15")
     threads = [writer("nbd", lambda: disk.pwrite(b"n" * 4096, 0)),
                writer("nbs", lambda: other.write(8192, b"b" * 8192)),
+               writer("iscsi", lambda: initiator.write(65536, b"i" * 512)),
+               writer("file", lambda: into_file(lab.data("one"), 131072, b"f" * 4096)),
                writer("zero", lambda: nbd_connect(lab.nbd_port, "one").zero(4096, 32768))]
     reader = Client(lab.nbs_port)
     reader.open("one", client="r")
@@ -184,7 +197,9 @@ def pauses(lab):
     for thread in threads:
         thread.join(10)
     check("then they end well", all(isinstance(t, float) and t - since < 5 for t in ended.values())
-          and len(ended) == 3, ended)
+          and len(ended) == 5, ended)
+    equal("also what came by iSCSI and by the mount", (reader.read(65536, 512),
+          reader.read(131072, 4096)), (b"i" * 512, b"f" * 4096))
     equal("what waited is written", reader.read(0, 16384), b"n" * 4096 + bytes(4096) + b"b" * 8192)
     # The limit, and the end of the connection.
     ended.clear()
@@ -273,6 +288,15 @@ def who_gets_in(lab):
     c.open("one")
     equal("more sessions than allowed", status_of(
         lambda: Client(port, ("alice", secret)).open("two")), w.BUSY)
+    held, last = [], w.OK
+    while last == w.OK and len(held) < 20:
+        one = Client(port, ("alice", secret), login=False)
+        last = status_of(lambda: one.login(("alice", secret)))
+        held.append(one)
+    check("connections without a session are bounded too", last == w.BUSY and 4 < len(held) < 10,
+          (last, len(held)))
+    check("what was there goes on", len(c.read(0, 8192)) == 8192)
+    del held, one
     check("an orderly stop", lab.stop())
     off = lab.lunfs("serve", lab.pool, "--nbs", "0.0.0.0:0", "--dry-run")
     equal("off loopback with initiators it may listen", off.returncode, 0)

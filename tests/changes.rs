@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 const BLOCKS: u64 = 100_000;
 
-/// A block's content by a number that no write gives twice; 0: a hole. And when it was last touched.
+/// A block's content by a number that no write gives twice; 0: a hole. And when it was touched.
 #[derive(Clone, Copy, Default, PartialEq)]
 struct Block {
     value: u64,

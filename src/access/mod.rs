@@ -6,7 +6,7 @@
 //! - [`Book`]: all of them, kept in the pool; it judges who may do what, and makes a change act on
 //!   the sessions that stand.
 //! - [`Crowd`]: bounds on those who have not proved anything yet.
-//! - [`Share`], [`Shares`]: what the connections of one client have together.
+//! - [`Shares`], [`Share`]: what the connections of one client have together.
 //! - [`Refusals`]: who was turned away, counted, for `status`.
 //!
 //! Doors ask, and translate the answer into their protocol's words; they never decide.

@@ -4,8 +4,8 @@
 //! epoch kept by name, it skips what was born by then: a hole keeps the epoch in which it was made.
 //! So its cost grows with the change. It reads, and frees nothing.
 //!
-//! A file that lives is looked at under its lock, for [`NODES_AT_ONCE`] nodes or until one has to be
-//! read; then the walk goes on from there, in the tree as it is by then. So whatever had changed
+//! A file that lives is looked at under its lock, for [`NODES_AT_ONCE`] nodes or until one has to
+//! be read; then the walk goes on from there, in the tree as it is by then. So whatever had changed
 //! when the walk began is told; of what changes meanwhile some is.
 
 use super::core::*;

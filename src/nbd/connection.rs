@@ -36,6 +36,9 @@ use crate::shards::{Eagerness, Seat};
 /// Requests of one connection on blocking threads: enough to keep a device busy, few enough to
 /// leave threads to others.
 pub const MAX_IN_FLIGHT: usize = 32;
+/// Blocking threads that the requests of one client on one export may have: a quarter of those of
+/// one [`crate::shards`] thread, so that others are served while these wait.
+const THREADS_EACH: usize = 64;
 /// Memory of these requests above which no further one is begun.
 pub const MAX_IN_FLIGHT_BYTES: usize = 16 << 20;
 /// Unsent replies above which no further request is begun.
@@ -105,7 +108,7 @@ pub async fn run(
     mut stream: Stream,
     Guest { mut peer, mut place, tls }: Guest,
     directory: Arc<dyn ExportDirectory>,
-    (sessions, shares): (&Sessions, &Shares),
+    (sessions, shares): (&Sessions, &Shares<Semaphore>),
     mut stop: watch::Receiver<bool>,
     seat: Seat,
 ) -> Result<(), Error> {
@@ -120,7 +123,8 @@ pub async fn run(
     };
     place.logged_in();
     let (report, events) = mpsc::channel(MAX_IN_FLIGHT + 2);
-    let threads = shares.threads(&peer.client(), &export.name);
+    let own = format!("{}\0{}", peer.client(), export.name);
+    let threads = shares.of(&own, || Semaphore::new(THREADS_EACH));
     let entry = sessions.enter(peer, &export, report.clone());
     let mut connection = Connection {
         stream,

@@ -26,9 +26,6 @@ use crate::shards::{Seat, Shards};
 pub const MAX_CONNECTIONS: u32 = 512;
 /// Those from one address that have not chosen an export.
 const HALF_OPEN_PER_SOURCE: usize = 64;
-/// Blocking threads that the requests of one client on one export may have: a quarter of those of
-/// one [`crate::shards`] thread, so that others are served while these wait.
-const THREADS_EACH: usize = 64;
 /// Pause after a failed accept: out of file descriptors, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -39,7 +36,7 @@ struct Shared {
     shards: Shards,
     directory: Arc<dyn ExportDirectory>,
     sessions: Sessions,
-    shares: Shares,
+    shares: Shares<Semaphore>,
     permits: Arc<Semaphore>,
     crowd: Arc<Crowd>,
     stop: watch::Sender<bool>,
@@ -73,7 +70,7 @@ impl NbdServer {
             shards: Shards::new("nbd")?,
             directory,
             sessions: Sessions::default(),
-            shares: Shares::new(THREADS_EACH),
+            shares: Shares::default(),
             permits: Arc::new(Semaphore::new(MAX_CONNECTIONS as usize)),
             crowd: Crowd::new(MAX_CONNECTIONS as usize, HALF_OPEN_PER_SOURCE),
             stop: watch::Sender::new(false),

@@ -12,9 +12,10 @@ use super::codec::{forget_sent, Frame, Packet, PacketCodec, StreamError};
 use super::directory::{Client, Kick, Object, ObjectDirectory};
 use super::messages::Messages;
 use super::requests::{self, Answer};
+use super::shares::ClientShares;
 use super::wire::{info, Handle, Header, OpCode, Status, MAX_BODY_BYTES, MAX_DATA_BYTES};
 use super::xml;
-use crate::access::{Limits, Reason, Share, Shares};
+use crate::access::{Limits, Reason, Share};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::fmt;
@@ -137,7 +138,7 @@ pub struct House {
     /// durable may be lost.
     pub instance: String,
     /// What each client has of it.
-    pub shares: Shares,
+    pub shares: ClientShares,
 }
 
 /// The state of one connection.

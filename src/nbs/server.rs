@@ -10,7 +10,8 @@ use super::codec::StreamError;
 use super::connection::{Connection, End, House, Job, JobDone, Threads};
 use super::directory::ObjectDirectory;
 use super::messages::Messages;
-use crate::access::{Crowd, Place, Shares};
+use super::shares::ClientShares;
+use crate::access::{Crowd, Place};
 use bytes::BytesMut;
 use parking_lot::Mutex;
 use std::future::Future;
@@ -32,11 +33,9 @@ pub const MAX_CONNECTIONS: usize = 512;
 /// Those from one address that have not authenticated.
 const HALF_OPEN_PER_SOURCE: usize = 64;
 const BLOCKING_THREADS: usize = 256;
-const DATA_THREADS: usize = 224;
+pub(super) const DATA_THREADS: usize = 224;
 /// For orders; the rest is for sessions that end.
 const ORDER_THREADS: usize = 24;
-/// Of those for data, for the requests of one client on one object.
-const THREADS_EACH: usize = DATA_THREADS / 4;
 /// Time to authenticate: milliseconds for a program, and the longest wait after wrong secrets.
 const LOGIN_TIME: Duration = Duration::from_secs(30);
 /// How long a leaving client may take none of its last replies.
@@ -83,7 +82,7 @@ impl NbsServer {
                 directory,
                 messages,
                 instance,
-                shares: Shares::new(THREADS_EACH),
+                shares: ClientShares::default(),
             }),
             crowd: Crowd::new(MAX_CONNECTIONS, HALF_OPEN_PER_SOURCE),
             stop: CancellationToken::new(),

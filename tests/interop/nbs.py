@@ -582,7 +582,7 @@ def oddities(lab):
 
 
 def fair(lab):
-    """Paused writes of one client on one object keep neither others nor its other objects waiting"""
+    """Paused writes on one object keep neither other clients nor other objects waiting"""
     lab.make_pool()
     for name in ("one", "two"):
         lab.do("lun", "create", name, "--size", "64M")

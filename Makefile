@@ -67,6 +67,7 @@ bench: setup build
 	@tests/bench/setup.sh
 	@LUNFS=$(abspath $(LUNFS)) /usr/bin/python3 tests/bench/matrix.py --pin same $(BENCH)
 	@LUNFS=$(abspath $(LUNFS)) /usr/bin/python3 tests/bench/snapshots.py
+	@LUNFS=$(abspath $(LUNFS)) /usr/bin/python3 tests/bench/snapcost.py
 
 vm: setup build
 	@set -e; for script in attach paths chap rest nbs; do tests/vm/$$script.sh $(abspath $(LUNFS)); done

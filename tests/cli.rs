@@ -9,6 +9,7 @@ mod lab;
 use lab::{bytes, Lab};
 use serde_json::Value;
 use std::fs;
+use std::time::{Duration, Instant};
 
 #[test]
 fn words_that_make_no_sense_are_usage_errors() {
@@ -353,6 +354,23 @@ fn doors_that_cannot_be_opened() {
     lab.good("serve pool --nbd 127.0.0.1:0 --dry-run");
     // Nobody holds the pool after all that.
     lab.good("lun list");
+}
+
+/// Nobody waits for ever for a server that says nothing: two silences of 5 s.
+#[test]
+fn a_server_that_hangs_is_told_of() {
+    let mut lab = Lab::with_pool();
+    lab.serve("--nbd 127.0.0.1:0");
+    let id = lab.signal("STOP");
+    let began = Instant::now();
+    let done = lab.run("lun list");
+    lab.signal("CONT");
+    assert_ne!(done.code, 0, "{}", done.out);
+    let told = format!("the server (process {id}) does not answer");
+    assert!(done.err.contains(&told), "{}", done.err);
+    assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
+    lab.good("lun list");
+    lab.stop();
 }
 
 #[test]

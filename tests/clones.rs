@@ -5,8 +5,9 @@ mod lab;
 
 use lab::*;
 use lunfs::device::sim::Rng;
-use lunfs::device::BlockDevice;
-use lunfs::fs::{check as check_pool, dump, repair};
+use lunfs::device::{Block, BlockDevice};
+use lunfs::fs::planted::{plant, Mutation};
+use lunfs::fs::{check as check_pool, dump, repair, Repaired};
 use lunfs::fs::{CheckOptions, DiffBase, DumpWhat, Error, File, NewNode, NodeId};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -240,52 +241,99 @@ fn what_cannot_be_cloned_is_refused() {
     assert_eq!(lab.fs.clone_range(&a, 10 * BS, &a, 0, BS).unwrap(), 0);
 }
 
-/// The place of the only block of counts, as a dump tells it.
-fn place_of_counts(device: &Arc<dyn BlockDevice>) -> u64 {
+/// The place of the only block of counts, or of the node above it, as a dump tells it.
+fn place_of_counts(device: &Arc<dyn BlockDevice>, what: &str) -> u64 {
     let shown = dump(std::slice::from_ref(device), &DumpWhat::Inode(0, 6)).unwrap();
     let mut waiting = vec![&shown];
     while let Some(object) = waiting.pop() {
         let block = object.fields.iter().find(|field| field.0 == "block");
-        if let (true, Some(block)) = (object.name == "data", block) {
+        if let (true, Some(block)) = (object.name.starts_with(what), block) {
             return block.1.to_string().parse().unwrap();
         }
         waiting.extend(&object.parts);
     }
-    panic!("no counts: {shown}");
+    panic!("no {what} of counts: {shown}");
 }
 
 /// Nothing is freed whose count is not known; a repair counts anew.
 #[test]
 fn lost_counts_cost_space_until_they_are_repaired() {
+    for what in ["data", "node"] {
+        lose_counts(what);
+    }
+}
+
+fn lose_counts(what: &str) {
     let lab = Lab::new(1 << 15);
     let (v, a) = lab.volume("a");
     let new = lab.used();
-    fill(&a, 0, 1000, 1);
+    fill(&a, 0, 3000, 1);
     lab.fs.consistency_point().unwrap();
     let b = another(&lab, &a, "b");
-    clone(&lab, &a, 0, &b, 0, 1000);
+    clone(&lab, &a, 0, &b, 0, 3000);
     lab.fs.close().unwrap();
     let (a, b) = (a.id(), b.id());
     let device: Arc<dyn BlockDevice> = lab.device.clone();
     // On a single device the pool's blocks have the device's numbers.
-    lab.device.flip_bit(place_of_counts(&device), 7);
+    let mut garbage = Block::zeroed();
+    garbage.0.fill(0xA5);
+    lab.device.write(place_of_counts(&device, what), &[&garbage]).unwrap();
+    lab.device.flush().unwrap();
     let lab = Lab { fs: mount(&lab.device, &lab.clock, 64 * MIB), ..lab };
     lab.fs.open_file(a).unwrap().set_size(0).unwrap();
     lab.drain();
     let b = lab.fs.open_file(b).unwrap();
-    assert_eq!((byte_at(&b, 0), byte_at(&b, 999)), (1, 1));
+    assert_eq!((byte_at(&b, 0), byte_at(&b, 2999)), (1, 1));
     lab.fs.close().unwrap();
     drop(b);
     let options = CheckOptions { data: true };
     assert!(!check_pool(std::slice::from_ref(&device), options).unwrap().errors.is_empty());
     let repaired = repair(std::slice::from_ref(&device), false).unwrap();
-    assert!(repaired.after.errors.is_empty(), "{:?}", repaired.after.errors);
-    assert!(repaired.actions.iter().any(|a| a.contains("counts")), "{:?}", repaired.actions);
+    assert_recounted(&repaired);
     let lab = Lab { fs: mount(&lab.device, &lab.clock, 64 * MIB), ..lab };
     let root = NodeId::root(v);
     lab.fs.unlink(root, b"b").unwrap();
     let left = lab.used();
     assert!(left <= new + 4, "{left} blocks are used, {new} were");
+    lab.check();
+}
+
+fn assert_recounted(repaired: &Repaired) {
+    assert!(repaired.after.errors.is_empty(), "{:?}", repaired.after.errors);
+    let told = "the counts of shared blocks were made anew";
+    assert!(repaired.actions.iter().any(|a| a == told), "{:?}", repaired.actions);
+}
+
+/// A count that is too low would free what others have: a repair counts anew, and copies nothing.
+#[test]
+fn wrong_counts_are_repaired() {
+    let lab = Lab::new(1 << 15);
+    let (_, a) = lab.volume("a");
+    fill(&a, 0, 600, 1);
+    lab.fs.consistency_point().unwrap();
+    let (b, c) = (another(&lab, &a, "b"), another(&lab, &a, "c"));
+    clone(&lab, &a, 0, &b, 0, 300);
+    lab.fs.consistency_point().unwrap();
+    plant(Some(Mutation::CloneNotCounted));
+    clone(&lab, &a, 0, &c, 0, 600);
+    let used = lab.used();
+    lab.fs.close().unwrap();
+    plant(None);
+    let device: Arc<dyn BlockDevice> = lab.device.clone();
+    let options = CheckOptions { data: true };
+    let errors = check_pool(std::slice::from_ref(&device), options).unwrap().errors;
+    assert!(errors.iter().all(|e| e.contains("counted as cloned")), "{errors:?}");
+    let repaired = repair(std::slice::from_ref(&device), false).unwrap();
+    assert_recounted(&repaired);
+    let (b, c) = (b.id(), c.id());
+    let root = NodeId::root(a.id().volume);
+    drop(a);
+    let lab = Lab { fs: mount(&lab.device, &lab.clock, 64 * MIB), ..lab };
+    assert!(lab.used() <= used + 4, "{} blocks are used, {used} were", lab.used());
+    lab.fs.unlink(root, b"data").unwrap();
+    lab.drain();
+    let [b, c] = [b, c].map(|id| lab.fs.open_file(id).unwrap());
+    assert_eq!((byte_at(&b, 299), byte_at(&c, 299), byte_at(&c, 599)), (1, 1, 1));
     lab.check();
 }
 

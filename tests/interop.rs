@@ -36,7 +36,7 @@ macro_rules! scripts {
             let entries = std::fs::read_dir(folder).expect("tests/interop is readable");
             for entry in entries.flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
-                let libraries = ["harness.py", "blockclients.py", "nbswire.py"];
+                let libraries = ["harness.py", "blockclients.py", "nbswire.py", "shares.py"];
                 let library = libraries.contains(&name.as_str());
                 let wanted = format!("interop/{name}");
                 assert!(!name.ends_with(".py") || library || listed.contains(&wanted.as_str()),
@@ -50,6 +50,7 @@ scripts! {
     access => "interop/access.py",
     bad_blocks => "interop/bad_blocks.py",
     changes => "interop/changes.py",
+    coherence => "interop/coherence.py",
     commands => "interop/commands.py",
     errors => "interop/errors.py",
     exerciser => "interop/exerciser.py",
@@ -63,10 +64,13 @@ scripts! {
     memory => "interop/memory.py",
     nbs => "interop/nbs.py",
     nbs_client => "interop/nbs_client.py",
+    nfs_export => "interop/nfs_export.py",
     past => "interop/past.py",
     quiesce => "interop/quiesce.py",
     qemu => "interop/qemu.py",
     resize => "interop/resize.py",
+    service => "interop/service.py",
+    smb_export => "interop/smb_export.py",
     snapshots => "interop/snapshots.py",
     surroundings => "interop/surroundings.py",
     thin => "interop/thin.py",

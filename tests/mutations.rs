@@ -56,10 +56,13 @@ const HUNTS: &[Hunt] = &[
     Hunt(HealsFromAnyCopy, None, 7),
     Hunt(AcknowledgeBeforeStaleRecord, Some(Mixed), 99409407851),
     Hunt(SharedBlockFreed, Some(Mixed), 0),
+    Hunt(DeadListJoinedWrong, Some(Mixed), 0),
+    Hunt(CloneNotCounted, Some(Mixed), 0),
 ];
 
-/// Too rare for a bounded number of seeds: a test of its own plants it (`mirror/filling.rs`).
-const SHOWN_ELSEWHERE: [Mutation; 1] = [FilledBeforeRoot];
+/// Too rare for a bounded number of seeds: a test of its own plants it (`mirror/`).
+const SHOWN_ELSEWHERE: [Mutation; 4] =
+    [FilledBeforeRoot, FreshSnapshotNotFilled, CloneNotFilledAgain, FilledOneKnowsFirst];
 
 fn config(profile: Option<Profile>, seed: u64) -> Config {
     Config { seed, steps: STEPS, profile, dense: true, ..Config::default() }

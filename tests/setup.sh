@@ -24,6 +24,17 @@ postgresql           /usr/lib/postgresql/*/bin/initdb
 restic               restic
 util-linux           flock
 procps               ps
+iproute2             ip
+samba                smbd
+smbclient            smbclient
+samba-testsuite      smbtorture
+samba-vfs-modules    /usr/lib/*/samba/vfs/shadow_copy2.so
+python3-samba        python:samba.samba3.libsmb_samba_internal
+nfs-ganesha          ganesha.nfsd
+nfs-ganesha-vfs      /usr/lib/*/ganesha/libfsalvfs.so
+libnfs13             /usr/lib/*/libnfs.so.13
+rpcbind              rpcbind
+systemd              systemd-analyze
 "
 
 present() {

@@ -198,7 +198,7 @@ fn holds_and_names() {
     let s = lab.snapshot(v, "s");
     lab.fs.snapshot_hold(v, "s", true, None).unwrap();
     assert!(matches!(lab.fs.snapshot_delete(v, "s"), Err(Error::Busy)));
-    assert!(matches!(lab.fs.snapshot_refresh(v, "s"), Err(Error::Busy)));
+    assert!(matches!(lab.fs.snapshot_refresh(v, "s", None), Err(Error::Busy)));
     lab.fs.snapshot_hold(v, "s", false, Some(Timestamp(100))).unwrap();
     assert!(matches!(lab.fs.snapshot_delete(v, "s"), Err(Error::Busy)));
     lab.clock.0.store(100, Ordering::SeqCst);
@@ -316,6 +316,32 @@ fn differences_are_what_changed() {
     assert!(lab.fs.bookmark_list(v).unwrap().is_empty());
     drop(file);
     lab.check();
+}
+
+/// Consistency points wait for the reader of an answer: each reads a bounded number of nodes.
+#[test]
+fn a_large_difference_is_told_in_pieces() {
+    let lab = Lab::new(1 << 15);
+    let (v, file) = lab.volume("a");
+    let a = lab.snapshot(v, "a");
+    let wanted: BTreeSet<u64> = (0..3000).map(|n| n * 256).collect();
+    for block in &wanted {
+        fill(&file, *block, 1, 1);
+    }
+    let b = lab.snapshot(v, "b");
+    lab.drain();
+    let to = NodeId { volume: b, ..file.id() };
+    let (mut found, mut at, mut pieces) = (BTreeSet::new(), Some(0), 0);
+    while let Some(from) = at {
+        let before = lab.fs.stats().blocks_read;
+        let piece = lab.fs.diff(DiffBase::Snapshot(a), to, from, 1 << 20).unwrap();
+        assert!(lab.fs.stats().blocks_read - before < 1100);
+        found.extend(changed(&piece, true));
+        assert!(piece.next_bytes.is_none_or(|next| next > from));
+        (at, pieces) = (piece.next_bytes, pieces + 1);
+    }
+    assert_eq!(found, wanted);
+    assert!((3..=4).contains(&pieces), "{pieces}");
 }
 
 /// What a file lost beyond the reach of its new, lower tree is told too.

@@ -4,12 +4,15 @@
 //! again.
 
 use lunfs::device::sim::{Rng, SimDevice};
-use lunfs::device::BlockDevice;
+use lunfs::device::{Block, BlockDevice};
 use lunfs::fs::{
     check, CheckOptions, File, FormatOptions, Fs, NewNode, NodeId, OpenOptions, Owner, SystemClock,
     Timestamp, VolumeId,
 };
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::time::Duration;
 
 const THREADS: u64 = 4;
 const FILES: usize = 3;
@@ -79,17 +82,21 @@ fn work(fs: &Fs, files: &[File], thread: u64, believed: &mut Believed) {
     }
 }
 
-#[test]
-fn many_threads_keep_their_bytes() {
-    let device: Arc<dyn BlockDevice> = Arc::new(SimDevice::new(65_536 * 4, 1));
+fn new_pool(device: &Arc<dyn BlockDevice>) -> Arc<Fs> {
     let format = FormatOptions {
         pool_id: [7; 16],
         created: Timestamp(1),
         paths: vec!["sim".into()],
         redundancy: Default::default(),
     };
-    Fs::format(std::slice::from_ref(&device), &format).expect("format");
-    let fs = Fs::open(vec![device.clone()], options()).expect("open");
+    Fs::format(std::slice::from_ref(device), &format).expect("format");
+    Fs::open(vec![device.clone()], options()).expect("open")
+}
+
+#[test]
+fn many_threads_keep_their_bytes() {
+    let device: Arc<dyn BlockDevice> = Arc::new(SimDevice::new(65_536 * 4, 1));
+    let fs = new_pool(&device);
     let owner = Owner { mode: 0o644, uid: 0, gid: 0 };
     let root = NodeId::root(VolumeId::TREE);
     let ids: Vec<NodeId> = (0..FILES)
@@ -118,4 +125,72 @@ fn many_threads_keep_their_bytes() {
     for (t, believed) in all.iter().enumerate() {
         verify(&files, t as u64, believed);
     }
+}
+
+/// A device whose next read takes its time.
+struct Stalling {
+    inner: SimDevice,
+    stall: AtomicBool,
+}
+
+impl BlockDevice for Stalling {
+    fn block_count(&self) -> u64 {
+        self.inner.block_count()
+    }
+    fn read(&self, first: u64, out: &mut [Box<Block>]) -> io::Result<()> {
+        if self.stall.swap(false, Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1500));
+        }
+        self.inner.read(first, out)
+    }
+    fn write(&self, first: u64, data: &[&Block]) -> io::Result<()> {
+        self.inner.write(first, data)
+    }
+    fn flush(&self) -> io::Result<()> {
+        self.inner.flush()
+    }
+    fn discard(&self, first: u64, count: u64) -> io::Result<()> {
+        self.inner.discard(first, count)
+    }
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+}
+
+/// A LUN that was overwritten at full speed in a pool several times its size was told now and then
+/// that there is no space: a reader held what was freed, and who needed it ran consistency points
+/// in vain, sixty-four in a few milliseconds, instead of waiting for the reader.
+#[test]
+fn space_that_a_reader_still_holds_is_waited_for() {
+    let stalling = Arc::new(Stalling { inner: SimDevice::new(16_384, 1), stall: false.into() });
+    let device: Arc<dyn BlockDevice> = stalling.clone();
+    let fs = new_pool(&device);
+    let root = NodeId::root(VolumeId::TREE);
+    let owner = Owner { mode: 0o644, uid: 0, gid: 0 };
+    let make = |name: &[u8]| {
+        let id = fs.create(root, name, NewNode::File, owner).expect("create").id;
+        fs.open_file(id).expect("open")
+    };
+    let (read, written) = (make(b"read"), make(b"written"));
+    let data = vec![7u8; 1 << 20];
+    read.write_at(0, &data).expect("write");
+    // Out of the cache, which holds 8 MiB.
+    for at in 0..12 {
+        written.write_at((at % 6) << 20, &data).expect("write");
+    }
+    fs.sync().expect("sync");
+    std::thread::scope(|s| {
+        stalling.stall.store(true, Ordering::SeqCst);
+        s.spawn(|| {
+            let mut block = [0; BLOCK as usize];
+            read.read_at(0, &mut block).expect("read");
+            assert_eq!(block[0], 7);
+        });
+        while stalling.stall.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        for at in 0..160 {
+            written.write_at((at % 6) << 20, &data).expect("what was freed is waited for");
+        }
+    });
 }

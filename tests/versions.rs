@@ -230,7 +230,7 @@ fn perform(fs: &Arc<Fs>, op: &Op) -> fs::Result<()> {
             fs.snapshot_create(&wanted, false).map(drop)
         }
         Op::Delete { v, s } => fs.snapshot_delete(id_of(fs, v)?, s),
-        Op::Refresh { v, s } => fs.snapshot_refresh(id_of(fs, v)?, s).map(drop),
+        Op::Refresh { v, s } => fs.snapshot_refresh(id_of(fs, v)?, s, None).map(drop),
         Op::Rename { v, s, to } => fs.snapshot_rename(id_of(fs, v)?, s, to),
         Op::Clone { v, s, new } => {
             let found = fs.snapshot_lookup(id_of(fs, v)?, s)?.ok_or(fs::Error::NotFound)?;

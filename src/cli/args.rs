@@ -85,6 +85,9 @@ pub enum Noun {
     /// Look at and end the sessions of block clients
     #[command(subcommand)]
     Session(Session),
+    /// Print what Samba or an NFS server needs to export the mount
+    #[command(subcommand)]
+    Share(Share),
     /// Print a completion script for a shell
     #[command(after_help = "Examples:\n  lunfs completion bash > /etc/bash_completion.d/lunfs")]
     Completion {
@@ -329,9 +332,52 @@ pub struct Serve {
     /// Let everybody who reaches an address beyond loopback read and write
     #[arg(long)]
     pub insecure: bool,
+    /// For the helper of mount(8): stop when the mount is unmounted
+    #[arg(long, hide = true, requires = "mount")]
+    pub until_unmounted: bool,
+    /// For the helper of mount(8): reading a file is no change of it
+    #[arg(long, hide = true, requires = "mount")]
+    pub noatime: bool,
     /// --dry-run
     #[command(flatten)]
     pub change: Change,
+}
+
+/// `lunfs share`.
+#[derive(Debug, Subcommand)]
+pub enum Share {
+    /// A share for Samba, with snapshots as Previous Versions
+    #[command(after_help = "Examples:\n  lunfs share samba >> /etc/samba/smb.conf")]
+    Samba {
+        /// What the share is called [default: as the directory]
+        #[arg(long, value_parser = parse::share_name)]
+        name: Option<String>,
+    },
+    /// Exports for the kernel's NFS server and for nfs-ganesha
+    #[command(after_help = SHARE_NFS_EXAMPLES)]
+    Nfs {
+        /// Only what this one needs
+        #[arg(long, value_enum)]
+        server: Option<NfsServer>,
+        /// Who may mount it: hosts and networks, as the servers take them
+        #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+        #[arg(value_parser = parse::host)]
+        clients: Vec<String>,
+    },
+}
+
+const SHARE_NFS_EXAMPLES: &str = "\
+Examples:
+  lunfs share nfs --clients 10.0.0.0/24 --server kernel >> /etc/exports
+  lunfs share nfs --clients 10.0.0.0/24 --server ganesha >> /etc/ganesha/ganesha.conf";
+
+/// Which NFS server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum NfsServer {
+    /// Linux's own (knfsd).
+    Kernel,
+    /// nfs-ganesha.
+    Ganesha,
 }
 
 /// `lunfs lun`.

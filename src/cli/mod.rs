@@ -5,6 +5,7 @@ mod args_snapshot;
 mod image;
 mod initiator;
 mod lun;
+mod mount;
 mod nbs;
 mod nbs_args;
 mod offline;
@@ -14,6 +15,7 @@ mod policy;
 mod pool;
 mod quiesce;
 mod serve;
+mod share;
 mod snapshot;
 
 use crate::control::client::{self, Client, Selection};
@@ -26,7 +28,7 @@ use std::process::ExitCode;
 
 /// Runs the command that this process was started with.
 pub fn run() -> ExitCode {
-    if let Some(code) = quiesce::agent() {
+    if let Some(code) = quiesce::agent().or_else(mount::helper) {
         return code;
     }
     let cli = match Cli::try_parse() {
@@ -76,6 +78,7 @@ fn obey(cli: &Cli) -> Result<ExitCode> {
         Noun::Initiator(verb) => initiator::run(verb, common)?,
         Noun::Nbs(verb) => nbs::run(verb, common)?,
         Noun::Session(verb) => session(verb, common)?,
+        Noun::Share(verb) => share::run(verb, common)?,
         Noun::Status => return status(common),
         Noun::Serve(serve) => {
             if let Some(value) = serve::run(serve, common)? {

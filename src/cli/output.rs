@@ -49,6 +49,7 @@ pub fn value_text(key: &str, value: &Value) -> String {
         Value::Bool(false) => "no".into(),
         Value::Number(number) => match number.as_u64() {
             Some(bytes) if key.ends_with("_bytes") => bytes_text(bytes),
+            Some(seconds) if key.ends_with("_seconds") => seconds_text(seconds),
             _ => number.to_string(),
         },
         Value::String(text) => text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect(),
@@ -64,9 +65,18 @@ pub fn value_text(key: &str, value: &Value) -> String {
     }
 }
 
+/// `15m`, as it is given too.
+fn seconds_text(seconds: u64) -> String {
+    let units = [(604_800, 'w'), (86_400, 'd'), (3600, 'h'), (60, 'm')];
+    let whole = units.iter().find(|(unit, _)| seconds > 0 && seconds % unit == 0);
+    let (unit, letter) = whole.copied().unwrap_or((1, 's'));
+    format!("{}{letter}", seconds / unit)
+}
+
 /// `size_bytes` is read as `size`.
 fn label(key: &str) -> String {
-    key.strip_suffix("_bytes").unwrap_or(key).replace('_', " ")
+    let bare = key.strip_suffix("_bytes").or_else(|| key.strip_suffix("_seconds"));
+    bare.unwrap_or(key).replace('_', " ")
 }
 
 /// One thing, a line for each of its facts.
@@ -127,6 +137,11 @@ mod tests {
     fn values_are_readable_and_harmless() {
         assert_eq!(value_text("size_bytes", &json!(4096)), "4.0 KiB");
         assert_eq!(value_text("count", &json!(4096)), "4096");
+        for (seconds, text) in [(0, "0s"), (90, "90s"), (900, "15m"), (7200, "2h"), (86_400, "1d")]
+        {
+            assert_eq!(value_text("every_seconds", &json!(seconds)), text);
+        }
+        assert_eq!(label("every_seconds"), "every");
         assert_eq!(value_text("x", &json!("a\u{1b}[31m")), "a [31m");
         assert_eq!(value_text("x", &json!([])), "-");
         assert_eq!(value_text("x", &json!({ "state": "idle", "ok": true })), "state idle ok yes");

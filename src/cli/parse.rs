@@ -49,6 +49,24 @@ pub fn key_value(text: &str) -> Result<(String, String), String> {
     Ok((key.to_string(), value.to_string()))
 }
 
+/// The name of a share: one that smb.conf and Windows take.
+pub fn share_name(text: &str) -> Result<String, String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || "-_.$ ".contains(c);
+    if text.is_empty() || text.len() > 80 || text.trim() != text || !text.chars().all(good) {
+        return Err("give at most 80 letters, digits, and - _ . $ between them".into());
+    }
+    Ok(text.to_string())
+}
+
+/// A host or network as NFS servers name them: an address, a network, a name, `*`.
+pub fn host(text: &str) -> Result<String, String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || "-_.:/*?@[]".contains(c);
+    if text.is_empty() || !text.chars().all(good) {
+        return Err("not a host, network or name".into());
+    }
+    Ok(text.to_string())
+}
+
 /// `NAME` or `NAME:rw`: for reading and writing; `NAME:ro`: for reading.
 pub fn allowed(text: &str) -> Result<(String, bool), String> {
     match text.split_once(':') {
@@ -217,6 +235,17 @@ mod tests {
         }
         for text in ["", "a b", "x,y", "a/b", "h:99999"] {
             assert!(advertised(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn words_that_go_into_configurations_stay_within_their_place() {
+        assert!(share_name("luns$").is_ok() && host("10.0.0.0/24").is_ok() && host("*").is_ok());
+        for text in ["", "a]\n[b", " a", "a/b"] {
+            assert!(share_name(text).is_err(), "{text}");
+        }
+        for text in ["", "a(rw)", "a b", "a;b"] {
+            assert!(host(text).is_err(), "{text}");
         }
     }
 

@@ -134,6 +134,8 @@ fn merge(serve: &Serve, pool: Option<&PathBuf>, file: ConfigFile) -> Result<Serv
         cache_bytes: serve.cache.or(file.cache).map_or(DEFAULT_CACHE_BYTES, |size| size.0),
         degraded: serve.degraded || file.degraded,
         insecure: serve.insecure || file.insecure,
+        until_unmounted: serve.until_unmounted,
+        notes_access: !serve.noatime,
     })
 }
 
@@ -181,8 +183,26 @@ pub fn run(serve: &Serve, common: &Common) -> Result<Option<Value>> {
     if serve.change.dry_run {
         return would_serve(&config).map(Some);
     }
-    server::serve(config, &mut |ready| super::output::ready(ready, common.json))?;
+    let leaves = config.until_unmounted;
+    if leaves {
+        let _ = rustix::process::setsid();
+    }
+    server::serve(config, &mut |ready| {
+        super::output::ready(ready, common.json);
+        if leaves {
+            leave();
+        }
+    })?;
     Ok(None)
+}
+
+/// Lets go of what whoever started this process may wait for: its output and its directory.
+fn leave() {
+    if let Ok(nothing) = std::fs::File::options().read(true).write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdout(&nothing);
+        let _ = rustix::stdio::dup2_stderr(&nothing);
+    }
+    let _ = std::env::set_current_dir("/");
 }
 
 /// Everything but opening: the devices are found, locked and let go again.

@@ -4,7 +4,7 @@ use super::doors::Doors;
 use super::engine::{converse, Engine};
 use super::error::{Error, Message, Result};
 use super::label::read_label;
-use super::pool::{LockedPool, OpenPool};
+use super::pool::{LockedPool, OpenPool, MOMENT_WAIT};
 use super::protocol::{Command, Reply, Request, PROTOCOL_VERSION};
 use super::run_dir::{id_text, RunDirs};
 use super::silence;
@@ -76,10 +76,15 @@ impl Selection {
             return Ok(Client::Server(stream));
         }
         let mut server = None;
-        let locked = LockedPool::lock_patiently(std::slice::from_ref(path), self.degraded, || {
-            server = dirs.connect(&pool_id).ok().flatten();
-            server.is_some()
-        });
+        let locked = LockedPool::lock_patiently(
+            std::slice::from_ref(path),
+            self.degraded,
+            MOMENT_WAIT,
+            || {
+                server = dirs.connect(&pool_id).ok().flatten();
+                server.is_some()
+            },
+        );
         match (locked, server) {
             (Ok(locked), _) => Ok(Client::Here(Box::new(locked.open(MOMENT_CACHE_BYTES)?))),
             // A server has begun meanwhile.

@@ -154,7 +154,8 @@ impl From<Message> for Error {
 }
 
 const BAD_BLOCK: &str = "`lunfs status` lists bad places; without a server `lunfs pool check PATH`";
-const MAKE_ROOM: &str = "delete something, or `lunfs pool grow PATH --size SIZE`";
+const MAKE_ROOM: &str =
+    "delete something, or `lunfs pool grow PATH --size SIZE`, or `lunfs pool add PATH DEVICE`";
 
 fn fs_todo(error: &fs::Error) -> &'static str {
     match error {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a command or server waits for a command that has the pool for a moment.
-const MOMENT_WAIT: Duration = Duration::from_secs(5);
+pub const MOMENT_WAIT: Duration = Duration::from_secs(5);
 /// How often it looks.
 const MOMENT_PAUSE: Duration = Duration::from_millis(20);
 /// Smallest device of a pool.
@@ -54,14 +54,15 @@ impl LockedPool {
         Ok(LockedPool { paths, devices, degraded })
     }
 
-    /// As [`LockedPool::lock`]; a command that has the pool for a moment is waited for. `served`
-    /// ends the waiting: a server keeps it.
+    /// As [`LockedPool::lock`]; who has the pool for a moment is waited for, at most so long.
+    /// `served` ends the waiting: a server keeps it.
     pub fn lock_patiently(
         paths: &[PathBuf],
         degraded: bool,
+        at_most: Duration,
         mut served: impl FnMut() -> bool,
     ) -> Result<LockedPool> {
-        let deadline = Instant::now() + MOMENT_WAIT;
+        let deadline = Instant::now() + at_most;
         loop {
             match LockedPool::lock(paths, degraded) {
                 Err(Error::InUse(_)) if Instant::now() < deadline && !served() => {

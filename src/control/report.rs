@@ -5,7 +5,7 @@ use super::error::Result;
 use super::pool::OpenPool;
 use super::run_dir::id_text;
 use crate::device::BLOCK_BYTES;
-use crate::fs::{DeviceStatus, Timestamp};
+use crate::fs::{DeviceStatus, Timestamp, Took};
 use crate::lun::{Access, BadPlace, Catalog, Holder, Lun, SessionInfo};
 use serde_json::{json, Map, Value};
 
@@ -65,8 +65,27 @@ pub fn pool(pool: &OpenPool) -> Value {
         "consistency_points": stats.consistency_points,
         "groups": stats.groups,
         "checksum_errors": stats.checksum_errors,
+        "waits": waits(pool),
         "devices": devices(pool),
         "balance": balance(pool),
+    })
+}
+
+/// What made others wait since the pool was opened.
+fn waits(pool: &OpenPool) -> Value {
+    let waits = pool.fs.waits();
+    let took = |took: Took| {
+        json!({
+            "count": took.count,
+            "mean_us": micros(took.total_ns / took.count.max(1)),
+            "longest_us": micros(took.longest_ns),
+        })
+    };
+    json!({
+        "cuts": took(waits.cuts),
+        "consistency_points": took(waits.freezes),
+        "snapshots": took(waits.snapshots),
+        "device_flushes": took(waits.flushes),
     })
 }
 

@@ -233,7 +233,9 @@ impl Session<'_> {
         };
         if self.dry_run {
             let text = match bytes {
-                Some(bytes) => format!("delete {name}, which alone holds {bytes} bytes"),
+                Some(bytes) => {
+                    format!("delete {name}, which alone holds {}", report::bytes_text(bytes))
+                }
                 None => format!("delete {name}"),
             };
             return Ok(report::would(text));

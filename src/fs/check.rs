@@ -377,13 +377,18 @@ impl<'a> Count<'a> {
 
     /// Counts a block; false if it was counted before, and may not be twice, or cannot be.
     fn mark(&mut self, block: u64) -> bool {
+        self.mark_as(block, false)
+    }
+
+    /// As `mark`; a clone may lead to what was counted before.
+    fn mark_as(&mut self, block: u64, is_clone: bool) -> bool {
         if block >= self.core.space.blocks() || Space::is_reserved(block) {
             self.error(format!("names block {block}, which is not for data"));
             return false;
         }
         let (word, bit) = ((block / 64) as usize, 1 << (block % 64));
         if self.seen[word] & bit != 0 {
-            if self.clones.again(self.core, block) {
+            if self.clones.again(self.core, block, is_clone) {
                 return true;
             }
             self.error(format!("block {block} is named twice"));
@@ -420,7 +425,7 @@ impl<'a> Count<'a> {
         if p.cloned && height > 0 {
             return self.cloned_tree(p, height, shared);
         }
-        if !(if shared { self.shared_block(p) } else { self.mark(p.block) }) {
+        if !(if shared { self.shared_block(p) } else { self.mark_as(p.block, p.cloned) }) {
             if height == 0 && !shared {
                 self.findings.push(Finding::Shared(self.at, base, *p));
             }
@@ -512,6 +517,7 @@ impl<'a> Count<'a> {
         let mut blocks = 0;
         let mut entries = 0;
         self.counts_blocks = whole;
+        let unread = self.unread;
         self.tree(&inode.root, inode.height, self.options.data, &mut |c, _, p| {
             blocks += 1;
             if is_dir {
@@ -520,6 +526,10 @@ impl<'a> Count<'a> {
             Ok(())
         })?;
         self.counts_blocks = false;
+        if inode.kind == InodeKind::Counts {
+            // What is below its nodes is its own alone: a repair can do without.
+            self.unread = unread;
+        }
         blocks += std::mem::take(&mut self.clones.data_blocks);
         if !whole {
             return Ok(());

@@ -350,6 +350,7 @@ impl Core {
         held: &Held,
     ) -> std::result::Result<(), Miss> {
         let now = self.now();
+        self.note_refill(target.id);
         self.change(target, state, now, held, |tree, c| tree.punch(c, first, count))?;
         state.pending.push(Pending::Hole(first, count));
         let mut copied = 0;

@@ -18,6 +18,7 @@ use super::space::Space;
 use super::store::{Data, Store};
 use super::tree::{Change, Dead, Miss, NodeSource, Slot, Tree};
 use super::types::*;
+use super::waits::Watch;
 use dashmap::DashMap;
 use fs_layout::{
     CloneLink, Inode as DiskInode, InodeKind, Pointer, INODES_PER_BLOCK, INODE_BYTES,
@@ -58,6 +59,11 @@ pub(crate) const INODES_KEPT: usize = 32_768;
 
 /// A dirty inode takes its block of the inode file and, spread out, a node above.
 const BLOCKS_PER_DIRTY_INODE: i64 = 2;
+/// Superseded blocks above which a consistency point frees them (256 MiB): they are used again
+/// before space that never was, which costs the host of a pool file an allocation and a journal.
+const EPOCH_DEAD_BLOCKS: u64 = 1 << 16;
+/// How long who needs space waits for readers that hold freed blocks: as a device may take.
+const READERS_WAIT_MS: u32 = 60_000;
 
 /// One thing that a group will say of an inode, in the order it happened.
 pub(crate) enum Pending {
@@ -281,6 +287,8 @@ pub(crate) struct Core {
     pub unplaced: Mutex<BTreeSet<VolumeId>>,
     /// Blocks superseded before they were settled: their buffers live until they are buried.
     pub epoch_dead_data: AtomicU64,
+    /// Blocks and subtrees superseded in the running epoch.
+    pub epoch_dead: AtomicU64,
     pub completed_epoch: AtomicU64,
     pub reclaim_pending: AtomicU64,
     /// There is a file of counts: blocks may be cloned.
@@ -298,8 +306,8 @@ pub(crate) struct Core {
     pub lost: RwLock<Option<super::scrub::Hears>>,
     /// The walk that fills devices which come back or are new.
     pub regeneration: Mutex<Option<super::regenerate::Regeneration>>,
-    /// A device that was replaced, to be told so: its slot.
-    pub retired: Mutex<Option<(u16, super::members::Device)>>,
+    /// What that walk has to come to again.
+    pub refills: Mutex<super::regenerate::Refills>,
     pub bell: Bell,
     /// What is left of a plan for the segment map, which nobody else changes.
     pub rebalance: Mutex<super::moves::Work>,
@@ -308,6 +316,10 @@ pub(crate) struct Core {
     pub closed: AtomicBool,
     pub cp_count: AtomicU64,
     pub group_count: AtomicU64,
+    /// How long the guard was taken alone, by what for.
+    pub cuts: Watch,
+    pub freezes: Watch,
+    pub snapshots: Watch,
 }
 
 /// Nodes held for one operation, in front of the cache.
@@ -520,11 +532,14 @@ impl Core {
 
     /// What a volume detached: judged by the next consistency point.
     pub fn bury_later(&self, volume: VolumeId, dead: impl IntoIterator<Item = Dead>) {
-        self.dead.lock().extend(dead.into_iter().map(|d| (volume, d)));
+        let mut all = self.dead.lock();
+        let before = all.len();
+        all.extend(dead.into_iter().map(|d| (volume, d)));
+        self.epoch_dead.fetch_add((all.len() - before) as u64, Ordering::Relaxed);
     }
 
     /// Accepts `blocks` of space. Where it is short, runs consistency points as long as they bring
-    /// some.
+    /// some. Not to be called under a pin: it waits for those of others.
     pub fn promise(&self, blocks: u64, privileged: bool) -> Result<()> {
         for _ in 0..64 {
             if self.space.promise(blocks, privileged).is_ok() {
@@ -534,8 +549,23 @@ impl Core {
                 break;
             }
             self.consistency_point(true)?;
+            self.wait_for_readers(|| self.space.promise(blocks, privileged).is_err())?;
         }
         self.space.promise(blocks, privileged)
+    }
+
+    /// What a consistency point freed can be given away once its readers are gone: waits for them
+    /// while it is `needed`, as long as a device may take to answer.
+    fn wait_for_readers(&self, needed: impl Fn() -> bool) -> Result<()> {
+        for _ in 0..READERS_WAIT_MS {
+            self.release_ready()?;
+            let held = self.limits.background && !self.releases.lock().is_empty();
+            if !held || !needed() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     fn could_bring_space(&self) -> bool {
@@ -610,7 +640,7 @@ impl Core {
                 let _ = self.seal(false);
             }
         }
-        if self.nodes_over(1) {
+        if self.nodes_over(1) || self.epoch_dead.load(Ordering::Relaxed) > EPOCH_DEAD_BLOCKS {
             if self.limits.background {
                 self.bell.ring(BELL_CP);
             } else if self.cp.try_lock().is_some() && self.log.try_lock().is_some() {

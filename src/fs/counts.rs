@@ -23,6 +23,7 @@
 
 use super::core::*;
 use super::error::{Error, Result};
+use super::planted::{planted, Mutation};
 use super::reclaim::children;
 use super::store::Data;
 use super::tree::Slot;
@@ -139,6 +140,9 @@ impl Work<'_> {
             self.new_table_file(COUNTS, InodeKind::Counts, 0)?;
             self.core.counted.store(true, Ordering::Release);
         }
+        if planted(Mutation::CloneNotCounted) {
+            return Ok(());
+        }
         let count = self.count_of(block)?;
         self.set_count(block, count.saturating_add(1))
     }
@@ -182,13 +186,7 @@ impl Work<'_> {
         let Some(counts) = cp.recounted.take().filter(|_| self.core.has_counts()) else {
             return Ok(());
         };
-        let file = self.core.inode(COUNTS)?;
-        let mut at = 0;
-        while let Some(page) = self.core.seek_file_block(&file, at)? {
-            let zeros = Page { raw: Some(Block::zeroed()), is_changed: true };
-            self.counts.pages.insert(page, zeros);
-            at = page + 1;
-        }
+        self.empty(COUNTS.ino)?;
         counts.into_iter().try_for_each(|(block, count)| self.set_count(block, count))
     }
 

@@ -38,7 +38,7 @@ pub(crate) struct Captured {
 /// All that a freeze took.
 pub(crate) struct Frozen {
     pub epoch: u64,
-    pub files: BTreeMap<NodeId, Captured>,
+    pub files: Vec<Captured>,
     pub dead: Vec<(VolumeId, Dead)>,
     pub ops: Vec<VersionOp>,
 }
@@ -94,7 +94,7 @@ impl Core {
         let mut log = self.log.lock();
         let idle = log.blocks.is_empty() && cp.reclaim.len() == 0 && cp.doomed.is_empty();
         let (frozen, cut, promised) = {
-            let _alone = self.guard.alone();
+            let _alone = self.guard.alone(&self.freezes);
             let nothing = self.epoch_files.lock().is_empty() && self.dead.lock().is_empty();
             if idle && nothing && !self.has_frozen() {
                 return Ok(());
@@ -104,6 +104,7 @@ impl Core {
             frozen.push(last);
             self.epoch_dirty_inodes.store(0, Ordering::Relaxed);
             self.epoch_dead_data.store(0, Ordering::Relaxed);
+            self.epoch_dead.store(0, Ordering::Relaxed);
             (frozen, cut, self.epoch_promised.swap(0, Ordering::AcqRel))
         };
         self.write_group(&mut log, cut)?;
@@ -161,7 +162,7 @@ impl Core {
             };
             let meta = s.meta;
             drop(s);
-            (inode.id, Captured { inode, meta, tree })
+            Captured { inode, meta, tree }
         };
         let files = inodes.into_iter().map(capture).collect();
         let cut = self.cut();
@@ -268,7 +269,7 @@ impl Core {
         self.completed_epoch.store(epoch, Ordering::SeqCst);
         self.space.settle(promised.max(0) as u64);
         for inode in work.captured {
-            inode.state.write().tree.trim(self.now());
+            self.trim(&inode);
         }
         // Inode files are changed while the next epoch runs: its readers may have found the old
         // blocks.
@@ -288,6 +289,15 @@ impl Core {
         self.note_reclaim(cp);
         self.cp_count.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Lets go of a file's nodes that are written. However many there are, nobody waits for it.
+    fn trim(&self, inode: &Inode) {
+        let mut from = Some(0);
+        while let Some(block) = from {
+            let mut gone = Vec::new();
+            from = inode.state.write().tree.trim(self.now(), block, &mut gone);
+        }
     }
 
     /// Gives back blocks whose consistency point is durable and whose readers are gone.

@@ -72,7 +72,8 @@ impl Fs {
     pub fn is_whole(&self) -> bool {
         let set = self.core().store.members.now();
         let normal = |d: &fs_layout::DeviceEntry| {
-            matches!(d.member.state, MemberState::Normal | MemberState::Absent)
+            let is_used = matches!(d.member.state, MemberState::Normal | MemberState::Absent);
+            is_used && d.member.replaces.is_none()
         };
         set.label.devices.iter().all(normal)
     }

@@ -4,9 +4,9 @@
 //! epoch kept by name, it skips what was born by then: a hole keeps the epoch in which it was made.
 //! So its cost grows with the change. It reads, and frees nothing.
 //!
-//! A file that lives is looked at under its lock, for [`NODES_AT_ONCE`] nodes or until one has to
-//! be read; then the walk goes on from there, in the tree as it is by then. So whatever had changed
-//! when the walk began is told; of what changes meanwhile some is.
+//! A file that lives is looked at under its lock until a node has to be read; then the walk goes on
+//! from there, in the tree as it is by then. So whatever had changed when the walk began is told;
+//! of what changes meanwhile some is.
 
 use super::core::*;
 use super::error::{Error, Result};
@@ -20,7 +20,9 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 const BS: u64 = BLOCK_BYTES as u64;
-/// Nodes that are looked into while writers wait: about a millisecond.
+
+/// Nodes that one answer looks at on each side (and the path to where it begins): about a
+/// millisecond, for which writers of a file that lives may have to wait.
 const NODES_AT_ONCE: u32 = 1024;
 
 /// What a file is compared with.
@@ -73,29 +75,24 @@ impl Side {
     }
 }
 
-/// Why a walk does not go on.
-enum Stop {
-    Miss(Miss),
-    /// Others may have their turn first.
-    Tired,
-}
-
 struct Walk {
     /// Nothing born up to this epoch has changed.
     since: Option<u64>,
     /// When holes were made that say nothing of it.
     cleared: u64,
+    /// Where the answer begins.
+    from: u64,
     /// Blocks that are asked for; what lies before is told.
     range: Range<u64>,
     max: usize,
-    budget: u32,
+    nodes_left: u32,
     out: Diff,
 }
 
 impl Walk {
     fn new(since: Option<u64>, range: Range<u64>, max: usize) -> Walk {
-        let (max, out) = (max.max(1), Diff::default());
-        Walk { since, cleared: 0, range, max, budget: 0, out }
+        let (from, max, out) = (range.start, max.max(1), Diff::default());
+        Walk { since, cleared: 0, from, range, max, nodes_left: NODES_AT_ONCE, out }
     }
 
     /// From the tops of both trees, as far as it comes.
@@ -105,8 +102,8 @@ impl Walk {
         old: &Side,
         new: &Side,
         cleared: u64,
-    ) -> std::result::Result<(), Stop> {
-        (self.cleared, self.budget) = (cleared, NODES_AT_ONCE);
+    ) -> std::result::Result<(), Miss> {
+        self.cleared = cleared;
         // A file that was cut short may have lost what its tree cannot reach any more.
         let height = if self.since.is_some() { MAX_HEIGHT } else { old.1.max(new.1) };
         self.walk(nodes, old, new, height, 0)
@@ -114,17 +111,16 @@ impl Walk {
 
     /// A node's slots, if the side has a node at this height.
     fn slots(
-        &mut self,
+        &self,
         nodes: &dyn NodeSource,
         side: &Side,
         height: u8,
-    ) -> std::result::Result<Vec<Slot>, Stop> {
+    ) -> std::result::Result<Vec<Slot>, Miss> {
         if side.1 < height || side.0.is_hole() {
             // All of a hole was made when it was.
             return Ok(vec![Slot::hole(side.0.birth()); POINTERS_PER_NODE]);
         }
-        self.budget = self.budget.checked_sub(1).ok_or(Stop::Tired)?;
-        slots_of(nodes, &side.0).map_err(Stop::Miss)
+        slots_of(nodes, &side.0)
     }
 
     fn is_unchanged(&self, old: &Side, new: &Side) -> bool {
@@ -144,7 +140,7 @@ impl Walk {
         new: &Side,
         height: u8,
         base: u64,
-    ) -> std::result::Result<(), Stop> {
+    ) -> std::result::Result<(), Miss> {
         let span = reach(height);
         let is_outside = base + span <= self.range.start || base >= self.range.end;
         if self.out.next_bytes.is_some() || is_outside || self.is_unchanged(old, new) {
@@ -154,9 +150,17 @@ impl Walk {
             self.add(base, span, !new.0.is_hole());
             return Ok(());
         }
+        if self.nodes_left == 0 && base > self.from {
+            self.out.next_bytes = Some(base * BS);
+            return Ok(());
+        }
         let a = self.slots(nodes, old, height);
         let both = a.and_then(|a| Ok((a, self.slots(nodes, new, height)?)));
         let (a, b) = both.inspect_err(|_| self.range.start = self.range.start.max(base))?;
+        if base >= self.range.start {
+            // The path to there is looked at again after each miss.
+            self.nodes_left = self.nodes_left.saturating_sub(1);
+        }
         for i in 0..POINTERS_PER_NODE {
             let (x, y) = (old.below(&a, height, i), new.below(&b, height, i));
             self.walk(nodes, &x, &y, height - 1, base + i as u64 * reach(height - 1))?;
@@ -185,7 +189,7 @@ impl Walk {
 
 impl Fs {
     /// What changed of a snapshot's file (`to`) since `base`, from `from_bytes` on: at most `max`
-    /// extents.
+    /// extents, and what about a thousand nodes tell; so there may be none, and yet more to come.
     pub fn diff(&self, base: DiffBase, to: NodeId, from_bytes: u64, max: usize) -> Result<Diff> {
         let core = self.core();
         if to.volume == TABLE || !core.volume(to.volume)?.is_frozen {
@@ -197,7 +201,7 @@ impl Fs {
 
 impl File {
     /// What changed of it since `base` in the range of bytes, at most `max` extents of whole blocks
-    /// that may reach beyond the end of the file. All that had changed before the call is in the
+    /// that may reach beyond the end of the file, and what about a thousand nodes tell. All that had changed before the call is in the
     /// answer. A `base` in epochs must be of the file's own history.
     pub fn changed_since(
         &self,
@@ -253,8 +257,7 @@ impl Core {
             }
             match stopped {
                 Ok(()) => return Ok(walk.out),
-                Err(Stop::Miss(miss)) => held.fetch(miss)?,
-                Err(Stop::Tired) => {}
+                Err(miss) => held.fetch(miss)?,
             }
         }
     }
@@ -265,7 +268,7 @@ impl Core {
         held: &Held<'_>,
         old: &Side,
         to: &Inode,
-    ) -> Result<std::result::Result<(), Stop>> {
+    ) -> Result<std::result::Result<(), Miss>> {
         let state = to.state.read();
         if Core::is_ended(to, &state) {
             return Err(Error::Stale);

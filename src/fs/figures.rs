@@ -48,19 +48,22 @@ impl Fs {
     }
 
     /// What each snapshot of a volume holds alone, sorted by name; the cost is as of
-    /// [`Fs::freed_bytes`] for each, and one consistency point.
+    /// [`Fs::freed_bytes`] for each, and one consistency point. Others go between: one that is
+    /// deleted meanwhile is left out.
     pub fn snapshot_space(&self, volume: VolumeId) -> Result<Vec<SnapshotSpace>> {
-        let found = self.snapshot_list(volume)?;
+        let (core, found) = (self.core(), self.snapshot_list(volume)?);
         let ids: Vec<VolumeId> = found.iter().map(|s| s.id).collect();
-        let alone = self.core().with_settled(&ids, |core| {
-            ids.iter().map(|id| Going::of(core, &[*id])).collect::<Result<Vec<u64>>>()
-        })?;
-        let space = |(s, alone_bytes): (super::SnapshotInfo, u64)| SnapshotSpace {
-            name: s.name,
-            id: s.id,
-            alone_bytes,
-        };
-        Ok(found.into_iter().zip(alone).map(space).collect())
+        core.settle_all(&ids)?;
+        let mut all = Vec::new();
+        for s in found {
+            // Consistency points wait while one is counted, and writers for these in the end.
+            match core.with_lists(|core| Going::of(core, &[s.id])) {
+                Ok(alone_bytes) => all.push(SnapshotSpace { name: s.name, id: s.id, alone_bytes }),
+                Err(Error::Stale) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(all)
     }
 
     /// Bytes of data that a live volume has and its newest snapshot (or what it was cloned from)
@@ -88,9 +91,17 @@ impl Core {
         versions: &[VolumeId],
         f: impl FnOnce(&Core) -> Result<T>,
     ) -> Result<T> {
+        self.settle_all(versions)?;
+        self.with_lists(f)
+    }
+
+    fn settle_all(&self, versions: &[VolumeId]) -> Result<()> {
         versions.iter().try_for_each(|id| self.settle_version(*id))?;
-        self.consistency_point(false)?;
-        // Lists are changed by consistency points.
+        self.consistency_point(false)
+    }
+
+    /// Runs `f` while no consistency point changes lists.
+    fn with_lists<T>(&self, f: impl FnOnce(&Core) -> Result<T>) -> Result<T> {
         let _cp = self.lock_unless_alone(&self.cp).ok_or(Error::Busy)?;
         f(self)
     }

@@ -118,7 +118,7 @@ impl Core {
             return Ok(()); // Somebody sealed and flushed our group while we waited for the lock.
         }
         let cut = {
-            let _alone = self.guard.alone();
+            let _alone = self.guard.alone(&self.cuts);
             self.cut()
         };
         self.write_group(&mut log, cut)?;

@@ -7,6 +7,7 @@
 //! gone.
 
 use super::planted::{planted, Mutation};
+use super::waits::{Taking, Watch};
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -40,10 +41,17 @@ impl Guard {
         self.0[shard()].0.read()
     }
 
-    /// For a cut or a freeze.
-    pub fn alone(&self) -> Vec<RwLockWriteGuard<'_, ()>> {
-        self.0.iter().map(|s| s.0.write()).collect()
+    /// For a cut or a freeze. From the first lock on others wait: so long it takes, `watch` says.
+    pub fn alone<'a>(&'a self, watch: &'a Watch) -> Alone<'a> {
+        let taking = watch.begin();
+        Alone { _locks: self.0.iter().map(|s| s.0.write()).collect(), _taking: taking }
     }
+}
+
+/// The guard taken alone.
+pub(crate) struct Alone<'a> {
+    _locks: Vec<RwLockWriteGuard<'a, ()>>,
+    _taking: Taking<'a>,
 }
 
 /// Epochs whose readers are counted apart; an epoch begins when the readers of its slot are gone.

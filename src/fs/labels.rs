@@ -9,6 +9,7 @@
 
 use super::error::{Error, Result};
 use super::members::{Device, Set};
+use super::planted::{planted, Mutation};
 use crate::device::{Block, BLOCK_BYTES};
 use fs_layout::{Label, MemberState, LABEL_PLACES, ROOT_COPIES};
 use std::io;
@@ -201,9 +202,14 @@ fn in_writing_order(device: &Device) -> [u64; 2] {
 }
 
 /// Writes both labels of all devices that are written, one copy after the other, so that one is
-/// always whole. Fails with the slot of the device that did.
-pub(crate) fn write_labels(set: &Set) -> std::result::Result<(), (u16, io::Error)> {
-    for (slot, device) in set.all_written() {
+/// always whole. Fails with the slot of the device that did. A device that was not read `before`
+/// comes last: it must not take itself for normal where another may still go on without it.
+pub(crate) fn write_labels(set: &Set, before: &Set) -> std::result::Result<(), (u16, io::Error)> {
+    let mut devices: Vec<(u16, &Device)> = set.all_written().collect();
+    devices.sort_by_key(|(slot, _)| {
+        before.readable(*slot).is_none() != planted(Mutation::FilledOneKnowsFirst)
+    });
+    for (slot, device) in devices {
         let write = |raw: Box<Block>| {
             let mut places = in_writing_order(device).into_iter();
             places.try_for_each(|place| device.write(place, &[&raw]).and_then(|()| device.flush()))

@@ -11,6 +11,10 @@
 //! on it. It is done in consistency points, and only when nothing in the reclaim list waits for the
 //! list of the deleted version: so that a list that is named exists.
 //!
+//! A deletion that was begun is finished in its consistency point: it reads both lists, its own and
+//! its child's, into memory. So its work is that of what was replaced between the snapshots beside
+//! it, an entry for each block or subtree, whatever the size of the volume.
+//!
 //! A list that cannot be read stops nobody: a block of it that is not full counts as full where
 //! more is put on it, and a deletion that needs it waits, until a repair makes the list anew.
 
@@ -217,8 +221,9 @@ impl Work<'_> {
             self.replace_child(part.parent, id, child)?;
         }
         let entries = self.take_list(heir.dead_list, of_heir);
+        let is_planted = planted(Mutation::DeadListJoinedWrong);
         let (freed, mut kept): (Vec<_>, Vec<_>) =
-            entries.into_iter().partition(|e| e.pointer.birth > bound);
+            entries.into_iter().partition(|e| e.pointer.birth > bound || is_planted);
         kept.extend(self.take_list(part.dead_list, own));
         if heir.dead_list != 0 {
             self.empty(heir.dead_list)?;
@@ -247,7 +252,7 @@ impl Work<'_> {
     }
 
     /// Takes everything off a list.
-    fn empty(&mut self, ino: u64) -> Result<()> {
+    pub fn empty(&mut self, ino: u64) -> Result<()> {
         let file = self.core.inode(table(ino))?;
         let tree = {
             let mut s = file.state.write();

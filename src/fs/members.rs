@@ -11,7 +11,9 @@
 //! - a map under which a copy has another place becomes the pool's under `change`, and only if no
 //!   membership changed while the copy was made; a device that leaves before the root with that map
 //!   is durable is filled as a whole when it comes back;
-//! - only a normal device that leaves makes a new lineage: the others were never believed.
+//! - only a normal device that leaves makes a new lineage: the others were never believed;
+//! - a device that was filled is normal on the labels of all that are read before it is on its own:
+//!   so who says that it is being filled knows all that it has.
 //!
 //! `change` is held while labels are written, and nothing else is taken under it.
 
@@ -98,6 +100,18 @@ impl Set {
         }
         d.member.state = MemberState::Missing;
         self.devices[usize::from(slot)] = None;
+    }
+
+    /// What was being filled `before` is so still. A device that failed has not been told that it
+    /// is normal, and would go on without it.
+    fn believe_no_other_than(&mut self, before: &Set) {
+        use MemberState::*;
+        for (entry, old) in self.label.devices.iter_mut().zip(&before.label.devices) {
+            let was_filled = matches!(old.member.state, Merging | Regenerating);
+            if was_filled && entry.member.state == Normal {
+                entry.member = old.member;
+            }
+        }
     }
 
     /// Does every run keep a device that is read?
@@ -288,7 +302,8 @@ impl Store {
     /// Makes `next` durable on all its devices, and current. Whoever fails meanwhile leaves too.
     /// Under `change`.
     fn record(&self, mut next: Set, mut why: String) -> Result<()> {
-        let mut before = self.members.now();
+        let now = self.members.now();
+        let mut before = now.clone();
         let maps = self.segment_maps();
         loop {
             if !next.covers_all(&maps) {
@@ -296,11 +311,12 @@ impl Store {
             }
             next.advance(&before, self.members.seed);
             before = Arc::new(next.clone());
-            match write_labels(&next) {
+            match write_labels(&next, &now) {
                 Ok(()) => break,
                 Err((slot, e)) => {
                     why = format!("writing the label of {} failed: {e}", next.name(slot));
                     next.leave(slot, self.good_epoch());
+                    next.believe_no_other_than(&now);
                 }
             }
         }
@@ -353,7 +369,7 @@ impl Store {
         let _change = self.members.change.lock();
         let mut set = Set::clone(&self.members.now());
         set.note_sizes();
-        match write_labels(&set) {
+        match write_labels(&set, &set) {
             Ok(()) => {
                 *self.members.now.write() = Arc::new(set);
                 Ok(())

@@ -384,6 +384,9 @@ impl Core {
     pub fn balanced_devices(&self) -> Option<(Vec<u64>, Vec<bool>)> {
         let set = self.store.members.now();
         let map = self.store.segment_map();
+        if !set.replacements().is_empty() {
+            return None;
+        }
         let (mut usable, mut leaving) = (Vec::new(), Vec::new());
         for (slot, entry) in (0..).zip(&set.label.devices) {
             let state = entry.member.state;

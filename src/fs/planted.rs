@@ -86,6 +86,16 @@ mutations! {
     FilledBeforeRoot,
     /// A block that a live version has no more is freed, though its snapshot has it.
     SharedBlockFreed,
+    /// Where a snapshot goes, all that its heir has no more is freed, though older ones have it.
+    DeadListJoinedWrong,
+    /// A range clone does not count what it shares.
+    CloneNotCounted,
+    /// The walk that fills a device passes a snapshot that is not written yet.
+    FreshSnapshotNotFilled,
+    /// The walk that fills a device does not come again to a file that got range clones.
+    CloneNotFilledAgain,
+    /// A device that was filled is told that it is normal before the others are.
+    FilledOneKnowsFirst,
 }
 
 #[cfg(feature = "planted")]

@@ -12,11 +12,14 @@
 //! - another one comes after the walk, before the device is normal: what memory had given up when
 //!   the walk came there was not looked at, and a crash leads back to it while the durable root
 //!   names it;
+//! - what is linked somewhere behind the walk that was elsewhere before is walked there: a new
+//!   snapshot has a number behind all others, and is written before the walk comes to it; a file
+//!   that gets range clones is noted, and walked once more, its newer pointers;
 //! - how far a walk is is not kept: it begins again after a crash, and whenever membership changes;
 //! - a replacement goes in steps that the labels and the segment map tell apart: the new device is
-//!   recorded → it stands beside the old one in the map → it is filled → it is normal and the old
-//!   one missing → the map is without the old one → the old one's slot is free. Each step may be
-//!   repeated.
+//!   recorded → it stands beside the old one in the map → it is filled → it is normal → the map is
+//!   without the old one → the old one's slot is free. Each step may be repeated, and until the
+//!   last is done nothing else of the map changes.
 
 use super::core::Core;
 use super::error::{Error, Result};
@@ -25,16 +28,30 @@ use super::members::{Device, Set};
 use super::planted::{planted, Mutation};
 use super::roots::write_segment_map;
 use super::scrub::{Outcome, Walk};
+use super::types::NodeId;
 use crate::device::Block;
 use fs_layout::{
     DeviceEntry, MemberRecord, MemberState, SegmentRun, LABEL_PLACES, MAX_MEMBERS, SEGMENT_BLOCKS,
 };
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Walks that fill a device where reads fail on the only copy: such failures may pass. What fails
 /// in the last one too is bad on every device.
 const FILL_WALKS: u32 = 3;
+
+/// Files that may be noted to be walked once more, in 16 bytes each: beyond, the walk begins again.
+const MAX_REFILLS: usize = 1 << 20;
+
+/// Files that got range clones while devices are being filled: what they were given may come from
+/// where the walk has not been, and be gone there when it comes.
+#[derive(Default)]
+pub(crate) struct Refills {
+    files: BTreeSet<NodeId>,
+    /// There were too many.
+    lost: bool,
+}
 
 /// A walk that fills devices.
 pub(crate) struct Regeneration {
@@ -52,15 +69,12 @@ pub(crate) struct Regeneration {
 impl Set {
     /// Devices that are being filled.
     fn targets(&self) -> Vec<u16> {
-        let filled = |slot: &u16| {
-            let state = self.record(*slot).map(|r| r.state);
-            matches!(state, Some(MemberState::Merging | MemberState::Regenerating))
-        };
-        self.all_written().map(|(slot, _)| slot).filter(filled).collect()
+        let written = self.all_written().map(|(slot, _)| slot);
+        written.filter(|slot| self.readable(*slot).is_none()).collect()
     }
 
     /// Slots of devices that stand in another's place, and whose: (new, old).
-    fn replacements(&self) -> Vec<(u16, u16)> {
+    pub fn replacements(&self) -> Vec<(u16, u16)> {
         let pair = |slot: u16| Some((slot, self.record(slot)?.replaces?));
         (0..self.devices.len() as u16).filter_map(pair).collect()
     }
@@ -255,9 +269,9 @@ impl Core {
 
     /// Takes a device out that another one has replaced.
     fn retire(&self, old: u16) -> Result<()> {
+        let set = self.store.members.now();
         self.take_out(old)?;
-        let retired = self.retired.lock().take().filter(|(slot, _)| *slot == old);
-        if let Some((_, device)) = retired {
+        if let Some(device) = set.devices.get(usize::from(old)).and_then(Option::as_ref) {
             // It is no part of the pool any more, and should not look like one.
             let zero = Block::zeroed();
             let _ = LABEL_PLACES.iter().try_for_each(|at| device.write(*at, &[&zero]));
@@ -287,13 +301,21 @@ impl Core {
         let set = self.store.members.now();
         if set.targets().is_empty() {
             *current = None;
+            *self.refills.lock() = Refills::default();
             return Ok(false);
         }
         let is_same = |r: &Regeneration| r.generation == set.label.generation;
-        let mut running = match current.take().filter(is_same) {
+        let enough = !self.refills.lock().lost;
+        let mut running = match current.take().filter(|r| is_same(r) && enough) {
             Some(running) => running,
-            None if self.consistency_point_done()? => self.begin_walk(&set),
-            None => return Ok(true),
+            None => {
+                // What was noted so far is linked before the freeze, and the walk comes after it.
+                *self.refills.lock() = Refills::default();
+                match self.consistency_point_done()? {
+                    true => self.begin_walk(&set),
+                    false => return Ok(true),
+                }
+            }
         };
         let found = self.walk(&mut running.walk, budget_blocks)?;
         running.examined_blocks += found.examined_blocks;
@@ -327,10 +349,11 @@ impl Core {
         let good = |slot: &u16| set.record(*slot).map_or(0, |r| r.good_epoch);
         let since = slots.iter().map(good).min().unwrap_or(0);
         let (total, free, waiting, reserve) = self.space.figures();
+        let began = self.completed_epoch.load(Ordering::SeqCst);
         Regeneration {
             slots,
             generation: set.label.generation,
-            walk: Walk { since, every_version: true, ..Walk::default() },
+            walk: Walk { since, began, every_version: true, ..Walk::default() },
             unread: 0,
             walks: 0,
             examined_blocks: 0,
@@ -338,12 +361,11 @@ impl Core {
         }
     }
 
-    /// The devices are normal, what they stand in for is missing; false: not now.
+    /// The devices are normal; false: not now.
     fn finish_walk(&self, done: &Regeneration) -> Result<bool> {
         if !planted(Mutation::FilledBeforeRoot) && !self.consistency_point_done()? {
             return Ok(false);
         }
-        let mut retired = None;
         let changed = self.store.change_members(|set| {
             if set.label.generation != done.generation {
                 return Err(Error::Busy);
@@ -353,13 +375,6 @@ impl Core {
                 d.member.state = MemberState::Normal;
                 (d.member.good_epoch, d.member.lineage) = (0, 0);
             }
-            // Only now: one that is replaced may have come back and been filled too.
-            let pairs = set.replacements().into_iter();
-            for (_, old) in pairs.filter(|(new, _)| done.slots.contains(new)) {
-                let device = set.devices.get(usize::from(old)).cloned().flatten();
-                retired = device.map(|device| (old, device));
-                set.leave(old, self.store.good_epoch());
-            }
             Ok(())
         });
         match changed {
@@ -367,9 +382,26 @@ impl Core {
             Err(Error::Busy) => return Ok(true),
             other => other?,
         }
-        *self.retired.lock() = retired;
         self.scrub_start()?;
         Ok(true)
+    }
+
+    /// A file is being given what others have. Under the guard, before it is linked.
+    pub fn note_refill(&self, file: NodeId) {
+        let is_filling = !self.store.members.now().targets().is_empty();
+        if !is_filling || planted(Mutation::CloneNotFilledAgain) {
+            return;
+        }
+        let mut noted = self.refills.lock();
+        match noted.files.len() < MAX_REFILLS {
+            true => drop(noted.files.insert(file)),
+            false => noted.lost = true,
+        }
+    }
+
+    /// A file that has to be walked once more.
+    pub fn next_refill(&self) -> Option<NodeId> {
+        self.refills.lock().files.pop_first()
     }
 
     /// How far a device is filled: blocks examined, of how many at most.

@@ -99,9 +99,15 @@ impl Fs {
         self.core().snapshot_rename(volume, from, to)
     }
 
-    /// The volume as it is now takes the snapshot's place under its name. Its new id.
-    pub fn snapshot_refresh(&self, volume: VolumeId, name: &str) -> Result<VolumeId> {
-        self.core().snapshot_refresh(volume, name)
+    /// The volume as it is now takes the snapshot's place under its name; the old one is deleted,
+    /// or gets the name `aside`, in the same step. Its new id.
+    pub fn snapshot_refresh(
+        &self,
+        volume: VolumeId,
+        name: &str,
+        aside: Option<&str>,
+    ) -> Result<VolumeId> {
+        self.core().snapshot_refresh(volume, name, aside)
     }
 
     /// Holds a snapshot, for good (`held`) or until a time, or releases it.
@@ -490,7 +496,8 @@ impl Core {
         let names = self.inode(NAMES)?;
         let _names = names.volume.names.lock();
         let mut edit = self.edit_snapshots(&*self.live_version(volume)?)?;
-        let mut txn = Txn::new(self, false);
+        // A step of deletions: they must go on in a full pool.
+        let mut txn = Txn::new(self, true);
         let found = edit.find(&txn, from.as_bytes())?.ok_or(Error::NotFound)?;
         if edit.find(&txn, to.as_bytes())?.is_some() {
             return Err(Error::Exists);
@@ -500,7 +507,13 @@ impl Core {
         txn.commit()
     }
 
-    fn snapshot_refresh(&self, volume: VolumeId, name: &str) -> Result<VolumeId> {
+    fn snapshot_refresh(
+        &self,
+        volume: VolumeId,
+        name: &str,
+        aside: Option<&str>,
+    ) -> Result<VolumeId> {
+        aside.map_or(Ok(()), |aside| check_name(aside.as_bytes()))?;
         let names = self.inode(NAMES)?;
         let _names = names.volume.names.lock();
         let mut made = Vec::new();
@@ -512,9 +525,17 @@ impl Core {
             let old = self.deletable(&found)?;
             let ino = self.make_snapshot(&mut txn, &live, &Consistency::default(), made)?;
             edit.replace(&mut txn, name.as_bytes(), ino, InodeKind::Version as u8)?;
-            txn.end_volume(&old);
+            match aside {
+                Some(aside) if edit.find(&txn, aside.as_bytes())?.is_some() => {
+                    return Err(Error::Exists)
+                }
+                Some(aside) => edit.insert(&mut txn, aside.as_bytes(), found.ino, found.kind)?,
+                None => txn.end_volume(&old),
+            }
             txn.commit_and_freeze()?;
-            self.forget_volume(VolumeId(found.ino as u32));
+            if aside.is_none() {
+                self.forget_volume(VolumeId(found.ino as u32));
+            }
             Ok(VolumeId(ino as u32))
         };
         let done = build(&mut made);

@@ -10,6 +10,9 @@
 //! Accounting in blocks: `free` counts clear bits of `busy`; `promised` counts what has been
 //! accepted and will be allocated. A request is granted while `free - promised - reserve` covers
 //! it; deletes, the log and consistency points may use the reserve.
+//!
+//! Placement: the first segment that is nearly empty, so that space that was written before is
+//! written again before space that never was; where there is none, the emptiest.
 
 use super::error::{Error, Result};
 use super::planted::{planted, Mutation};
@@ -38,6 +41,13 @@ fn reserve_of(blocks: u64) -> i64 {
     (blocks / 64).clamp(2048.min(blocks / 4), 131_072) as i64
 }
 
+/// Free blocks of a segment that is as good as an empty one.
+const NEARLY_EMPTY: u32 = SEGMENT_BLOCKS as u32 / 8 * 7;
+/// Pages that a search for such a segment reads at most: in a full pool there may be none.
+const MAX_LOOKS: usize = 4;
+/// Blocks booked under one taking of the lock: a flush that needs room goes between.
+const AT_ONCE_BLOCKS: usize = 4096;
+
 struct Page {
     image: Box<[u64; WORDS]>,
     busy: Box<[u64; WORDS]>,
@@ -48,6 +58,12 @@ impl Page {
     fn segment_free(&self, segment: usize) -> u32 {
         let words = &self.busy[segment * WORDS_PER_SEGMENT..(segment + 1) * WORDS_PER_SEGMENT];
         words.iter().map(|w| w.count_zeros()).sum()
+    }
+
+    /// The first of the emptiest segments, and its free blocks.
+    fn emptiest_segment(&self) -> (usize, u32) {
+        let all = (0..SEGMENTS).rev().map(|s| (s, self.segment_free(s)));
+        all.max_by_key(|(_, free)| *free).unwrap_or((0, 0))
     }
 
     fn image_free(&self) -> u64 {
@@ -61,6 +77,8 @@ struct Region {
     /// Clear bits of `busy`; for a page not loaded, of the image.
     free: u32,
     page: Option<Page>,
+    /// No segment of it is nearly empty: it was looked at, and nothing was freed in it since.
+    spent: bool,
 }
 
 /// A page of the map.
@@ -173,7 +191,7 @@ impl Space {
                 let region = inner.regions.len() as u64;
                 let fresh = fresh_free(blocks, region);
                 let free = if entry.written { entry.free } else { fresh } as u32;
-                inner.regions.push(Region { entry, free, page: None });
+                inner.regions.push(Region { entry, free, page: None, spent: false });
             }
         }
         inner.tables = [level1, level2];
@@ -318,17 +336,24 @@ impl Space {
 
     /// Books the allocations up to `epoch` and these frees into the image.
     pub fn apply(&self, store: &Store, epoch: u64, freed: &[u64]) -> Result<()> {
-        let mut inner = self.inner.lock();
         let next = if planted(Mutation::BitmapOfNextEpoch) { epoch + 2 } else { epoch + 1 };
-        let later = inner.allocated.split_off(&next);
-        for (first, count) in std::mem::replace(&mut inner.allocated, later).into_values().flatten()
-        {
+        let allocated = {
+            let mut inner = self.inner.lock();
+            let later = inner.allocated.split_off(&next);
+            std::mem::replace(&mut inner.allocated, later)
+        };
+        // Nobody else looks at the image: it may be changed in parts.
+        for (first, count) in allocated.into_values().flatten() {
+            let mut inner = self.inner.lock();
             for b in first..first + count {
                 inner.set_image(store, b, true)?;
             }
         }
-        for b in freed {
-            inner.set_image(store, *b, false)?;
+        for part in freed.chunks(AT_ONCE_BLOCKS) {
+            let mut inner = self.inner.lock();
+            for b in part {
+                inner.set_image(store, *b, false)?;
+            }
         }
         self.waiting.fetch_add(freed.len() as i64, Ordering::AcqRel);
         Ok(())
@@ -337,21 +362,24 @@ impl Space {
     /// After the root is durable and readers are gone: these blocks may be given away.
     /// `counted`: they were in `apply`'s frees (not the log's).
     pub fn release(&self, store: &Store, blocks: &[u64], counted: bool) -> Result<()> {
-        for b in blocks {
-            store.forget(*b);
-        }
-        let mut inner = self.inner.lock();
-        for b in blocks {
-            inner.clear_busy(store, *b)?;
+        for part in blocks.chunks(AT_ONCE_BLOCKS) {
+            for b in part {
+                store.forget(*b);
+            }
+            let mut inner = self.inner.lock();
+            for b in part {
+                inner.clear_busy(store, *b)?;
+            }
+            self.free.fetch_add(part.len() as i64, Ordering::AcqRel);
+            if counted {
+                self.waiting.fetch_sub(part.len() as i64, Ordering::AcqRel);
+            }
         }
         let early = planted(Mutation::ReuseBeforeRoot) || planted(Mutation::ReuseWhilePinned);
         // Few are nodes and the log: a reader of data is what is to be met.
         if early && counted && blocks.len() > 12 {
+            let mut inner = self.inner.lock();
             inner.cursor = blocks.first().copied().unwrap_or(inner.cursor);
-        }
-        self.free.fetch_add(blocks.len() as i64, Ordering::AcqRel);
-        if counted {
-            self.waiting.fetch_sub(blocks.len() as i64, Ordering::AcqRel);
         }
         Ok(())
     }
@@ -542,6 +570,7 @@ impl Inner {
         }
         clear(&mut page.busy, i);
         self.regions[r].free += 1;
+        self.regions[r].spent = false;
         Ok(())
     }
 
@@ -598,24 +627,50 @@ impl Inner {
         Ok(Some((first, b - first)))
     }
 
-    /// Emptiest segment first: of the last region if it has a free one, else of the emptiest
-    /// region.
     fn next_segment(&mut self, store: &Store) -> Result<()> {
+        let (region, segment) = match self.nearly_empty(store) {
+            Some(found) => found,
+            None => self.emptiest(store)?,
+        };
+        let base = region as u64 * REGION_BLOCKS;
+        // Block 0 is nobody's, and 0 says that none was chosen.
+        self.cursor = (base + segment as u64 * SEGMENT_BLOCKS).max(SEGMENT_BLOCKS);
+        Ok(())
+    }
+
+    /// The first segment that is nearly empty: the host's file behind the pool stays as small as it
+    /// can, and writing where it was written before costs its host no journal.
+    fn nearly_empty(&mut self, store: &Store) -> Option<(usize, usize)> {
+        let mut looks = MAX_LOOKS;
+        for r in 0..self.regions.len() {
+            let region = &self.regions[r];
+            if region.spent || region.free < NEARLY_EMPTY {
+                continue;
+            }
+            if region.page.is_none() && region.entry.written {
+                looks = match looks.checked_sub(1) {
+                    Some(left) => left,
+                    None => continue,
+                };
+            }
+            // One that cannot be read is told of when it is needed.
+            match self.load_page(store, r).map(|page| page.emptiest_segment()) {
+                Ok((segment, free)) if free >= NEARLY_EMPTY => return Some((r, segment)),
+                _ => self.regions[r].spent = true,
+            }
+        }
+        None
+    }
+
+    /// The emptiest segment of the first region that is nearly as empty as the emptiest one.
+    fn emptiest(&mut self, store: &Store) -> Result<(usize, usize)> {
         let most = self.regions.iter().map(|r| r.free).max().unwrap_or(0);
         if most == 0 {
             return Err(Error::NoSpace);
         }
-        // The first region that is nearly as empty as the emptiest keeps writes together.
         let good = most - most / 8;
         let region = self.regions.iter().position(|r| r.free >= good).unwrap_or(0);
-        let base = region as u64 * REGION_BLOCKS;
-        let page = self.load_page(store, region)?;
-        let best = (0..SEGMENTS).rev().max_by_key(|s| page.segment_free(*s)).unwrap_or(0);
-        self.cursor = base + (best * SEGMENT_BLOCKS as usize) as u64;
-        if self.cursor == 0 {
-            self.cursor = SEGMENT_BLOCKS;
-        }
-        Ok(())
+        Ok((region, self.load_page(store, region)?.emptiest_segment().0))
     }
 
     fn encode_pages(&mut self) -> (Vec<(u64, Box<Block>)>, SpaceEntry) {

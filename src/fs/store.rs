@@ -10,6 +10,7 @@
 use super::error::{Error, Result};
 use super::members::{Device, Members};
 use super::planted::{planted, Mutation};
+use super::waits::Watch;
 use crate::device::Block;
 use fs_layout::{Pointer, SegmentRun, SEGMENT_BLOCKS};
 use parking_lot::{Mutex, RwLock};
@@ -203,6 +204,7 @@ pub(crate) struct Store {
     pub heals: AtomicBool,
     is_latched: AtomicBool,
     flushing: Mutex<()>,
+    pub flushes: Watch,
     latch: Mutex<Option<String>>,
 }
 
@@ -224,6 +226,7 @@ impl Store {
             heals: AtomicBool::new(true),
             is_latched: AtomicBool::new(false),
             flushing: Mutex::new(()),
+            flushes: Watch::default(),
             latch: Mutex::new(None),
         }
     }
@@ -513,6 +516,7 @@ impl Store {
         // and the flush beside the one that is told would seem good.
         let _one = self.flushing.lock();
         self.check_latch()?;
+        let _taking = self.flushes.begin();
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);
         for (slot, device) in self.members.now().all_written() {
             device.flush().or_else(|e| {

@@ -127,7 +127,7 @@ impl<'a> Txn<'a> {
             let mut log = core.log_before_freeze()?;
             let cut = loop {
                 let miss = {
-                    let _alone = core.guard.alone();
+                    let _alone = core.guard.alone(&core.snapshots);
                     let _steps = core.store.in_steps();
                     match self.try_apply(&held)? {
                         None => break core.freeze_snapshots(),

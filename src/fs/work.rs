@@ -161,9 +161,9 @@ impl<'a> Work<'a> {
             }
         }
         self.bury(cp, frozen.dead)?;
-        for (id, c) in frozen.files {
+        for c in frozen.files {
             self.captured.push(c.inode.clone());
-            self.files.insert(id, c);
+            self.files.insert(c.inode.id, c);
         }
         for op in &frozen.ops {
             if let VersionOp::Snapshot(new, of) = op {
@@ -462,11 +462,12 @@ impl<'a> Work<'a> {
         };
         let root = self.writer.write(&tree.root)?;
         self.writer.write_batch()?;
-        let mut s = file.state.write();
-        drop(tree.root);
-        s.tree.root = Slot::Ptr(root);
-        s.meta.root = root;
-        s.meta.height = tree.height;
+        let nodes = {
+            let mut s = file.state.write();
+            (s.meta.root, s.meta.height) = (root, tree.height);
+            std::mem::replace(&mut s.tree.root, Slot::Ptr(root))
+        };
+        drop(nodes); // where nobody waits for it
         Ok(DiskInode { root, height: tree.height, ..meta })
     }
 }

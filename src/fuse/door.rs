@@ -27,12 +27,15 @@ pub struct Door {
     pub notices: Arc<Invalidations>,
     /// For UTIME_NOW.
     pub clock: Arc<dyn Clock>,
+    /// Whether reads move access times.
+    pub notes_access: bool,
 }
 
 impl Door {
     /// A door to this tree; nothing is open.
     pub fn new(tree: Arc<Tree>, notices: Arc<Invalidations>, clock: Arc<dyn Clock>) -> Door {
-        Door { tree, handles: Handles::new(), removed: DashMap::new(), notices, clock }
+        let (handles, removed) = (Handles::new(), DashMap::new());
+        Door { tree, handles, removed, notices, clock, notes_access: true }
     }
 }
 

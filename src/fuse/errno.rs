@@ -42,6 +42,7 @@ pub fn of_lun(error: &lun::Error) -> Errno {
         E::BadSnapshotName { .. } | E::Snapshot { .. } => Errno::EINVAL,
         E::Busy { .. } | E::Held { .. } => Errno::EBUSY,
         E::ReadOnly(_) => Errno::EROFS,
+        E::OverQuota { .. } => Errno::EDQUOT,
         E::NoSession(_) => Errno::EINVAL,
         E::Gone => Errno::ESTALE,
         E::Transfer { .. } => Errno::EIO,

@@ -102,6 +102,9 @@ impl Writers {
     }
 }
 
+/// Why a text is refused before it is whole.
+pub const TOO_LONG: &str = "the text is longer than 64 KiB";
+
 /// An open `attributes`. What is written waits here until close(2) or fsync(2) asks for the whole.
 pub struct OpenAttributes {
     /// The LUN.
@@ -132,7 +135,7 @@ impl OpenAttributes {
     pub fn write(&self, offset: u64, data: &[u8], append: bool) -> Result<()> {
         let mut text = self.text.lock();
         let offset = if append { text.bytes.len() as u64 } else { offset };
-        text.write(offset, data)
+        text.write(offset, data).inspect_err(|_| self.lun.note_refused_attributes(TOO_LONG))
     }
 
     /// ftruncate on the buffer.
@@ -152,8 +155,7 @@ impl OpenAttributes {
         let Some(written) = text.take() else {
             return Ok(());
         };
-        let written = String::from_utf8(written).map_err(|_| Errno::EINVAL)?;
-        self.lun.apply_attributes_toml(&written).or_errno()
+        self.lun.apply_attributes(&written).or_errno()
     }
 }
 

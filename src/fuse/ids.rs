@@ -3,8 +3,8 @@
 //!
 //! Invariants: a number names the same object for ever (volumes and inodes are never numbered
 //! again), so handles that an NFS or Samba server keeps survive a restart of the server, and a file
-//! and its likeness in a snapshot never have the same one; the numbers 1 and `volume << 40 | 1`
-//! belong to no inode ([`crate::fs::ROOT_INO`] is 2 and volumes begin at 16).
+//! and its likeness in a snapshot never have the same one; the numbers 1, `volume << 40 | 1` and
+//! `volume << 40` belong to no inode ([`crate::fs::ROOT_INO`] is 2 and volumes begin at 16).
 
 use crate::fs::{NodeId, VolumeId};
 use fuser::INodeNo;
@@ -21,6 +21,8 @@ const WIDE_VOLUME: u32 = 1 << 23;
 const WIDE: u64 = 1 << 63;
 /// Inode number, in every volume, of the virtual directory `.snapshots`.
 const SNAPSHOTS_INO: u64 = 1;
+/// The same of `.by-time` in it.
+const TIMES_INO: u64 = 0;
 
 /// What a node number of the mount names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub enum Node {
     Inode(NodeId),
     /// The virtual directory `.snapshots` of a LUN, or of the ordinary tree.
     Snapshots(VolumeId),
+    /// `.by-time` in it.
+    Times(VolumeId),
 }
 
 impl Node {
@@ -44,7 +48,7 @@ impl Node {
             // One form is right for each volume.
             _ if is_wide != (volume.0 >= WIDE_VOLUME) => None,
             _ if volume.0 == 0 => None,
-            0 => None,
+            TIMES_INO => Some(Node::Times(volume)),
             SNAPSHOTS_INO => Some(Node::Snapshots(volume)),
             ino => Some(Node::Inode(NodeId { volume, ino })),
         }
@@ -56,6 +60,7 @@ impl Node {
             Node::Inode(id) if id == NodeId::root(VolumeId::TREE) => return Some(INodeNo::ROOT),
             Node::Inode(id) => (id.volume, id.ino),
             Node::Snapshots(volume) => (volume, SNAPSHOTS_INO),
+            Node::Times(volume) => (volume, TIMES_INO),
         };
         let is_wide = volume.0 >= WIDE_VOLUME;
         let (bits, form) = if is_wide { (WIDE_INO_BITS, WIDE) } else { (INO_BITS, 0) };
@@ -80,6 +85,8 @@ mod tests {
             Node::Snapshots(VolumeId(16)),
             Node::Snapshots(VolumeId(17)),
             Node::Snapshots(VolumeId(u32::MAX)),
+            Node::Times(VolumeId(16)),
+            Node::Times(VolumeId(u32::MAX)),
         ] {
             let number = node.pack().expect("fits");
             assert_eq!(Node::unpack(number), Some(node));
@@ -95,6 +102,5 @@ mod tests {
         assert_eq!(Node::unpack(INodeNo(WIDE | 17 << WIDE_INO_BITS | 3)), None);
         assert_eq!(Node::unpack(INodeNo(0)), None);
         assert_eq!(Node::unpack(INodeNo(7)), None);
-        assert_eq!(Node::unpack(INodeNo(16 << INO_BITS)), None);
     }
 }

@@ -49,7 +49,9 @@ impl Door {
             Place::LunFile(lun, Part::Log, id) => (self.open_log(lun, id, flags)?, direct),
             Place::LunFile(_, Part::Kept, id) => (self.open_kept(id, flags)?, direct),
             Place::Frozen(id) => (self.open_frozen(id, flags)?, ORDINARY),
-            Place::LunDirectory(_) | Place::Snapshots(_) => return Err(Errno::EISDIR),
+            Place::LunDirectory(_) | Place::Snapshots(_) | Place::Times(_) => {
+                return Err(Errno::EISDIR);
+            }
         };
         Ok((self.handles.insert(handle), how))
     }
@@ -68,7 +70,8 @@ impl Door {
             }
         }
         // Reads must come here once to be noted.
-        let noted = flags.acc_mode() == OpenAccMode::O_WRONLY
+        let noted = !self.notes_access
+            || flags.acc_mode() == OpenAccMode::O_WRONLY
             || flags.0 & libc::O_NOATIME != 0
             || !attr::is_access_due(&file.attr().or_errno()?, self.clock.now());
         let how = if noted { ORDINARY } else { ORDINARY - FopenFlags::FOPEN_KEEP_CACHE };
@@ -78,7 +81,7 @@ impl Door {
     /// Notes an access of a file of the tree. No error: what was asked for is the data.
     pub fn note_access(&self, file: &File) {
         let now = self.clock.now();
-        if file.attr().is_ok_and(|known| attr::is_access_due(&known, now)) {
+        if self.notes_access && file.attr().is_ok_and(|known| attr::is_access_due(&known, now)) {
             let change = SetAttr { atime: Some(now), keep_ctime: true, ..SetAttr::default() };
             let _ = self.tree.fs().setattr(file.id(), &change);
         }

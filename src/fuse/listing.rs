@@ -8,6 +8,7 @@
 use super::attr;
 use super::errno::Result;
 use super::ids::Node;
+use super::snapshots::{shown, time_of};
 use super::tree::{Place, Tree};
 use crate::fs::{DirEntry, NodeId};
 use fuser::{Errno, FileType, INodeNo};
@@ -68,7 +69,8 @@ impl Tree {
             Place::Tree(id) if dir.is_root() => self.root_items(*id, cookie),
             Place::Tree(id) | Place::Frozen(id) => self.inode_items(*id, cookie),
             Place::LunDirectory(lun) => self.inode_items(NodeId::root(lun.volume()), cookie),
-            Place::Snapshots(volume) => self.snapshot_items(*volume, cookie),
+            Place::Snapshots(volume) => self.snapshot_items(*volume, cookie, shown),
+            Place::Times(volume) => self.snapshot_items(*volume, cookie, time_of),
             Place::LunFile(..) => Err(Errno::ENOTDIR),
         }
     }
@@ -127,6 +129,7 @@ impl Tree {
 pub fn number(place: &Place) -> Result<INodeNo> {
     let node = match place {
         Place::Snapshots(volume) => Node::Snapshots(*volume),
+        Place::Times(volume) => Node::Times(*volume),
         Place::LunDirectory(lun) => Node::Inode(NodeId::root(lun.volume())),
         Place::Tree(id) | Place::LunFile(_, _, id) | Place::Frozen(id) => Node::Inode(*id),
     };

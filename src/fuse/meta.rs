@@ -79,8 +79,8 @@ impl Door {
         }
     }
 
-    /// A change of owner takes set-user-id, set-group-id and capabilities from a regular file; so
-    /// does a change of size by somebody without the right to keep them (FUSE_HANDLE_KILLPRIV_V2
+    /// A change of owner takes set-user-id, set-group-id and capabilities from all but directories;
+    /// so does a change of size by somebody without the right to keep them (FUSE_HANDLE_KILLPRIV_V2
     /// leaves both to the filesystem). chown(2) without an owner arrives as a change of nothing.
     fn drop_privileges_with(&self, caller: Caller, id: NodeId, change: &mut SetAttr) -> Result<()> {
         let owner = change.uid.is_some() || change.gid.is_some() || !attr::is_change(change);
@@ -92,7 +92,7 @@ impl Door {
             return Ok(());
         }
         let known = self.tree.fs().getattr(id).or_errno()?;
-        if known.kind != NodeKind::File {
+        if known.kind == NodeKind::Directory {
             return Ok(());
         }
         self.remove_capability(id)?;

@@ -47,13 +47,15 @@ pub struct MountOptions {
     pub clock: Arc<dyn Clock>,
     /// What mount(8) and df(1) show as the source; without commas.
     pub source: String,
+    /// Whether reads move access times (as `relatime` of mount(8) has it), or never (`noatime`).
+    pub notes_access: bool,
 }
 
 impl MountOptions {
     /// Four threads: enough for requests that wait beside those that do not, on two cores. The
     /// source is `lunfs`.
     pub fn new(clock: Arc<dyn Clock>) -> MountOptions {
-        MountOptions { threads: 4, clock, source: NAME.into() }
+        MountOptions { threads: 4, clock, source: NAME.into(), notes_access: true }
     }
 }
 
@@ -184,7 +186,8 @@ impl Mount {
             let noted = Arc::clone(&invalidations);
             tree.catalog().subscribe(Arc::new(move |change| noted.note(change)))
         };
-        let door = Door::new(tree, Arc::clone(&invalidations), Arc::clone(&options.clock));
+        let mut door = Door::new(tree, Arc::clone(&invalidations), Arc::clone(&options.clock));
+        door.notes_access = options.notes_access;
         let session = open_session(Guarded(door), &dir, options)?;
         let failed = MountError::failed(&dir);
         let session = session.spawn().map_err(&failed)?;

@@ -7,6 +7,7 @@
 use super::acl::{self, Acl};
 use super::attr::S_ISGID;
 use super::errno::{of_fs, OrErrno, Result};
+use super::handles::TOO_LONG;
 use super::notify;
 use super::tree::{Part, Place, Tree};
 use crate::fs::{Attr, Error, NewNode, NodeId, NodeKind, Owner, RenameMode, XattrMode};
@@ -149,16 +150,17 @@ impl Tree {
         }
         let source = self.fs().lookup(from, name).or_errno()?;
         if source.kind != NodeKind::File {
+            lun.note_refused_attributes("what was renamed to it is no file");
             return Err(Errno::EPERM);
         }
         if source.size_bytes > MAX_ATTRIBUTES_TEXT_BYTES as u64 {
+            lun.note_refused_attributes(TOO_LONG);
             return Err(Errno::EFBIG);
         }
         let mut text = vec![0; source.size_bytes as usize];
         let count = self.fs().open_file(source.id).or_errno()?.read_at(0, &mut text).or_errno()?;
         text.truncate(count);
-        let text = String::from_utf8(text).map_err(|_| Errno::EINVAL)?;
-        lun.apply_attributes_toml(&text).or_errno()?;
+        lun.apply_attributes(&text).or_errno()?;
         self.fs().unlink(from, name).or_errno()
     }
 }

@@ -450,7 +450,7 @@ impl Door {
     /// the directory that it is in, for no time at all, so that who wants to know asks. (Its
     /// generation is right: the root of a volume is one inode in all versions.)
     fn describe_item(&self, dir: &Place, item: &Item) -> Result<Entry> {
-        if matches!((dir, &item.place), (Place::Snapshots(_), Place::Frozen(_))) {
+        if matches!((dir, &item.place), (Place::Snapshots(_) | Place::Times(_), Place::Frozen(_))) {
             let mut entry = self.tree.describe(dir)?;
             entry.attr.ino = item.number;
             return Ok(entry);

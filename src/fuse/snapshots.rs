@@ -4,6 +4,9 @@
 //!   what stands beside it does not bring all its past along.
 //! - `mkdir` in it makes a snapshot, `rmdir` deletes one, `mv` renames it; nothing else is made or
 //!   removed there (EPERM).
+//! - `.by-time` in it, found and not listed too, shows those that are named by their time, made by
+//!   commands or policies, under the time alone: file servers that offer earlier versions by time
+//!   (Samba's shadow_copy2) know one form of names.
 //! - What is in a snapshot never changes (EROFS): the kernel may keep its pages, names and
 //!   attributes. Snapshots' own names it may not keep: commands and other clients make and delete
 //!   them.
@@ -14,11 +17,13 @@ use super::ids::Node;
 use super::listing::{number, Item};
 use super::tree::{Entry, Place, Tree, LUN_TTL};
 use crate::fs::{NodeId, RenameMode, VolumeId, ROOT_INO};
-use crate::lun::{Maker, SnapshotWish, TREE_NAME};
+use crate::lun::{time_in_name, Maker, SnapshotWish, POLICY_PREFIX, TREE_NAME};
 use fuser::{Errno, FileType};
 
 /// Name of the virtual directory.
 pub const SNAPSHOTS: &[u8] = b".snapshots";
+/// Name of the one in it that goes by times.
+pub const BY_TIME: &[u8] = b".by-time";
 /// What others may never do in it, whatever they may do beside it.
 const OTHERS_WRITE: u16 = 0o022;
 /// Entries asked of the filesystem at a time.
@@ -46,6 +51,19 @@ impl Tree {
         Ok(Place::Frozen(NodeId::root(found.id)))
     }
 
+    /// The snapshot of this time.
+    pub fn find_by_time(&self, volume: VolumeId, name: &[u8]) -> Result<Place> {
+        if time_of(name)?.len() != name.len() {
+            return Err(Errno::ENOENT);
+        }
+        match self.find_snapshot(volume, name) {
+            Err(Errno::ENOENT) => {
+                self.find_snapshot(volume, &[POLICY_PREFIX.as_bytes(), name].concat())
+            }
+            found => found,
+        }
+    }
+
     /// The directory above one in a snapshot.
     pub fn parent_of_frozen(&self, id: NodeId) -> Result<Place> {
         if id.ino != ROOT_INO {
@@ -68,11 +86,17 @@ impl Tree {
         Err(Errno::ESTALE)
     }
 
-    /// Some snapshots after `cookie`.
-    pub fn snapshot_items(&self, volume: VolumeId, cookie: u64) -> Result<Vec<Item>> {
+    /// Some snapshots after `cookie`, by what `name_of` makes of their names; those of which it
+    /// makes none are left out.
+    pub fn snapshot_items(
+        &self,
+        volume: VolumeId,
+        cookie: u64,
+        name_of: fn(&[u8]) -> Result<&str>,
+    ) -> Result<Vec<Item>> {
         let mut page = self.fs().snapshot_page(volume, cookie, PAGE).or_errno()?;
         while let Some(last) = page.last().map(|last| last.cookie) {
-            page.retain(|entry| shown(&entry.name).is_ok());
+            page.retain(|entry| name_of(&entry.name).is_ok());
             if !page.is_empty() {
                 break;
             }
@@ -82,7 +106,7 @@ impl Tree {
             self.owners.insert(entry.id.volume, volume);
             let place = Place::Frozen(entry.id);
             let number = number(&place)?;
-            let (kind, name) = (FileType::Directory, entry.name);
+            let (kind, name) = (FileType::Directory, name_of(&entry.name)?.as_bytes().to_vec());
             Ok(Item { place, number, kind, name, cookie: entry.cookie })
         };
         page.into_iter().map(item).collect()
@@ -90,10 +114,10 @@ impl Tree {
 
     /// As the directory it stands in, but that only its owner may change it. One link: it does not
     /// count its subdirectories.
-    pub fn describe_snapshots(&self, volume: VolumeId) -> Result<Entry> {
+    pub fn describe_snapshots(&self, volume: VolumeId, node: Node) -> Result<Entry> {
         let above = self.fs().getattr(NodeId::root(volume)).or_errno()?;
         let mut attr = attr::to_kernel(&above)?;
-        attr.ino = Node::Snapshots(volume).pack().ok_or(Errno::EOVERFLOW)?;
+        attr.ino = node.pack().ok_or(Errno::EOVERFLOW)?;
         attr.perm &= 0o777 & !OTHERS_WRITE;
         (attr.nlink, attr.size, attr.blocks) = (1, 0, 0);
         if let Some(dir) = self.fs().snapshot_dir(volume).or_errno()? {
@@ -113,6 +137,9 @@ impl Tree {
 
     /// rmdir(2).
     pub fn delete_snapshot(&self, volume: VolumeId, name: &[u8]) -> Result<()> {
+        if name == BY_TIME {
+            return Err(Errno::EPERM);
+        }
         let of = self.name_of(volume)?;
         self.catalog().snapshot_delete(&of, shown(name)?, false).or_errno().map(drop)
     }
@@ -126,7 +153,7 @@ impl Tree {
         to: &[u8],
         mode: RenameMode,
     ) -> Result<()> {
-        if !matches!(to_dir, Place::Snapshots(other) if *other == volume) {
+        if name == BY_TIME || !matches!(to_dir, Place::Snapshots(other) if *other == volume) {
             return Err(Errno::EPERM);
         }
         if mode == RenameMode::Exchange {
@@ -139,7 +166,12 @@ impl Tree {
 }
 
 /// A name that can be shown: those that begin with a dot are the LUN layer's own.
-fn shown(name: &[u8]) -> Result<&str> {
+pub fn shown(name: &[u8]) -> Result<&str> {
     let name = std::str::from_utf8(name).ok().filter(|name| !name.starts_with('.'));
     name.ok_or(Errno::ENOENT)
+}
+
+/// The time in a name that can be shown.
+pub fn time_of(name: &[u8]) -> Result<&str> {
+    time_in_name(shown(name)?).ok_or(Errno::ENOENT)
 }

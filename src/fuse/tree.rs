@@ -13,7 +13,7 @@ use super::attr::{self, S_ISGID, S_ISUID};
 use super::errno::{OrErrno, Result};
 use super::ids::Node;
 use super::notify;
-use super::snapshots::SNAPSHOTS;
+use super::snapshots::{BY_TIME, SNAPSHOTS};
 use crate::fs::{self, Attr, Fs, NodeId, Timestamp, VolumeId, ROOT_INO};
 use crate::lun::{Catalog, DeleteOptions, Lun};
 use dashmap::DashMap;
@@ -52,6 +52,8 @@ pub enum Place {
     LunFile(Arc<Lun>, Part, NodeId),
     /// `.snapshots` of a LUN's volume, or of the ordinary tree's.
     Snapshots(VolumeId),
+    /// `.by-time` in it.
+    Times(VolumeId),
     /// Part of a snapshot.
     Frozen(NodeId),
 }
@@ -72,7 +74,7 @@ impl Place {
         match self {
             Place::Tree(id) | Place::LunFile(_, _, id) | Place::Frozen(id) => Some(*id),
             Place::LunDirectory(lun) => Some(NodeId::root(lun.volume())),
-            Place::Snapshots(_) => None,
+            Place::Snapshots(_) | Place::Times(_) => None,
         }
     }
 
@@ -150,6 +152,7 @@ impl Tree {
         match Node::unpack(number).ok_or(Errno::ESTALE)? {
             Node::Inode(id) => self.place_of(id),
             Node::Snapshots(volume) => self.check_live(volume).map(|()| Place::Snapshots(volume)),
+            Node::Times(volume) => self.check_live(volume).map(|()| Place::Times(volume)),
         }
     }
 
@@ -208,7 +211,9 @@ impl Tree {
                 let found = self.fs.lookup(NodeId::root(lun.volume()), name).or_errno()?;
                 self.place_of(found.id)
             }
+            (Place::Snapshots(volume), BY_TIME) => Ok(Place::Times(*volume)),
             (Place::Snapshots(volume), name) => self.find_snapshot(*volume, name),
+            (Place::Times(volume), name) => self.find_by_time(*volume, name),
             (Place::Frozen(id), name) => {
                 Ok(Place::Frozen(self.told(*id, None, self.fs.lookup(*id, name))?.id))
             }
@@ -224,6 +229,7 @@ impl Tree {
             Place::LunDirectory(_) => Ok(Place::root()),
             Place::Snapshots(VolumeId::TREE) => Ok(Place::root()),
             Place::Snapshots(volume) => Ok(Place::LunDirectory(self.lun(*volume)?)),
+            Place::Times(volume) => Ok(Place::Snapshots(*volume)),
             Place::Frozen(id) => self.parent_of_frozen(*id),
             Place::LunFile(..) => Err(Errno::ENOTDIR),
         }
@@ -232,7 +238,10 @@ impl Tree {
     /// What the kernel is told of a node.
     pub fn describe(&self, place: &Place) -> Result<Entry> {
         let id = match place {
-            Place::Snapshots(volume) => return self.describe_snapshots(*volume),
+            Place::Snapshots(volume) => {
+                return self.describe_snapshots(*volume, Node::Snapshots(*volume));
+            }
+            Place::Times(volume) => return self.describe_snapshots(*volume, Node::Times(*volume)),
             Place::LunDirectory(lun) => NodeId::root(lun.volume()),
             Place::Tree(id) | Place::LunFile(_, _, id) | Place::Frozen(id) => *id,
         };

@@ -1,15 +1,13 @@
 //! The disk that a session drives: [`BlockIo`] over `data`.
 
 use super::attachment::Attachment;
-use super::block_io::{BlockError, BlockIo, Extent, Geometry, Identity, Provisioning};
+use super::block_io::{BlockError, BlockIo, CloneSource, Extent, Geometry, Identity, Provisioning};
 use super::changes::Change;
-use super::identity;
 use super::kept::SanitizeOrder;
 use super::sanitize::SanitizeState;
-use super::unit::DATA;
-use crate::fs::{self, NodeId, VolumeId, ATOMIC_WRITE_BYTES};
-use serde_json::json;
+use crate::fs::{self, ATOMIC_WRITE_BYTES};
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 
 type Result<T> = std::result::Result<T, BlockError>;
 
@@ -75,9 +73,8 @@ impl Attachment {
 
     /// The least of the LUN's quota and the client's.
     fn quota_bytes(&self) -> Option<u64> {
-        let of_lun = self.lun.live.quota_bytes.load(Ordering::Acquire);
-        let of_client = self.quota_bytes.load(Ordering::Acquire);
-        [of_lun, of_client].into_iter().filter(|quota| *quota != 0).min()
+        let of_client = Some(self.quota_bytes.load(Ordering::Acquire)).filter(|quota| *quota != 0);
+        self.lun.quota_bytes().into_iter().chain(of_client).min()
     }
 
     /// `quota`: may the range get blocks that it has not?
@@ -85,26 +82,14 @@ impl Attachment {
         let Some(quota) = self.quota_bytes() else {
             return Ok(());
         };
-        let files = self.lun.files();
-        let data = &files.data;
-        let judge = || -> fs::Result<bool> {
-            let used = data.attr()?.blocks.saturating_mul(crate::device::BLOCK_BYTES as u64);
-            Ok(used.saturating_add(length) <= quota || data.seek_hole(offset)? >= offset + length)
-        };
-        match judge() {
+        match self.lun.fits(quota, offset, length) {
             Ok(true) => Ok(()),
             Ok(false) => {
-                self.note_over_quota(quota);
+                self.log("refused", self.lun.note_over_quota(quota));
                 Err(BlockError::NoSpace)
             }
             Err(error) => Err(self.lun.block_error(error, offset)),
         }
-    }
-
-    fn note_over_quota(&self, quota_bytes: u64) {
-        self.lun.shared.refused.quota.fetch_add(1, Ordering::Relaxed);
-        let why = format!("it would take more than the quota of {quota_bytes} bytes");
-        self.log("refused", json!({"what": "a write", "why": why}));
     }
 
     fn write_pieces(&self, offset: u64, data: &[u8]) -> Result<()> {
@@ -114,17 +99,6 @@ impl Attachment {
             at += piece.len() as u64;
         }
         Ok(())
-    }
-
-    /// The contents of a LUN of the pool, by its NAA.
-    fn data_of(&self, naa: &[u8; 16]) -> fs::Result<Option<fs::File>> {
-        let fs = &self.lun.shared.fs;
-        let is_it = |volume: &VolumeId| identity::naa(&fs.pool_id(), *volume) == *naa;
-        let Some(volume) = fs.volume_list()?.into_iter().map(|v| v.1).find(is_it) else {
-            return Ok(None);
-        };
-        let data = fs.lookup(NodeId::root(volume), DATA)?;
-        fs.open_file(data.id).map(Some)
     }
 
     fn update(
@@ -388,20 +362,21 @@ impl BlockIo for Attachment {
         self.lun.exit_sanitize_failure()
     }
 
+    fn clone_source(&self) -> Option<CloneSource> {
+        Some(CloneSource(Arc::clone(&self.lun)))
+    }
+
     fn clone_range(
         &self,
-        source: &[u8; 16],
+        source: &CloneSource,
         from: u64,
         to: u64,
         length: u64,
     ) -> Option<Result<()>> {
-        let source = match self.data_of(source) {
-            Ok(found) => found?,
-            Err(error) => return Some(Err(self.lun.block_error(error, to))),
-        };
         Some(self.write_with(to, length, false, || {
             self.check_quota(to, length)?;
-            let cloned = source.clone_range(from, &self.lun.files().data, to, length);
+            let files = self.lun.files();
+            let cloned = source.0.on_data(|data| data.clone_range(from, &files.data, to, length));
             match cloned.map_err(|e| self.lun.block_error(e, to))? {
                 n if n == length => Ok(()),
                 _ => Err(BlockError::OutOfRange),

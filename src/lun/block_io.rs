@@ -2,7 +2,9 @@
 
 use super::kept::SanitizeOrder;
 use super::sanitize::SanitizeState;
+use super::unit::Lun;
 use std::fmt;
+use std::sync::Arc;
 
 /// What one checksum of [`BlockIo::read_summed`] covers.
 pub const SUM_BYTES: usize = 4096;
@@ -136,6 +138,10 @@ pub trait ChangeMap: Send + Sync + fmt::Debug {
     fn runs(&self, offset: u64, length: u64, max: usize) -> Result<Vec<ChangeRun>, BlockError>;
 }
 
+/// A disk whose blocks another one can share.
+#[derive(Debug, Clone)]
+pub struct CloneSource(pub(super) Arc<Lun>);
+
 /// A disk as a block door sees it: an NVMe-like contract. Requests that overlap in time have no
 /// order; a request that began after another returned sees it. Only `flush` (or `write` with `fua`)
 /// makes durable, and it covers every write, of any connection, that returned before it began.
@@ -235,11 +241,17 @@ pub trait BlockIo: Send + Sync + fmt::Debug {
     /// Runs covering the range from `offset`, in order, at most `max`, the last may end early.
     fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>, BlockError>;
 
-    /// Takes over `length` bytes at `from` of another disk of the pool, named by its NAA, without
-    /// moving them. `None`: it cannot, and they are to be read and written.
+    /// Its contents, for [`BlockIo::clone_range`] of this disk or another. `None`: it stands in no
+    /// pool.
+    fn clone_source(&self) -> Option<CloneSource> {
+        None
+    }
+
+    /// Takes over `length` bytes at `from` of a disk of the pool without moving them. `None`: it
+    /// cannot, and they are to be read and written.
     fn clone_range(
         &self,
-        source: &[u8; 16],
+        source: &CloneSource,
         from: u64,
         to: u64,
         length: u64,

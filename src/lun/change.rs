@@ -28,8 +28,16 @@ impl Lun {
 
     /// The mount's `attributes` was written: all of the text is checked, then applied. Keys that
     /// are missing stay as they are. Refusals are logged.
-    pub fn apply_attributes_toml(&self, text: &str) -> Result<()> {
-        self.change(false, |before| before.wanted_by(text))
+    pub fn apply_attributes(&self, text: &[u8]) -> Result<()> {
+        self.change(false, |before| {
+            let text = std::str::from_utf8(text);
+            before.wanted_by(text.map_err(|_| Error::BadText("it is not UTF-8".to_owned()))?)
+        })
+    }
+
+    /// A change of `attributes` was refused before it came here.
+    pub fn note_refused_attributes(&self, why: &str) {
+        self.log.event("refused", json!({"what": "a change of attributes", "why": why}));
     }
 
     /// New capacity. Shrinking is `Busy` while a door has it open unless `force`.
@@ -53,8 +61,7 @@ impl Lun {
             self.apply(&before, wanted)
         });
         if let Err(error) = &result {
-            let why = error.to_string().replace('\n', "; ");
-            self.log.event("refused", json!({"what": "a change of attributes", "why": why}));
+            self.note_refused_attributes(&error.to_string().replace('\n', "; "));
         }
         result
     }

@@ -45,6 +45,29 @@ impl Found {
     }
 }
 
+/// What a rollback and its settling write beside the logs, with a margin for their nodes.
+const ROOM_BYTES: u64 = 1 << 20;
+
+/// `NoSpace` where the pool has no room to carry a disk's log over what a snapshot has.
+pub(super) fn check_room(fs: &Arc<Fs>, from: VolumeId, to: VolumeId) -> fs::Result<()> {
+    let mut needed = ROOM_BYTES;
+    for (volume, name) in [(from, &b"log"[..]), (from, b"log.1"), (to, b"log"), (to, b"log.1")] {
+        match fs.lookup(NodeId::root(volume), name) {
+            Ok(attr) => needed = needed.saturating_add(attr.size_bytes),
+            Err(fs::Error::NotFound) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    if fs.stats().free_bytes < needed {
+        // What is being freed may be enough.
+        fs.consistency_point()?;
+    }
+    match fs.stats().free_bytes < needed {
+        true => Err(fs::Error::NoSpace),
+        false => Ok(()),
+    }
+}
+
 /// Settles a copy that is not; what it keeps then.
 pub(super) fn settle(shared: &Shared, volume: VolumeId, info: &VolumeInfo) -> fs::Result<Kept> {
     let fs = &shared.fs;

@@ -128,6 +128,7 @@ impl DataFile {
     /// Writes; beyond the end it is a resize.
     pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
         let _gate = self.enter_write()?;
+        self.check_quota(offset, data.len() as u64)?;
         self.lun.files().data.write_at(offset, data).map_err(|e| self.failed(e, offset))?;
         self.lun.note_growth(offset.saturating_add(data.len() as u64));
         Ok(())
@@ -135,7 +136,8 @@ impl DataFile {
 
     /// As `write_at`, in memory alone; `None`: nothing was changed, use `write_at`.
     pub fn try_write_at(&self, offset: u64, data: &[u8]) -> Option<Result<()>> {
-        if !self.holding.load(Ordering::Acquire) || self.is_read_only() {
+        let quota = self.lun.quota_bytes();
+        if !self.holding.load(Ordering::Acquire) || self.is_read_only() || quota.is_some() {
             return None;
         }
         let _gate = self.lun.try_write_gate().filter(|_| self.holding.load(Ordering::Acquire))?;
@@ -149,6 +151,7 @@ impl DataFile {
     /// At the end (O_APPEND); where it went.
     pub fn append(&self, data: &[u8]) -> Result<u64> {
         let _gate = self.enter_write()?;
+        self.check_quota(self.lun.size_bytes(), data.len() as u64)?;
         let offset = self.lun.files().data.append(data).map_err(|e| self.failed(e, 0))?;
         self.lun.note_growth(offset.saturating_add(data.len() as u64));
         Ok(offset)
@@ -194,6 +197,7 @@ impl DataFile {
     /// fallocate ZERO_RANGE (`keep_size`: with KEEP_SIZE).
     pub fn allocate_zeros(&self, offset: u64, length: u64, keep_size: bool) -> Result<()> {
         let _gate = self.enter_write()?;
+        self.check_quota(offset, length)?;
         let files = self.lun.files();
         let data = &files.data;
         data.allocate_zeros(offset, length, keep_size).map_err(|e| self.failed(e, offset))?;
@@ -212,6 +216,8 @@ impl DataFile {
     /// was (see [`fs::Fs::clone_range`]). Beyond the end it is a resize.
     pub fn take_range(&self, source: &fs::File, from: u64, to: u64, length: u64) -> Result<u64> {
         let _gate = self.enter_write()?;
+        // A source that ends early brings no more than it has.
+        self.check_quota(to, length.min(source.size_bytes().saturating_sub(from)))?;
         let cloned = source.clone_range(from, &self.lun.files().data, to, length);
         let cloned = cloned.map_err(|e| self.failed(e, to))?;
         self.lun.note_growth(to.saturating_add(cloned));
@@ -282,6 +288,16 @@ impl DataFile {
                 }
             }
         }
+    }
+
+    /// `quota`: may the range get blocks that it has not?
+    fn check_quota(&self, offset: u64, length: u64) -> Result<()> {
+        let Some(quota_bytes) = self.lun.quota_bytes() else { return Ok(()) };
+        if self.lun.fits(quota_bytes, offset, length).map_err(|e| self.failed(e, offset))? {
+            return Ok(());
+        }
+        self.lun.log.event("refused", self.lun.note_over_quota(quota_bytes));
+        Err(Error::OverQuota { name: self.lun.name(), quota_bytes })
     }
 
     fn is_read_only(&self) -> bool {

@@ -3,7 +3,7 @@
 use super::catalog::Catalog;
 use super::error::{Error, Result};
 use super::history::Subject;
-use super::readers::OpenSnapshot;
+use super::readers::{OpenSnapshot, SnapshotUse};
 use crate::fs::{ChangedExtent, DiffBase, File, Fs, NodeId, VolumeId};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -33,14 +33,16 @@ struct Hidden {
     subject: Subject,
     id: VolumeId,
     name: String,
+    /// Names that are read again do not clear it away.
+    _used: SnapshotUse,
 }
 
 impl Hidden {
-    fn make(subject: &Subject, number: u64) -> Result<Hidden> {
+    fn make(catalog: &Catalog, subject: &Subject, number: u64) -> Result<Hidden> {
         let name = format!(".now-{number}");
         let made = subject.shared().fs.snapshot_create(&[(subject.volume(), &name)], false)?;
         let id = made.first().copied().ok_or(Error::Gone)?;
-        Ok(Hidden { subject: subject.clone(), id, name })
+        Ok(Hidden { subject: subject.clone(), id, name, _used: catalog.use_snapshot(id)? })
     }
 }
 
@@ -65,7 +67,7 @@ impl Catalog {
             None => {
                 let _one = self.shared.versions.lock();
                 let number = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
-                Newer::Now(Hidden::make(&subject, number)?)
+                Newer::Now(Hidden::make(self, &subject, number)?)
             }
         };
         let newer_id = match &newer {

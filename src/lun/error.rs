@@ -127,6 +127,18 @@ pub enum Error {
          change it with: lunfs lun set {0} read-only=false"
     )]
     ReadOnly(String),
+    /// A write through the mount would take more than `quota` allows. Doors answer EDQUOT.
+    #[error(
+        "a write to the LUN '{name}' is refused\n\
+         it would take more than its quota of {quota_bytes} bytes\n\
+         raise it with: lunfs lun set {name} quota=SIZE"
+    )]
+    OverQuota {
+        /// The LUN.
+        name: String,
+        /// The quota.
+        quota_bytes: u64,
+    },
     /// No session has this id.
     #[error("there is no session {0}\nlist them with: lunfs session list")]
     NoSession(u64),
@@ -162,7 +174,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub(super) fn remedy_of(error: &fs::Error) -> &'static str {
     match error {
         fs::Error::NoSpace => {
-            "delete something, or grow the pool: lunfs pool grow PATH --size SIZE"
+            "delete something, or make the pool larger: lunfs pool grow PATH --size SIZE, \
+             or lunfs pool add PATH DEVICE"
         }
         fs::Error::Corrupt { .. } => "look at the damage with: lunfs pool check PATH",
         fs::Error::Io(_) | fs::Error::Latched(_) => {

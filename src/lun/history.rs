@@ -105,6 +105,11 @@ impl Subject {
         Ok(look(known.get_or_insert_with(Names::new)))
     }
 
+    /// After a change that ended in its middle: the names are read again, which ends it.
+    pub(super) fn forget(&self) {
+        *self.history().0.lock() = None;
+    }
+
     /// What has this name, without regard to case.
     pub(super) fn known(&self, name: &str) -> Result<Known> {
         let found = self.names(|names| names.get(&key_of(name)).cloned())?;

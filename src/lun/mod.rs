@@ -36,6 +36,7 @@ mod opaque;
 mod pause;
 mod policies;
 mod policy;
+mod quota;
 mod readers;
 mod reserved;
 mod sanitize;
@@ -48,7 +49,8 @@ mod unit;
 pub use attachment::{AttachRequest, Attachment, Rights, SessionId, SessionInfo};
 pub use attributes::{rfc3339, Access, Attributes, Settings, MAX_ATTRIBUTES_TEXT_BYTES};
 pub use block_io::{
-    BlockError, BlockIo, ChangeMap, ChangeRun, Extent, Geometry, Identity, Provisioning, SUM_BYTES,
+    BlockError, BlockIo, ChangeMap, ChangeRun, CloneSource, Extent, Geometry, Identity,
+    Provisioning, SUM_BYTES,
 };
 pub use catalog::{Catalog, CatalogOptions, CreateLun, DeleteOptions, TreeNameGuard};
 pub use changed::ChangedSince;
@@ -64,7 +66,7 @@ pub use lease::{Holder, LeaseTiming};
 pub use memory::MemoryLun;
 pub use names::{
     check_name, check_snapshot_name, parse_size, policy_name, policy_time, split_snapshot,
-    TREE_NAME,
+    time_in_name, POLICY_PREFIX, TREE_NAME,
 };
 pub use once::{Asked, Once, OnceBook, OnceClient, Outcome, DEEDS_KEPT, MAX_DEED_BYTES};
 pub use opaque::{MAX_OPAQUE_BYTES, OPAQUE_NAME};

@@ -28,7 +28,7 @@ pub fn check_name(name: &str) -> Result<()> {
 /// Longest name of a snapshot in bytes.
 pub const MAX_SNAPSHOT_NAME_BYTES: usize = 64;
 /// What names that a policy gives begin with; a time follows.
-pub(super) const POLICY_PREFIX: &str = "auto-";
+pub const POLICY_PREFIX: &str = "auto-";
 /// What the name of the ordinary tree is where snapshots are taken.
 pub const TREE_NAME: &str = "/";
 
@@ -77,7 +77,17 @@ pub fn policy_name(time: Timestamp) -> String {
 
 /// When a policy made a snapshot of this name; `None`: no policy did.
 pub fn policy_time(name: &str) -> Option<Timestamp> {
-    let text = name.strip_prefix(POLICY_PREFIX)?;
+    time_of(name.strip_prefix(POLICY_PREFIX)?)
+}
+
+/// The time, as text, that a snapshot is named by, given by a command or a policy; `None`: it has
+/// another name.
+pub fn time_in_name(name: &str) -> Option<&str> {
+    let text = name.strip_prefix(POLICY_PREFIX).unwrap_or(name);
+    time_of(text).map(|_| text)
+}
+
+fn time_of(text: &str) -> Option<Timestamp> {
     let time: jiff::Timestamp = text.parse().ok()?;
     let time = Timestamp(i64::try_from(time.as_nanosecond()).ok()?);
     (time_name(time) == text).then_some(time)
@@ -127,6 +137,10 @@ mod tests {
         assert_eq!(own, "auto-2026-11-21T02:00:00Z");
         assert_eq!(policy_time(&own), Some(Timestamp(1_795_226_400_000_000_000)));
         assert_eq!(policy_time("auto-2026-11-21T02:00:00.5Z"), None);
+        assert_eq!(time_in_name(&own), Some("2026-11-21T02:00:00Z"));
+        assert_eq!(time_in_name("2026-11-21T02:00:00Z"), Some("2026-11-21T02:00:00Z"));
+        assert_eq!(time_in_name("auto-auto-2026-11-21T02:00:00Z"), None);
+        assert_eq!(time_in_name("2026-11-21"), None);
         for bad in ["", ".a", "..", "a/b", "a b", "a@b", "é", "a\n", &own, &"x".repeat(65)] {
             assert!(check_snapshot_name(bad).is_err(), "{bad}");
         }

@@ -183,7 +183,7 @@ impl Catalog {
     fn policy_status(&self, subject: &Subject, policy: Policy) -> Result<PolicyStatus> {
         let now = self.shared.options.clock.now();
         let times = policy_times(subject)?;
-        let newest = times.iter().max().copied();
+        let newest = policy.newest(&times, now);
         let last = self.shared.policies.runs.lock().get(&id_of(subject)).cloned();
         let failed = last.as_ref().filter(|run| run.outcome.is_err()).map(|run| run.at);
         let next = policy.next(newest, failed, now);
@@ -204,7 +204,7 @@ impl Catalog {
                 let runs = self.shared.policies.runs.lock();
                 runs.get(&id).filter(|run| run.outcome.is_err()).map(|run| run.at)
             };
-            if !policy.is_due(times.iter().max().copied(), failed, now) {
+            if !policy.is_due(policy.newest(&times, now), failed, now) {
                 continue;
             }
             let outcome = self.run_policy(&subject, &policy, now).map_err(|error| {
@@ -233,7 +233,7 @@ impl Catalog {
         }
         let times: Vec<Kept> = own.iter().map(|(_, kept)| *kept).collect();
         let mut pruned = 0;
-        for at in policy.prune(&times) {
+        for at in policy.prune(&times, now) {
             let Some((old, _)) = own.get(at) else { continue };
             match self.snapshot_delete(&of, old, false) {
                 Ok(_) => pruned += 1,

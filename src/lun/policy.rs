@@ -93,6 +93,11 @@ impl Policy {
         time.0.div_euclid(self.every_ns())
     }
 
+    /// The newest run of these that is not in the future: there the clock was wrong.
+    pub fn newest(&self, times: &[Timestamp], now: Timestamp) -> Option<Timestamp> {
+        times.iter().filter(|time| self.slot(**time) <= self.slot(now)).max().copied()
+    }
+
     /// The last run, unless it lies in the future: then the clock was wrong, and it counts as none.
     fn last(&self, last: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
         last.filter(|last| self.slot(*last) <= self.slot(now))
@@ -129,12 +134,13 @@ impl Policy {
         self.next(last, failed, now) <= now
     }
 
-    /// Which of the snapshots go: their places in `all`.
-    pub fn prune(&self, all: &[Kept]) -> Vec<usize> {
-        let mut newest_first: Vec<usize> = (0..all.len()).collect();
+    /// Which of the snapshots go: their places in `all`. What seems to be of the future stays, and
+    /// counts for nothing: the clock is wrong, or was.
+    pub fn prune(&self, all: &[Kept], now: Timestamp) -> Vec<usize> {
         let time = |at: &usize| all.get(*at).map_or(Timestamp(0), |one| one.time);
+        let mut newest_first: Vec<usize> = (0..all.len()).filter(|at| time(at) <= now).collect();
         newest_first.sort_by_key(|at| std::cmp::Reverse(time(at)));
-        let mut stays = vec![false; all.len()];
+        let mut stays: Vec<bool> = all.iter().map(|one| one.time > now).collect();
         let mut stay = |at: usize| stays.get_mut(at).into_iter().for_each(|it| *it = true);
         // Whatever is said, the newest is never taken away: it tells when the last run was.
         newest_first.iter().take(self.keep.max(1) as usize).for_each(|at| stay(*at));
@@ -203,7 +209,7 @@ mod tests {
             let last = all.iter().map(|one| one.time).max();
             if !is_down && policy.is_due(last, None, now) {
                 all.push(Kept { time: now, held: false });
-                let goes = policy.prune(&all);
+                let goes = policy.prune(&all, now);
                 goes.iter().rev().for_each(|at| {
                     all.remove(*at);
                 });
@@ -274,12 +280,41 @@ mod tests {
     fn what_is_held_stays_and_so_does_the_newest() {
         let time = |minute: i64| Timestamp(minute * 60 * SECOND_NS);
         let mut all: Vec<Kept> = (0..6).map(|i| Kept { time: time(i), held: i == 1 }).collect();
-        assert_eq!(every(60, 2).prune(&all), [0, 2, 3]);
+        assert_eq!(every(60, 2).prune(&all, time(9)), [0, 2, 3]);
         all.reverse();
-        assert_eq!(every(60, 2).prune(&all), [2, 3, 5]);
+        assert_eq!(every(60, 2).prune(&all, time(9)), [2, 3, 5]);
         let nothing = Policy { keep: 0, ..every(60, 1) };
-        assert_eq!(nothing.prune(&all), [1, 2, 3, 5]);
-        assert!(nothing.prune(&[]).is_empty());
+        assert_eq!(nothing.prune(&all, time(9)), [1, 2, 3, 5]);
+        assert!(nothing.prune(&[], time(9)).is_empty());
+    }
+
+    /// An hour of a clock that was set back costs no snapshot of before, and brings no more than
+    /// there would have been.
+    #[test]
+    fn a_clock_that_goes_back_neither_floods_nor_empties() {
+        let policy = every(60, 4);
+        let (right, wrong) = (at("2026-11-20T10:00:00Z"), at("2026-11-20T08:00:00Z"));
+        let before: Vec<Kept> = (0..4)
+            .map(|n| Kept { time: Timestamp(right.0 - n * 60 * SECOND_NS), held: false })
+            .collect();
+        let (mut all, mut made) = (before.clone(), 0);
+        for half_second in 0..7200 {
+            let now = Timestamp(wrong.0 + half_second * SECOND_NS / 2);
+            let times: Vec<Timestamp> = all.iter().map(|one| one.time).collect();
+            if policy.is_due(policy.newest(&times, now), None, now) {
+                made += 1;
+                all.push(Kept { time: now, held: false });
+                policy.prune(&all, now).iter().rev().for_each(|at| {
+                    all.remove(*at);
+                });
+            }
+        }
+        assert_eq!(made, 60);
+        assert_eq!(all.len(), 8);
+        assert!(before.iter().all(|one| all.contains(one)));
+        // The clock is right again: the oldest go, by what they are called.
+        assert_eq!(policy.prune(&all, right).len(), 4);
+        assert!(policy.prune(&all, right).iter().all(|at| all[*at].time < before[3].time));
     }
 
     #[test]

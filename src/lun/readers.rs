@@ -127,10 +127,30 @@ pub(super) fn retire(subject: &Subject, info: &SnapshotInfo) -> Result<bool> {
         shared.fs.snapshot_delete(subject.volume(), &info.name).map_err(busy(subject, info))?;
         return Ok(false);
     };
-    let hidden = format!(".deleted-{}", info.id.0);
+    let hidden = hidden_name(info.id);
     shared.fs.snapshot_rename(subject.volume(), &info.name, &hidden)?;
     entry.doomed = Some((subject.clone(), hidden));
     Ok(true)
+}
+
+/// The state of this moment takes a snapshot's place under its name; who has the old one open goes
+/// on reading that.
+pub(super) fn refresh(subject: &Subject, info: &SnapshotInfo) -> Result<()> {
+    let shared = subject.shared();
+    let mut open = shared.readers.0.lock();
+    let entry = open.get_mut(&info.id);
+    let hidden = entry.as_ref().map(|_| hidden_name(info.id));
+    let made = shared.fs.snapshot_refresh(subject.volume(), &info.name, hidden.as_deref());
+    made.map_err(busy(subject, info))?;
+    if let Some((entry, hidden)) = entry.zip(hidden) {
+        entry.doomed = Some((subject.clone(), hidden));
+    }
+    Ok(())
+}
+
+/// What a snapshot is called that was deleted while it was open.
+fn hidden_name(id: VolumeId) -> String {
+    format!(".deleted-{}", id.0)
 }
 
 fn busy<'a>(subject: &'a Subject, info: &'a SnapshotInfo) -> impl Fn(fs::Error) -> Error + 'a {

@@ -12,7 +12,7 @@ use super::changes::Change;
 use super::copies;
 use super::error::{Error, Result};
 use super::history::{named, Subject, KEPT_PREFIX};
-use super::kept::Place;
+use super::kept::{Kept, Place};
 use super::names::{check_name, check_snapshot_name, time_name, TREE_NAME};
 use super::readers::{self, OpenSnapshot};
 use super::unit::{load_settings, Files, Lun};
@@ -316,13 +316,8 @@ impl Catalog {
         let _names = self.names.read();
         let _one = self.shared.versions.lock();
         let (subject, before) = self.judge_unheld(of, name, "the refresh")?;
-        let (name, volume) = (before.info.name.clone(), subject.volume());
-        if self.shared.readers.is_open(before.info.id) {
-            readers::retire(&subject, &before.info)?;
-            self.shared.fs.snapshot_create(&[(volume, &name)], false)?;
-        } else {
-            self.shared.fs.snapshot_refresh(volume, &name)?;
-        }
+        let name = before.info.name.clone();
+        readers::refresh(&subject, &before.info)?;
         subject.log("refresh", named(&name));
         subject.tell(vec![name.clone()]);
         self.shown(&subject, &name)
@@ -355,7 +350,8 @@ impl Catalog {
             false
         } else {
             let (_, snapshot) = self.judge_unheld(of, name, "deletion")?;
-            delete_snapshot(&subject, &snapshot.info, keep_bookmark)?
+            let deleted = delete_snapshot(&subject, &snapshot.info, keep_bookmark);
+            deleted.inspect_err(|_| subject.forget())?
         };
         match keep_bookmark && !known.is_bookmark {
             true => subject.add(&known.name, true)?,
@@ -498,13 +494,18 @@ impl Catalog {
     /// Deletes all snapshots and bookmarks of a LUN that goes. Who has one open loses it.
     pub(super) fn delete_history(&self, lun: &Arc<Lun>) -> Result<()> {
         let (fs, volume) = (&self.shared.fs, lun.volume());
-        for snapshot in fs.snapshot_list(volume)? {
-            fs.snapshot_delete(volume, &snapshot.name)?;
-        }
-        for bookmark in fs.bookmark_list(volume)? {
-            fs.bookmark_delete(volume, &bookmark.name)?;
-        }
-        Subject::Lun(Arc::clone(lun)).names(|names| names.clear())
+        let delete_all = || -> fs::Result<()> {
+            for snapshot in fs.snapshot_list(volume)? {
+                fs.snapshot_delete(volume, &snapshot.name)?;
+            }
+            for bookmark in fs.bookmark_list(volume)? {
+                fs.bookmark_delete(volume, &bookmark.name)?;
+            }
+            Ok(())
+        };
+        let deleted = delete_all();
+        Subject::Lun(Arc::clone(lun)).forget();
+        Ok(deleted?)
     }
 
     fn judge_rollback(&self, of: &str, name: &str, force: bool) -> Result<(Subject, Snapshot)> {
@@ -567,16 +568,26 @@ impl Lun {
     fn roll_back(self: &Arc<Lun>, to: &Snapshot, keep: &str) -> Result<bool> {
         let shared = &self.shared;
         let serial = self.settings().serial;
+        let open = |volume, name: &[u8]| {
+            shared.fs.open_file(shared.fs.lookup(NodeId::root(volume), name)?.id)
+        };
         // Nobody writes meanwhile; who reads looks again behind the gate.
         let _alone = self.gate.write();
         let (files, place, kept) = self.log.follow(|| -> Result<_> {
-            let name = self.name();
-            let volume = shared.fs.volume_rollback(&name, &to.info.name, keep)?;
+            // There is no way back from the rollback itself: what it will need is there.
+            for name in [&b"data"[..], b"attributes", b"log"] {
+                open(to.info.id, name)?;
+            }
+            copies::check_room(&shared.fs, self.volume(), to.info.id)?;
+            let volume = shared.fs.volume_rollback(&self.name(), &to.info.name, keep)?;
             let info = shared.fs.volume_info(volume)?;
-            let kept = copies::settle(shared, volume, &info)?;
+            let (data, stored, log) =
+                (open(volume, b"data")?, open(volume, b"attributes")?, open(volume, b"log")?);
+            // Where others took the room meanwhile the log of before stays with what was kept.
+            let carried =
+                || Kept { volume: Some(volume), created: Some(self.created()), ..self.state.now() };
+            let kept = copies::settle(shared, volume, &info).unwrap_or_else(|_| carried());
             let root = NodeId::root(volume);
-            let open = |name: &[u8]| shared.fs.open_file(shared.fs.lookup(root, name)?.id);
-            let (data, stored, log) = (open(b"data")?, open(b"attributes")?, open(b"log")?);
             let place = Place { dir: root, like: log.id() };
             Ok((root, log, (Files { volume, data, stored }, place, kept)))
         })?;

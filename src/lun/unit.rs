@@ -322,6 +322,10 @@ impl Lun {
         self.name.read().clone()
     }
 
+    pub(super) fn created(&self) -> Timestamp {
+        self.created
+    }
+
     pub(super) fn set_name(&self, name: &str) {
         *self.name.write() = name.to_owned();
     }

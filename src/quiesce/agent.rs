@@ -8,6 +8,8 @@ use super::machine::Limits;
 use std::io::{BufRead, Write};
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{signal, Signal, SignalKind};
 
 /// Tries to thaw, one a pause after the other.
 const THAW_TRIES: u32 = 20;
@@ -26,6 +28,7 @@ enum Told {
 pub fn serve(hook: &Hook, limits: Limits) {
     // EPERM: it leads one already.
     let _ = rustix::process::setsid();
+    let _deaf = deaf();
     let (send, told) = channel();
     listen(send.clone());
     if !matches!(told.recv(), Ok(Told::Freeze)) {
@@ -52,6 +55,18 @@ pub fn serve(hook: &Hook, limits: Limits) {
             }
         }
     }
+}
+
+/// Whoever ends a service ends all its processes at once, with a signal that asks for it: while
+/// something may be frozen the agent does not heed it. Its limits end it soon.
+fn deaf() -> Option<(Runtime, Vec<Signal>)> {
+    let runtime = Builder::new_current_thread().enable_io().build().ok()?;
+    let heard = {
+        let _within = runtime.enter();
+        let kinds = [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt()];
+        kinds.into_iter().filter_map(|kind| signal(kind).ok()).collect()
+    };
+    Some((runtime, heard))
 }
 
 fn listen(send: Sender<Told>) {

@@ -26,6 +26,10 @@ pub fn run(mut command: Command, limit: Duration) -> Result<(), Failure> {
     let mut child = command.spawn().map_err(&failed)?;
     match wait(&mut child, limit).map_err(&failed)? {
         Some(status) if status.success() => Ok(()),
+        // It did not say that it refuses: it may have frozen what it was to freeze.
+        Some(status) if status.code().is_none() => {
+            Err(Failure::TimedOut(format!("{name} was killed: {status}")))
+        }
         Some(status) => Err(Failure::Refused(format!("{status}: {}", last_words(&words)))),
         None => {
             end(&mut child);
@@ -89,6 +93,13 @@ mod tests {
         assert!(
             matches!(shell("exit 1", 5000), Err(Failure::Refused(why)) if why.contains("nothing"))
         );
+    }
+
+    /// fsfreeze(8) may have frozen before it was killed.
+    #[test]
+    fn what_was_killed_did_not_refuse() {
+        let killed = shell("kill -9 $$", 5000);
+        assert!(matches!(killed, Err(Failure::TimedOut(_))), "{killed:?}");
     }
 
     #[test]

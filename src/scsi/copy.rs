@@ -348,13 +348,14 @@ impl Copy<'_> {
     /// destination overlaps the source behind it.
     fn run(&self, length: u64, cancel: &AtomicBool) -> Result<(), Sense> {
         let failed = |error: BlockError| self.nexus.sense_of(&error, true);
-        let (source, target) = (self.source.identity().naa, self.target.identity().naa);
-        if let Some(cloned) = self.target.clone_range(&source, self.from, self.to, length) {
+        let clone = |source| self.target.clone_range(&source, self.from, self.to, length);
+        if let Some(cloned) = self.source.clone_source().and_then(clone) {
             let durable = self.nexus.write_through();
             let flush = || if durable { self.target.flush() } else { Ok(()) };
             return cloned.and_then(|()| flush()).map_err(failed);
         }
         let piece = PIECE_BYTES as u64;
+        let (source, target) = (self.source.identity().naa, self.target.identity().naa);
         let backwards = source == target && self.to > self.from;
         let count = length.div_ceil(piece);
         let mut buffer = Vec::new();

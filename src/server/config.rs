@@ -68,6 +68,10 @@ pub struct ServeConfig {
     pub degraded: bool,
     /// Let everybody who reaches an address beyond loopback read and write.
     pub insecure: bool,
+    /// The end of the mount is the end of the server.
+    pub until_unmounted: bool,
+    /// Reads in the mount move access times.
+    pub notes_access: bool,
 }
 
 impl ServeConfig {
@@ -133,6 +137,8 @@ mod tests {
             cache_bytes: 0,
             degraded: false,
             insecure: false,
+            until_unmounted: false,
+            notes_access: true,
         };
         assert!(config.check_nbd_reach().is_ok() && config.check_iscsi_reach(false).is_ok());
         config.nbd.push(Listen::Tcp("0.0.0.0:1".parse().unwrap()));

@@ -25,6 +25,9 @@ use tokio_util::sync::CancellationToken;
 const CLIENTS_WAIT: Duration = Duration::from_secs(10);
 /// How often doors are looked at that may close by themselves, and the figures of sessions.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often the mount is looked at whose end is the server's: umount(8) may be followed by
+/// mount(8).
+const LOOK_AT_MOUNT_EVERY: Duration = Duration::from_millis(20);
 
 /// Looks whether the doors could be opened: before the pool is touched, and for a dry run.
 pub fn check_doors(config: &ServeConfig) -> Result<()> {
@@ -127,7 +130,7 @@ impl OpenDoors {
         if !config.nbs.is_empty() {
             self.open_nbs(&config.nbs)?;
         }
-        config.mount.as_deref().map_or(Ok(()), |dir| self.open_mount(dir))
+        config.mount.as_deref().map_or(Ok(()), |dir| self.open_mount(dir, config))
     }
 
     async fn open_iscsi(&mut self, config: &ServeConfig) -> Result<()> {
@@ -194,9 +197,13 @@ impl OpenDoors {
         Ok(())
     }
 
-    fn open_mount(&mut self, dir: &Path) -> Result<()> {
+    fn open_mount(&mut self, dir: &Path, config: &ServeConfig) -> Result<()> {
         let catalog = self.engine.pool.catalog.clone();
-        let options = MountOptions::new(Arc::new(SystemClock));
+        let mut options = MountOptions::new(Arc::new(SystemClock));
+        options.notes_access = config.notes_access;
+        // As fstab and `df` know it.
+        let source = config.paths.first().map(|path| path.display().to_string());
+        options.source = source.filter(|text| !text.contains(',')).unwrap_or(options.source);
         let mount = Mount::start(catalog, dir, &options).map_err(mount_error)?;
         self.opened(DoorKind::Mount, mount.dir().display().to_string());
         self.mount = Some(mount);
@@ -214,6 +221,13 @@ impl OpenDoors {
             format!("{} was not empty: the mount hides what it held", mount.dir().display())
         };
         hiding.map(text).collect()
+    }
+
+    /// Waits until the mount is gone.
+    pub(super) async fn unmounted(&self) {
+        while self.mount.as_ref().is_none_or(Mount::is_standing) {
+            tokio::time::sleep(LOOK_AT_MOUNT_EVERY).await;
+        }
     }
 
     /// Notes the doors that close by themselves; waits for ever.

@@ -13,6 +13,7 @@ mod entrance;
 mod iscsi_targets;
 mod nbd_exports;
 mod nbs_objects;
+mod notify;
 mod policies;
 
 pub use attach::{attach, AttachConfig};
@@ -23,21 +24,24 @@ use crate::control::doors::{DoorKind, Doors};
 use crate::control::engine::Engine;
 use crate::control::label::read_label;
 use crate::control::listener::{listen, Commands};
-use crate::control::pool::{LockedPool, OpenPool};
+use crate::control::pool::{LockedPool, OpenPool, MOMENT_WAIT};
 use crate::control::run_dir::RunDirs;
 use crate::control::stop::StopSignal;
 use crate::control::{report, Error, Result};
 use doors::OpenDoors;
 use policies::PolicyClock;
 use serde_json::{json, Value};
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{signal, SignalKind};
 
 /// How long commands under way may take after a stop.
 const COMMANDS_WAIT: Duration = Duration::from_secs(10);
+/// How long a server that was unmounted may take to close the pool.
+const PREDECESSOR_WAIT: Duration = Duration::from_secs(60);
+/// How long it may take to notice that it was, and to leave its control socket.
+const PREDECESSOR_NOTICES: Duration = Duration::from_secs(2);
 /// How long tasks may take to end after everything they use was closed.
 const RUNTIME_WAIT: Duration = Duration::from_secs(2);
 
@@ -79,7 +83,7 @@ impl Ready {
 /// Serves a pool until a signal or `lunfs stop`.
 pub fn serve(config: ServeConfig, announce: &mut dyn FnMut(&Ready)) -> Result<()> {
     config.check_nbd_reach()?;
-    let locked = lock(&config.paths, config.degraded)?;
+    let locked = lock(&config)?;
     check_doors(&config)?;
     let runtime = Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Error::io("the server has no threads", &e))?;
@@ -107,11 +111,18 @@ fn admit_others(config: &ServeConfig, pool: &OpenPool) -> Result<()> {
 }
 
 /// A command that has the pool for a moment is waited for, another server is not.
-fn lock(paths: &[PathBuf], degraded: bool) -> Result<LockedPool> {
-    let id = paths.first().and_then(|path| read_label(path).ok()).map(|label| label.pool_id);
+/// One that began because of a mount also waits for its predecessor, which ends when that is gone.
+fn lock(config: &ServeConfig) -> Result<LockedPool> {
+    let first = config.paths.first();
+    let id = first.and_then(|path| read_label(path).ok()).map(|label| label.pool_id);
     let dirs = RunDirs::of_process();
-    LockedPool::lock_patiently(paths, degraded, || {
-        id.is_some_and(|id| !matches!(dirs.connect(&id), Ok(None)))
+    let (at_most, began) = match config.until_unmounted {
+        true => (PREDECESSOR_WAIT, Instant::now() + PREDECESSOR_NOTICES),
+        false => (MOMENT_WAIT, Instant::now()),
+    };
+    LockedPool::lock_patiently(&config.paths, config.degraded, at_most, || {
+        let is_served = || id.is_some_and(|id| !matches!(dirs.connect(&id), Ok(None)));
+        Instant::now() >= began && is_served()
     })
 }
 
@@ -146,12 +157,13 @@ async fn serve_until_stopped(
 ) -> Result<Commands> {
     heed_signals(stop.clone())?;
     let mut doors = OpenDoors::open(config, &engine).await?;
-    let outcome = serve_open_doors(engine, &doors, stop, announce).await;
+    let outcome = serve_open_doors(config, engine, &doors, stop, announce).await;
     doors.close().await;
     outcome
 }
 
 async fn serve_open_doors(
+    config: &ServeConfig,
     engine: Arc<Engine>,
     doors: &OpenDoors,
     stop: &Arc<StopSignal>,
@@ -162,10 +174,13 @@ async fn serve_open_doors(
     let clock = PolicyClock::start(engine.pool.catalog.clone());
     let clock = clock.map_err(|e| Error::io("the server has no thread for policies", &e))?;
     announce(&Ready::of(&engine, doors.warnings()));
+    notify::ready();
     tokio::select! {
         () = stop.requested() => {}
         () = doors.watch() => {}
+        () = doors.unmounted(), if config.until_unmounted => stop.request(),
     }
+    notify::stopping();
     tokio::task::block_in_place(|| drop(clock));
     // The name goes before the lock does: a successor's socket is never removed.
     let _ = std::fs::remove_file(path);

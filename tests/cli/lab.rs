@@ -195,6 +195,14 @@ impl Lab {
         assert_eq!(self.wait(), 0);
     }
 
+    /// Sends the server a signal: its name. The server's process id.
+    pub fn signal(&self, name: &str) -> u32 {
+        let id = self.server.as_ref().unwrap().id();
+        let done = Command::new("kill").args([&format!("-{name}"), &id.to_string()]).status();
+        assert!(done.unwrap().success());
+        id
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.server.as_mut().unwrap().kill().unwrap();

@@ -215,6 +215,76 @@ fn an_editor_may_rename_its_file_onto_attributes() {
     assert!(pool.path("bad").exists());
 }
 
+/// The reasons that the log has for refused changes of attributes, the newest last.
+fn refusals(pool: &Pool) -> Vec<String> {
+    let log = fs::read_to_string(pool.path("vm1/log")).unwrap();
+    let lines = log.lines().map(|line| serde_json::from_str(line).unwrap());
+    let ours = lines.filter(|line: &serde_json::Value| line["event"] == "refused");
+    ours.map(|line| line["why"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn every_refused_change_of_attributes_is_in_the_log_with_its_reason() {
+    let Some(pool) = Pool::new() else { return };
+    let lun = pool.lun("vm1", MIB);
+    let path = pool.path("vm1/attributes");
+    let write = |text: &[u8]| {
+        let mut file = OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
+        file.write_all(text).and_then(|()| file.sync_all())
+    };
+    let rename = |text: &[u8]| {
+        fs::write(pool.path("new"), text).unwrap();
+        fs::rename(pool.path("new"), &path)
+    };
+    let cases: [(&[u8], i32, &str); 5] = [
+        (b"colour = \"red\"\n", libc::EINVAL, "there is no such key"),
+        (b"used = \"nothing\"\n", libc::EINVAL, "read-only"),
+        (b"vendor = \"ok\"\nthreshold = 101\n", libc::EINVAL, "out of range"),
+        (b"vendor = \"\xff\"\n", libc::EINVAL, "not UTF-8"),
+        (&[b'#'; 100_000], libc::EFBIG, "longer than 64 KiB"),
+    ];
+    for (text, code, reason) in cases {
+        for call in [&write as &dyn Fn(&[u8]) -> std::io::Result<()>, &rename] {
+            let before = refusals(&pool).len();
+            assert_eq!(errno(call(text)), code, "{reason}");
+            let told = refusals(&pool);
+            assert_eq!(told.len(), before + 1, "{reason}: {told:?}");
+            assert!(told.last().unwrap().contains(reason), "{told:?}");
+        }
+    }
+    fs::create_dir(pool.path("dir")).unwrap();
+    assert_eq!(errno(fs::rename(pool.path("dir"), &path)), libc::ENOTDIR);
+    assert_eq!(lun.settings().vendor, "LUNFS");
+    assert_eq!(lun.settings().threshold_percent, 0);
+}
+
+#[test]
+fn a_lun_takes_no_more_than_its_quota_through_the_mount_either() {
+    let Some(pool) = Pool::new() else { return };
+    pool.lun("vm1", 64 * MIB);
+    fs::write(pool.path("vm1/attributes"), "quota = \"2M\"\n").unwrap();
+    let data = read_write(&pool.path("vm1/data")).unwrap();
+    data.write_all_at(&vec![1; MIB as usize], 0).unwrap();
+    data.write_all_at(&vec![1; MIB as usize], 32 * MIB).unwrap();
+    assert_eq!(errno(data.write_all_at(&[1; 4096], 48 * MIB)), libc::EDQUOT);
+    data.write_all_at(&vec![2; MIB as usize], 0).unwrap();
+    let source = pool.path("source");
+    fs::write(&source, vec![3; 8192]).unwrap();
+    let source = File::open(source).unwrap();
+    let mut to = 48 * MIB;
+    let copied = rustix::fs::copy_file_range(&source, None, &data, Some(&mut to), 8192);
+    assert_eq!(errno(copied), libc::EDQUOT);
+    assert!(refusals(&pool).last().unwrap().contains("quota"));
+    rustix::fs::fallocate(
+        &data,
+        rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE,
+        0,
+        MIB,
+    )
+    .unwrap();
+    data.write_all_at(&[1; 4096], 48 * MIB).unwrap();
+}
+
 #[test]
 fn log_is_appended_to_and_nothing_else() {
     let Some(pool) = Pool::new() else { return };

@@ -72,6 +72,33 @@ fn a_snapshot_of_a_lun_is_its_files_as_they_were() {
 }
 
 #[test]
+fn by_time_shows_those_that_are_named_by_their_time() {
+    let Some(pool) = Pool::new() else { return };
+    pool.lun("vm1", MIB);
+    for name in ["2026-11-20T21:00:00Z", "before-upgrade"] {
+        take(&pool, name);
+    }
+    write(&pool, "vm1", 0, &[1; 4096]);
+    let wish = SnapshotWish { of: "vm1".into(), name: Some("auto-2026-11-20T22:00:00Z".into()) };
+    pool.catalog.snapshot_create(&[wish], Maker::Policy, false).unwrap();
+    let times = pool.path("vm1/.snapshots/.by-time");
+    assert_eq!(names(&times), set(&["2026-11-20T21:00:00Z", "2026-11-20T22:00:00Z"]));
+    assert_eq!(read(&times.join("2026-11-20T21:00:00Z/data"), 0, 4096), vec![0; 4096]);
+    assert_eq!(read(&times.join("2026-11-20T22:00:00Z/data"), 0, 4096), vec![1; 4096]);
+    let number = |path: &Path| fs::metadata(path).unwrap().ino();
+    let snapshots = pool.path("vm1/.snapshots");
+    assert_eq!(number(&times.join("..")), number(&snapshots));
+    assert_ne!(number(&times), number(&snapshots));
+    assert!(!names(&snapshots).contains(".by-time"));
+    for name in ["before-upgrade", "auto-2026-11-20T22:00:00Z", "2026-11-20T23:00:00Z"] {
+        assert_eq!(errno(fs::metadata(times.join(name))), libc::ENOENT, "{name}");
+    }
+    assert_eq!(errno(fs::create_dir(times.join("2026-11-20T23:00:00Z"))), libc::EPERM);
+    assert_eq!(errno(fs::remove_dir(times.join("2026-11-20T21:00:00Z"))), libc::EPERM);
+    assert_eq!(errno(fs::remove_dir(&times)), libc::EPERM);
+}
+
+#[test]
 fn it_is_found_by_its_name_and_shown_in_no_listing() {
     let Some(pool) = Pool::new() else { return };
     pool.lun("vm1", MIB);

@@ -152,7 +152,7 @@ fn fuzz_attributes() {
             }
         }
         let text = String::from_utf8_lossy(&text).into_owned();
-        if lun.apply_attributes_toml(&text).is_ok() {
+        if lun.apply_attributes(text.as_bytes()).is_ok() {
             applied += 1;
         }
         assert!(lun.geometry().block_bytes == 512 || lun.geometry().block_bytes == 4096);

@@ -180,7 +180,7 @@ class Cluster:
         return ["-h", self.sockets, "-p", str(self.port)]
 
     def ask(self, question):
-        return self.run("psql", *self.where(), "-AtX", "-c", question, "bench").text
+        return self.run("psql", *self.where(), "-AtX", "-c", question, "postgres").text
 
     def transactions(self):
         return int(self.ask("SELECT count(*) FROM pgbench_history"))
@@ -194,17 +194,22 @@ def postgres(lab):
     os.mkdir(data, 0o700)
     shutil.chown(data, "postgres", "postgres")
     cluster = Cluster(lab, data, 5432)
+    # A cluster of few files: what it is made of is copied twice.
     cluster.run("initdb", "-D", data, "-k", "-N", "-A", "trust", "--no-instructions",
-                "--wal-segsize=1")
+                "--wal-segsize=1", "--locale=C", "--encoding=UTF8")
     cluster.start()
     try:
-        cluster.run("psql", *cluster.where(), "-qX", "-c", "CREATE DATABASE bench", "postgres")
-        cluster.run("pgbench", *cluster.where(), "-i", "-q", "-s", "1", "bench")
+        cluster.run("pgbench", *cluster.where(), "-i", "-q", "-s", "1", "postgres")
         load = subprocess.Popen(["runuser", "-u", "postgres", "--", f"{cluster.bin}/pgbench",
-                                 *cluster.where(), "-c", "2", "-T", "120", "bench"], cwd="/",
+                                 *cluster.where(), "-c", "2", "-T", "120", "postgres"], cwd="/",
                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(2)
-        before = cluster.transactions()
+        before = 0
+        for _ in range(300):
+            before = cluster.transactions()
+            if before >= 100:
+                break
+            time.sleep(0.05)
+        check("it is under load", before >= 100, before)
         url = f"host={cluster.sockets} port=5432 user=postgres dbname=postgres"
         made = lab.ask("snapshot", "create", "/@copy", "--quiesce", f"postgres:{url}")
         equal("it was in backup mode", find(made, "consistency"), "application")
@@ -232,7 +237,8 @@ def postgres(lab):
         sums = second.ask("SELECT (SELECT sum(abalance) FROM pgbench_accounts) = "
                           "(SELECT sum(delta) FROM pgbench_history)")
         equal("every transaction is in wholly", sums, "t")
-        second.run("pg_amcheck", *second.where(), "--install-missing", "--heapallindexed", "bench")
+        second.run("pg_amcheck", *second.where(), "--install-missing", "--heapallindexed",
+                   "postgres")
     finally:
         second.stop()
     second.run("pg_checksums", "--check", "-D", copy)

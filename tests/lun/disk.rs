@@ -1,7 +1,7 @@
 //! The disk that block doors drive.
 
 use crate::pool::*;
-use lunfs::lun::{AttachRequest, BlockError, BlockIo, Extent, SessionId};
+use lunfs::lun::{AttachRequest, BlockError, BlockIo, Extent, Maker, SessionId, SnapshotWish};
 
 fn extent(offset_bytes: u64, length_bytes: u64, mapped: bool) -> Extent {
     Extent { offset_bytes, length_bytes, mapped }
@@ -254,11 +254,11 @@ fn a_range_of_another_disk_is_taken_over() {
     b.write(32 * MIB, &data, false).unwrap();
     pool.fs.consistency_point().unwrap();
     let before = pool.fs.stats().blocks_written;
-    let naa = one.identity().naa;
-    b.clone_range(&naa, 4 * MIB, 16 * MIB, 8 * MIB).unwrap().unwrap();
+    let (from_a, from_b) = (a.clone_source().unwrap(), b.clone_source().unwrap());
+    b.clone_range(&from_a, 4 * MIB, 16 * MIB, 8 * MIB).unwrap().unwrap();
     // Within itself, and from where nothing was written.
-    b.clone_range(&two.identity().naa, 32 * MIB, 48 * MIB, 8 * MIB).unwrap().unwrap();
-    b.clone_range(&naa, 40 * MIB, 32 * MIB, 4 * MIB).unwrap().unwrap();
+    b.clone_range(&from_b, 32 * MIB, 48 * MIB, 8 * MIB).unwrap().unwrap();
+    b.clone_range(&from_a, 40 * MIB, 32 * MIB, 4 * MIB).unwrap().unwrap();
     pool.fs.consistency_point().unwrap();
     let cost = pool.fs.stats().blocks_written - before;
     assert!(cost < 60, "{cost} blocks were written");
@@ -271,9 +271,35 @@ fn a_range_of_another_disk_is_taken_over() {
     assert!(read(16 * MIB, 8 << 20) == data && read(48 * MIB, 8 << 20) == data);
     assert!(read(32 * MIB, 4 << 20).iter().all(|byte| *byte == 0));
     assert!(read(36 * MIB, 4 << 20) == data[4 << 20..]);
-    assert!(b.clone_range(&[1; 16], 0, 0, 512).is_none());
-    let beyond = b.clone_range(&naa, 0, 64 * MIB, 512).unwrap();
+    let beyond = b.clone_range(&from_a, 0, 64 * MIB, 512).unwrap();
     assert!(matches!(beyond, Err(BlockError::OutOfRange)));
-    let beyond = b.clone_range(&naa, 64 * MIB - 512, 0, 1024).unwrap();
+    let beyond = b.clone_range(&from_a, 64 * MIB - 512, 0, 1024).unwrap();
     assert!(matches!(beyond, Err(BlockError::OutOfRange)));
+}
+
+#[test]
+fn a_range_is_taken_over_from_a_disk_that_was_rolled_back_and_from_a_snapshot() {
+    let pool = Pool::new();
+    let (one, two) = (pool.lun("vm1", 64 * MIB), pool.lun("vm2", 64 * MIB));
+    let (a, b) = (login(&one, "a"), login(&two, "b"));
+    let (old, new) = (noise(1, 8 << 20), noise(2, 8 << 20));
+    a.write(0, &old, false).unwrap();
+    let wish = SnapshotWish { of: "vm1".into(), name: Some("s".into()) };
+    pool.catalog.snapshot_create(&[wish], Maker::User, false).unwrap();
+    a.write(0, &new, false).unwrap();
+    let snapshot = login(&pool.catalog.snapshot_disk("vm1", "s").unwrap(), "c");
+    let kept = pool.catalog.snapshot_rollback("vm1", "s", true).unwrap();
+    let kept = login(&pool.catalog.snapshot_disk("vm1", &kept.info.name).unwrap(), "d");
+    pool.fs.consistency_point().unwrap();
+    let before = pool.fs.stats().blocks_written;
+    for (source, data, to) in [(&a, &old, 8), (&snapshot, &old, 24), (&kept, &new, 40)] {
+        let source = source.clone_source().unwrap();
+        b.clone_range(&source, 0, to * MIB, 8 * MIB).unwrap().unwrap();
+        let mut out = vec![0; 8 << 20];
+        b.read(to * MIB, &mut out).unwrap();
+        assert!(out == *data, "at {to} MiB");
+    }
+    pool.fs.consistency_point().unwrap();
+    let cost = pool.fs.stats().blocks_written - before;
+    assert!(cost < 60, "{cost} blocks were written");
 }

@@ -41,16 +41,16 @@ fn the_file_is_checked_whole_and_refusals_are_logged() {
     for text in
         ["vendor = \"OK\"\nno-such = 1\n", "vendor = \"OK\"\nsize = 100\n", "= 1", "used = true"]
     {
-        assert!(lun.apply_attributes_toml(text).is_err(), "{text}");
+        assert!(lun.apply_attributes(text.as_bytes()).is_err(), "{text}");
         assert_eq!(lun.attributes().unwrap().settings, before.settings);
     }
     assert!(logged(&lun, "refused", "no-such"));
     let text = lun.attributes_toml().unwrap().replace("size = 1048576", "size = \"2M\"");
-    lun.apply_attributes_toml(&text.replace("LUNFS", "NEW")).unwrap();
+    lun.apply_attributes(text.replace("LUNFS", "NEW").as_bytes()).unwrap();
     assert_eq!(lun.size_bytes(), 2 * MIB);
     assert_eq!(lun.identity().vendor, "NEW");
     assert_eq!(lun.settings().serial, "", "a derived serial is not made a fixed one");
-    lun.apply_attributes_toml("size = 4194304\n").unwrap();
+    lun.apply_attributes(b"size = 4194304\n").unwrap();
     assert_eq!(lun.geometry().size_bytes, 4 * MIB);
     lun.check_set(&[("size".into(), "8M".into())]).unwrap();
     assert_eq!(lun.geometry().size_bytes, 4 * MIB);

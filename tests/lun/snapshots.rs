@@ -293,6 +293,69 @@ fn a_rollback_under_clients_is_forced_and_told() {
     assert_eq!(login(&lun, "iqn.a").reservations(), "mine");
 }
 
+/// A refresh that a full pool refuses leaves the snapshot as it was, also while it is open; one
+/// that is open can be deleted all the same.
+#[test]
+fn an_open_snapshot_in_a_full_pool() {
+    let pool = Pool::sized(64 * MIB);
+    let (lun, filler) = (pool.lun("vm1", 16 * MIB), pool.lun("filler", 256 * MIB));
+    write(&lun, 0, 1);
+    snap(&pool.catalog, "vm1", "s");
+    write(&lun, 0, 2);
+    let reader = login(&pool.catalog.snapshot_disk("vm1", "s").unwrap(), "a");
+    let other = login(&filler, "b");
+    let mut end = 0;
+    while other.write(end, &noise(end, 1 << 16), false).is_ok() {
+        end += 1 << 16;
+    }
+    while other.write(end, &noise(end, 4096), false).is_ok() {
+        end += 4096;
+    }
+    pool.catalog.snapshot_refresh("vm1", "s").unwrap_err();
+    assert_eq!(first_byte(&*reader), 1);
+    drop(reader);
+    let reader = login(&pool.catalog.snapshot_disk("vm1", "s").unwrap(), "a");
+    assert_eq!(first_byte(&*reader), 1);
+    assert!(pool.catalog.snapshot_delete("vm1", "s", false).unwrap());
+    assert!(names(&pool.catalog, "vm1").is_empty());
+    assert_eq!(first_byte(&*reader), 1);
+}
+
+/// Whatever a full pool refuses, the LUN is there afterwards.
+#[test]
+fn a_rollback_in_a_full_pool_is_done_or_refused() {
+    let pool = Pool::sized(64 * MIB);
+    let (lun, filler) = (pool.lun("vm1", 16 * MIB), pool.lun("filler", 256 * MIB));
+    let (disk, other) = (login(&lun, "a"), login(&filler, "b"));
+    disk.write(0, &[1; 4096], false).unwrap();
+    snap(&pool.catalog, "vm1", "s");
+    disk.write(0, &[2; 4096], false).unwrap();
+    lun.append_log_bytes(&b"a line of the owner's own\n".repeat(20_000)).unwrap();
+    let mut end = 0;
+    while other.write(end, &noise(end, 1 << 16), false).is_ok() {
+        end += 1 << 16;
+    }
+    let mut refused = 0;
+    loop {
+        let before = first_byte(&*disk);
+        let done = pool.catalog.snapshot_rollback("vm1", "s", true);
+        assert_eq!(first_byte(&*disk), if done.is_ok() { 1 } else { before });
+        assert!(lun.attributes().is_ok() && pool.catalog.get("vm1").is_ok());
+        if let Ok(kept) = done {
+            assert!(names(&pool.catalog, "vm1").contains(&kept.info.name));
+            break;
+        }
+        refused += 1;
+        end -= 1 << 16;
+        other.unmap(end, 1 << 16).unwrap();
+        pool.fs.consistency_point().unwrap();
+    }
+    assert!(refused > 0, "the pool was not full");
+    disk.write(0, &[3; 4096], true).unwrap();
+    let lines = lun.read_log().unwrap();
+    assert!(lines.iter().any(|line| line.text.contains("the owner's own")));
+}
+
 #[test]
 fn a_clone_is_another_disk() {
     let pool = Pool::new();

@@ -5,3 +5,4 @@ mod failing;
 mod filling;
 mod lab;
 mod opening;
+mod replacing;

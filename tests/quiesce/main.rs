@@ -6,6 +6,7 @@ mod lab;
 use lab::{alive, Lab};
 use lunfs::fs::HookOutcome;
 use lunfs::quiesce::{run, Limits, Report};
+use rustix::process::{kill_process, Pid, Signal};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -109,6 +110,24 @@ fn a_command_that_dies_while_it_freezes_is_thawed_afterwards() {
     command.wait().unwrap();
     lab.wait_for("thaw");
     assert_eq!(lab.recorded(), ["freeze", "thaw"]);
+}
+
+/// As a service manager ends a service: all its processes at once are asked to end.
+#[test]
+fn a_signal_to_both_leaves_nothing_frozen() {
+    let lab = Lab::new("", "");
+    let mut command = lab.command("command_for_others");
+    lab.wait_for("snapshot");
+    let agent = lab.agent();
+    for signal in [Signal::INT, Signal::HUP, Signal::TERM] {
+        kill_process(agent, signal).unwrap();
+    }
+    let pid = Pid::from_raw(i32::try_from(command.id()).unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    command.wait().unwrap();
+    lab.wait_for("thaw");
+    assert_eq!(lab.recorded(), ["freeze", "snapshot", "thaw"]);
+    lab.wait_until("the agent ends", || !alive(agent));
 }
 
 /// The command of the tests that kill it.

@@ -6,8 +6,9 @@ use super::model::{Body, Model, Node};
 use super::observe::{ensure, read};
 use super::ops::Op;
 use super::world::{as_dyn, caught, World};
+use fs_layout::{Label, LABEL_PLACES};
 use lunfs::device::sim::{Rng, SimDevice};
-use lunfs::device::BlockDevice;
+use lunfs::device::{Block, BlockDevice};
 use lunfs::fs::{Error, Fs, NodeId, OpenOptions, SystemClock};
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::SeqCst;
@@ -170,8 +171,21 @@ fn judge(before: &Before, seen: &mut Seen) -> Done {
 /// Heals a mirror of which one device lied: afterwards every copy is good.
 fn scrub(before: &Before, seen: &mut Seen) -> Done {
     let told = |e: Error| format!("scrubbing a mirror: {e}");
-    let options = OpenOptions { cache_bytes: 8 << 20, ..OpenOptions::default() };
-    let fs = Fs::open(as_dyn(&before.devices), options).map_err(told)?;
+    let open = |degraded| {
+        let options = OpenOptions { cache_bytes: 8 << 20, degraded, ..OpenOptions::default() };
+        Fs::open(as_dyn(&before.devices), options)
+    };
+    let fs = match before.devices.iter().find(|device| !has_label(device)) {
+        None => open(false).map_err(told)?,
+        Some(nobody) => {
+            seen.done.add("devices that lost both labels", 1);
+            let refused = open(false).is_err();
+            ensure(refused, || "a device that nobody knows is not missed".to_string())?;
+            let fs = open(true).map_err(told)?;
+            come_as_new(&fs, nobody).map_err(told)?;
+            fs
+        }
+    };
     fs.scrub_start().map_err(told)?;
     while fs.scrub_step(100_000).map_err(told)? {}
     let status = fs.scrub_status();
@@ -180,6 +194,23 @@ fn scrub(before: &Before, seen: &mut Seen) -> Done {
     fs.close().map_err(told)?;
     drop(fs);
     super::check::check(&as_dyn(&before.devices)).map_err(|e| format!("a healed mirror: {e}"))
+}
+
+fn has_label(device: &SimDevice) -> bool {
+    LABEL_PLACES.iter().any(|at| {
+        let mut raw = [Block::zeroed()];
+        device.read(*at, &mut raw).is_ok() && Label::decode(&raw[0].0).is_ok()
+    })
+}
+
+/// A device takes its own place, as a new one.
+fn come_as_new(fs: &Arc<Fs>, device: &Arc<SimDevice>) -> lunfs::fs::Result<()> {
+    let missing = fs.devices().into_iter().find(|d| d.state == "missing");
+    let slot = missing.ok_or(Error::NotFound)?.slot;
+    let device: Arc<dyn BlockDevice> = device.clone();
+    fs.replace(slot, &device, &device.name())?;
+    while fs.regenerate_step(100_000)? {}
+    Ok(())
 }
 
 /// How many nodes could not be read, and whether the pool was not to be opened.

@@ -90,7 +90,7 @@ impl Version {
             Version::Delete { volume, name } => fs.snapshot_delete(*volume, name)?,
             Version::Rename { volume, from, to } => fs.snapshot_rename(*volume, from, to)?,
             Version::Refresh { volume, name } => {
-                versions[0] = Some(fs.snapshot_refresh(*volume, name)?);
+                versions[0] = Some(fs.snapshot_refresh(*volume, name, None)?);
             }
             Version::Hold { volume, name, held, until } => {
                 fs.snapshot_hold(*volume, name, *held, *until)?;

@@ -46,11 +46,12 @@ impl Clones {
         }
     }
 
-    /// A block that was seen is named again: may it be?
-    pub fn again(&mut self, core: &Core, block: u64) -> bool {
+    /// A block that was seen is named again: may it be? A clone may: then its count is what is
+    /// wrong, if anything is.
+    pub fn again(&mut self, core: &Core, block: u64, is_clone: bool) -> bool {
         let waits = self.extra.get(&block).is_some_and(|n| *n < 0);
         // Counts that cannot be read are told of at the end.
-        if !waits && core.clones_of(block).is_ok_and(|n| n == 0) {
+        if !is_clone && !waits && core.clones_of(block).is_ok_and(|n| n == 0) {
             return false;
         }
         *self.extra.entry(block).or_default() += 1;
@@ -131,7 +132,7 @@ impl Count<'_> {
             return Ok(());
         }
         let is_first = !self.is_counted(p.block);
-        if !self.mark(p.block) || !is_first {
+        if !self.mark_as(p.block, p.cloned) || !is_first {
             return Ok(());
         }
         if height == 0 {
@@ -157,12 +158,22 @@ impl Count<'_> {
         }
         let file = self.core.inode(COUNTS)?;
         let mut pages: BTreeSet<u64> = extra.keys().map(|b| b / COUNTS_PER_BLOCK).collect();
-        let mut at = 0;
-        while let Some(page) = self.core.seek_file_block(&file, at)? {
-            pages.insert(page);
-            at = page + 1;
+        let (mut at, mut is_wrong) = (0, false);
+        loop {
+            match self.core.seek_file_block(&file, at) {
+                Ok(Some(page)) => {
+                    pages.insert(page);
+                    at = page + 1;
+                }
+                Ok(None) => break,
+                // A node of it: told where the file was walked, as its blocks are.
+                Err(Error::Corrupt { .. } | Error::Io(_) | Error::Format(_)) => {
+                    is_wrong = true;
+                    break;
+                }
+                Err(e) => return Err(e),
+            }
         }
-        let mut is_wrong = false;
         let limit = self.core.space.blocks();
         for page in pages {
             let raw = match self.core.read_block(&file, page) {

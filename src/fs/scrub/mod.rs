@@ -190,6 +190,10 @@ pub(crate) struct Walk {
     pub renew: bool,
     /// A version is walked once more, its blocks born after this epoch: see [`Scrub::joined`].
     pub again: Option<u64>,
+    /// Of a walk that fills devices: the epoch of the root it began with, and a file that is walked
+    /// once more, its blocks born after that epoch: see [`super::regenerate`].
+    pub began: u64,
+    pub refill: Option<NodeId>,
 }
 
 impl Walk {

@@ -4,6 +4,7 @@ use super::{Found, Owner, Part, Phase, Walk};
 use crate::device::{Block, BLOCK_BYTES};
 use crate::fs::core::{Core, Inode, TABLE};
 use crate::fs::error::{Error, Result};
+use crate::fs::planted::{planted, Mutation};
 use crate::fs::store::Data;
 use crate::fs::tree::{reach, Slot, Tree, MAX_HEIGHT};
 use crate::fs::types::*;
@@ -218,6 +219,17 @@ struct InodeBlock {
 impl Core {
     /// A piece of the trees.
     pub(super) fn walk_trees(&self, w: &mut Walk, budget: u64, found: &mut Found) -> Result<()> {
+        if let Some(file) = w.refill {
+            return self.walk_refill(w, file, budget, found);
+        }
+        // Before it is written nothing is found in a new snapshot, and it may be the only one that
+        // has what the walk has not come to.
+        if !planted(Mutation::FreshSnapshotNotFilled) {
+            match self.settle_version(VolumeId(w.at.volume)) {
+                Err(Error::Busy) => return Ok(()),
+                settled => settled?,
+            }
+        }
         let _pin = self.pins.pin(&self.epoch);
         let before = self.completed_epoch.load(Ordering::SeqCst);
         let volume = VolumeId(w.at.volume);
@@ -260,6 +272,32 @@ impl Core {
             }
         }
         w.at.entered = false;
+        Ok(())
+    }
+
+    /// A piece of a file that was given range clones behind the cursor.
+    fn walk_refill(&self, w: &mut Walk, id: NodeId, budget: u64, found: &mut Found) -> Result<()> {
+        let _pin = self.pins.pin(&self.epoch);
+        let durable = self.completed_epoch.load(Ordering::SeqCst);
+        let inode = match self.inode(id) {
+            Ok(inode) => Some(inode),
+            Err(Error::Io(_)) => {
+                found.unread += 1;
+                None
+            }
+            // It is gone, or that it cannot be read was found in its volume.
+            Err(Error::Stale | Error::Corrupt { .. } | Error::Format(_)) => None,
+            Err(e) => return Err(e),
+        };
+        let since = w.since.max(w.began);
+        let more = match inode.and_then(|i| gather_inode(&i, w.at.block, since, durable)) {
+            Some(g) => self.walk_file(id, g, budget, false, found)?,
+            None => None,
+        };
+        match more {
+            Some(block) => w.at.block = block,
+            None => self.next_volume(w),
+        }
         Ok(())
     }
 
@@ -405,19 +443,27 @@ impl Core {
         }
     }
 
-    /// Volumes in the order of their inodes in the volume table.
+    /// Volumes in the order of their inodes in the volume table; then what has to be walked again,
+    /// and versions that were made meanwhile.
     fn next_volume(&self, w: &mut Walk) {
         let end = self.volumes.get(&TABLE).map_or(0, |t| t.next_ino.load(Ordering::Relaxed));
-        let next = u64::from(w.at.volume.max(VolumeId::TREE.0 - 1)) + 1;
+        let last = w.at.volume.max(VolumeId::TREE.0 - 1);
+        let next = u64::from(last) + 1;
         let is_over = w.again.take().is_some() || next >= end;
+        w.refill = None;
         w.enter(Phase::Trees);
         if !is_over {
             w.at.volume = next as u32;
-            return;
-        }
-        match if w.every_version { None } else { self.scrub.once_more() } {
-            Some((volume, since)) => (w.at.volume, w.again) = (volume, Some(since)),
-            None => w.enter(Phase::Dead),
+        } else if w.every_version {
+            match self.next_refill() {
+                Some(file) => (w.at.volume, w.refill) = (last, Some(file)),
+                None => w.enter(Phase::Dead),
+            }
+        } else {
+            match self.scrub.once_more() {
+                Some((volume, since)) => (w.at.volume, w.again) = (volume, Some(since)),
+                None => w.enter(Phase::Dead),
+            }
         }
     }
 

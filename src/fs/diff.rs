@@ -201,8 +201,9 @@ impl Fs {
 
 impl File {
     /// What changed of it since `base` in the range of bytes, at most `max` extents of whole blocks
-    /// that may reach beyond the end of the file, and what about a thousand nodes tell. All that had changed before the call is in the
-    /// answer. A `base` in epochs must be of the file's own history.
+    /// that may reach beyond the end of the file, and what about a thousand nodes tell. All that
+    /// had changed before the call is in the answer. A `base` in epochs must be of the file's own
+    /// history.
     pub fn changed_since(
         &self,
         base: DiffBase,

@@ -343,7 +343,7 @@ impl Connection {
                 let permit = Arc::clone(&self.threads).acquire_owned();
                 tokio::spawn(async move {
                     let permit = permit.await;
-                    tokio::task::spawn_blocking(move || run(permit.ok()))
+                    drop(tokio::task::spawn_blocking(move || run(permit.ok())));
                 });
             }
         }

@@ -1,6 +1,8 @@
 //! The iSCSI door over TCP: with libiscsi's tools as they are, and with an initiator that
 //! misbehaves.
 
+#[path = "iscsi/bounds.rs"]
+mod bounds;
 #[path = "iscsi/initiator.rs"]
 mod initiator;
 #[path = "iscsi/sessions.rs"]
@@ -157,6 +159,10 @@ fn errors_of_the_disk_become_their_sense() {
     let read = one.read(0, 8);
     assert_eq!(read.code(), (3, 0x11, 0));
     assert_eq!((read.sense[0], &read.sense[3..7]), (0xF0, &[0, 0, 0, 0][..]));
+    assert_eq!((read.data.len(), read.residual), (0, -4096), "nothing was moved");
+    // a block of which a part is kept: what is not written is not said to be
+    let write = one.write(1, &block);
+    assert_eq!((write.code(), write.sense[0]), ((3, 0x0C, 0), 0x70));
     door.disk.set_failing(Some(BlockError::HeldByFile));
     assert_eq!(one.write(8, &block).code(), (2, 0x04, 7));
     door.disk.set_failing(None);
@@ -327,6 +333,7 @@ fn a_short_expected_length_is_a_residual() {
 }
 
 /// As `manage`, past answers to commands.
+///
 /// Asks for task management, and reads up to its answer: the answer, and the tags of what came
 /// before it.
 fn manage_until(one: &mut Initiator, function: u8, task: u32) -> (u8, Vec<u32>) {

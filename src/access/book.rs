@@ -9,7 +9,7 @@
 //! ([`Book::admit`] after it was attached).
 
 use super::error::{Error, Result};
-use super::initiator::{Edit, Initiator, Right};
+use super::initiator::{Credential, Edit, Initiator, Right};
 use super::kept;
 use super::refusals::Refusals;
 use crate::fs::{Clock, VolumeId};
@@ -205,6 +205,7 @@ impl Book {
             if list.len() >= MAX_INITIATORS {
                 return Err(Error::TooMany(format!("there are {MAX_INITIATORS} already")));
             }
+            check_reflection(list, &one)?;
             match list.insert(one.name.clone(), one) {
                 Some(old) => Err(Error::Exists(old.name)),
                 None => Ok(()),
@@ -217,14 +218,21 @@ impl Book {
     /// anew.
     pub fn set(&self, name: &str, edit: Edit, dry_run: bool) -> Result<Initiator> {
         let anew = edit.chap.is_some();
-        let before = self.get(name)?;
-        let mut after = before.clone();
-        after.apply(edit)?;
-        let set = after.clone();
-        self.change(dry_run, move |list| {
-            let old = list.insert(after.name.clone(), after);
-            old.map(drop).ok_or(Error::NotFound(before.name))
+        let secrets = anew || edit.mutual.is_some();
+        let key = name.to_ascii_lowercase();
+        let mut after = None;
+        self.change(dry_run, |list| {
+            let one = list.get_mut(&key);
+            let one = one.ok_or_else(|| Error::NotFound(key.escape_debug().to_string()))?;
+            one.apply(edit)?;
+            let set = after.insert(one.clone());
+            if secrets {
+                check_reflection(list, set)
+            } else {
+                Ok(())
+            }
         })?;
+        let set = after.ok_or_else(|| Error::NotFound(key.escape_debug().to_string()))?;
         if anew && !dry_run {
             let is = |session: &SessionInfo| session.client.eq_ignore_ascii_case(&set.name);
             self.catalog.end_sessions("its credential was changed", &is);
@@ -282,6 +290,18 @@ impl Book {
             lun.set_users(list.values().filter_map(of_lun).collect());
         }
     }
+}
+
+/// What one initiator proves itself by must not be what the target proves itself by to another: who
+/// is asked could have the target answer.
+fn check_reflection(list: &List, one: &Initiator) -> Result<()> {
+    let same = |chap: &Option<Arc<Credential>>, mutual: &Option<Arc<Credential>>| {
+        chap.as_ref().zip(mutual.as_ref()).is_some_and(|(a, b)| a.secret.is(&b.secret))
+    };
+    let others = list.values().filter(|other| other.name != one.name);
+    let mut reflected =
+        others.filter(|other| same(&one.chap, &other.mutual) || same(&other.chap, &one.mutual));
+    reflected.next().map_or(Ok(()), |_| Err(Error::SameSecret))
 }
 
 fn rights_of(right: Right) -> Rights {

@@ -27,6 +27,7 @@ use super::pdu::{
     NO_TAG,
 };
 use super::pool::Pool;
+use super::queue::Jobs;
 use super::receive::{Bulk, Destination, Receiver, IN_PLACE_BYTES};
 use super::session::Service;
 use super::transfer::Entry;
@@ -40,8 +41,6 @@ const LOGIN_WINDOW: usize = 4;
 const MAX_IMMEDIATE: usize = 16;
 /// Answers that may wait to be sent, or to be read, before we stop receiving from the client.
 pub const MAX_OUTGOING_BYTES: usize = 8 << 20;
-/// Jobs of one connection that run at a time; the others wait their turn.
-const MAX_RUNNING: usize = 32;
 
 /// Async events: the target wants a logout; it drops the connection.
 const LOGOUT_WANTED: u8 = 1;
@@ -85,8 +84,7 @@ pub struct Connection {
     exp_cmd_sn: u32,
     max_cmd_sn: u32,
     pub(super) tasks: HashMap<u32, Entry>,
-    pub(super) jobs: VecDeque<Job>,
-    running: usize,
+    pub(super) jobs: Jobs,
     /// Bytes of buffers that reads on other threads are filling.
     pub(super) reading_bytes: usize,
     /// Bytes granted by R2T, or to be granted next.
@@ -96,6 +94,10 @@ pub struct Connection {
     pub(super) next_transfer_tag: u32,
     /// Task management requests whose tasks still run.
     pub(super) management: Vec<Header>,
+    /// Jobs that wait until what a reset ended has ended.
+    pub(super) settling: usize,
+    /// All sessions of the target end once the responses are sent.
+    pub(super) cold_reset: bool,
     pub(super) text: TextState,
     /// Commands that the initiator may have outstanding.
     window: usize,
@@ -137,13 +139,14 @@ impl Connection {
             exp_cmd_sn: 0,
             max_cmd_sn: 0,
             tasks: HashMap::new(),
-            jobs: VecDeque::new(),
-            running: 0,
+            jobs: Jobs::default(),
             reading_bytes: 0,
             solicited_bytes: 0,
             waiting: VecDeque::new(),
             next_transfer_tag: 1,
             management: Vec::new(),
+            settling: 0,
+            cold_reset: false,
             text: TextState::default(),
             window: LOGIN_WINDOW,
             told_outstanding: 0,
@@ -159,11 +162,13 @@ impl Connection {
     /// not take its answers.
     pub fn willing(&self) -> bool {
         let opening = matches!(self.phase, Phase::Opening(..) | Phase::Closed);
+        !self.closing && self.leaving.is_none() && !opening && self.has_room_for_answers()
+    }
+
+    /// Are there few enough answers that wait to be sent, or to be read?
+    pub(super) fn has_room_for_answers(&self) -> bool {
         let answers = self.out.queued_bytes() + self.reading_bytes;
-        !self.closing
-            && self.leaving.is_none()
-            && !opening
-            && answers < self.most_bytes(MAX_OUTGOING_BYTES)
+        answers < self.most_bytes(MAX_OUTGOING_BYTES)
     }
 
     /// A bound of this connection, or the session's share of its initiator's memory if that is
@@ -216,12 +221,7 @@ impl Connection {
 
     /// The next job to be run on another thread, if one may begin.
     pub fn next_job(&mut self) -> Option<Job> {
-        if self.running >= MAX_RUNNING {
-            return None;
-        }
-        let job = self.jobs.pop_front()?;
-        self.running += 1;
-        Some(job)
+        self.jobs.next()
     }
 
     /// SCSI commands so far.
@@ -236,7 +236,7 @@ impl Connection {
 
     /// How many jobs run.
     pub fn running_jobs(&self) -> usize {
-        self.running
+        self.jobs.running()
     }
 
     /// Gives up: nothing more is read, no job begins, those that run are told to stop.
@@ -265,7 +265,16 @@ impl Connection {
     /// Tells that the connection will be dropped, and that it may be made again at once (event 2).
     pub fn announce_drop(&mut self) {
         if !self.closing && matches!(self.phase, Phase::Full(_)) {
-            self.send_event(CONNECTION_DROPS, [0, 0, 0]);
+            self.send_event(CONNECTION_DROPS, [self.cid(), 0, 0]);
+        }
+    }
+
+    /// Connection identifier; 0 before the login's end.
+    fn cid(&self) -> u16 {
+        match &self.phase {
+            Phase::Full(session) => session.opened.cid,
+            Phase::Discovery(wish) => wish.cid,
+            _ => 0,
         }
     }
 
@@ -292,6 +301,7 @@ impl Connection {
 
     /// Handles all that was received, as far as it is willing to.
     pub fn process(&mut self) {
+        self.wake_waiting(); // answers may have gone out since
         let (staging, mut start, end) = self.receiver.lend();
         while self.willing() {
             let took = self.take(staging.get(start..end).unwrap_or_default());
@@ -463,7 +473,7 @@ impl Connection {
         let initiator = initiator.unwrap_or_default().to_owned();
         let client = Client { initiator, peer: self.peer, proof: None };
         let (service, target) = (Arc::clone(&self.service), target.map(str::to_owned));
-        self.jobs.push_back(Job::refused(service, client, target, reason));
+        self.jobs.push(Job::refused(service, client, target, reason));
     }
 
     /// How long a carrier holds the next answer back, without listening meanwhile.
@@ -485,7 +495,7 @@ impl Connection {
         }
         let (service, end) = (Arc::clone(&self.service), self.end.clone());
         let limits = login.limits();
-        self.jobs.push_back(Job::open(service, wish, limits, self.peer, end));
+        self.jobs.push(Job::open(service, wish, limits, self.peer, end));
         self.phase = Phase::Opening(header, text, Box::new(login.params));
     }
 
@@ -497,6 +507,9 @@ impl Connection {
         };
         match outcome {
             Ok(opened) => {
+                let share = &opened.registration.share;
+                self.jobs.count_with(Arc::clone(share));
+                self.pool.charge_to(Arc::clone(&share.ledger));
                 self.window = WINDOW.min(opened.registration.share.limits().commands as usize);
                 header.0[14..16].copy_from_slice(&opened.registration.tsih.to_be_bytes());
                 self.send_status(header, &text);
@@ -513,13 +526,17 @@ impl Connection {
 
     /// Takes a job's outcome.
     pub fn completed(&mut self, done: Done) {
-        self.running = self.running.saturating_sub(1);
+        self.jobs.ended(&done);
         match done {
             Done::Opened(outcome) => self.opened(outcome),
             Done::Listed(names) => self.listed(&names),
             Done::Scsi(..) if self.leaving.is_some() => {}
             Done::Scsi(tag, answer, into) => self.scsi_done(tag, answer, into),
             Done::Noted => {}
+            Done::Settled => {
+                self.settling = self.settling.saturating_sub(1);
+                self.answer_management();
+            }
             Done::Lost => self.close(),
         }
         self.wake_waiting();
@@ -550,7 +567,8 @@ impl Connection {
 
     /// The window as it is now; it opens as tasks end, and never closes by itself.
     fn max_cmd_sn(&mut self) -> u32 {
-        let room = self.window.saturating_sub(self.tasks.len()) as u32;
+        let held = self.tasks.len() + self.management.len();
+        let room = self.window.saturating_sub(held) as u32;
         let now = self.exp_cmd_sn.wrapping_add(room).wrapping_sub(1);
         if sn_before(self.max_cmd_sn, now) {
             self.max_cmd_sn = now;
@@ -624,31 +642,40 @@ impl Connection {
 
     /// Logout (RFC 7143 §11.14): of the session or of its only connection, which is the same.
     fn logout(&mut self, request: &Header) {
-        /// Reason code: remove the connection for recovery.
+        /// Reason codes: close the session, this connection, or one for recovery.
+        const SESSION: u8 = 0;
+        const CONNECTION: u8 = 1;
         const FOR_RECOVERY: u8 = 2;
-        /// Response: connection recovery is not supported.
+        /// Responses: there is no such connection; recovery is not supported.
+        const NO_CID: u8 = 1;
         const NO_RECOVERY: u8 = 2;
         if !self.admit(request) {
             return;
         }
-        let recovery = request.flags() & 0x7F == FOR_RECOVERY;
+        let cid = (request.word(20) >> 16) as u16;
         let mut header = Header::reply(response::LOGOUT, pdu::FINAL, request.tag());
-        header.0[2] = if recovery { NO_RECOVERY } else { 0 };
-        if !recovery {
-            if let Phase::Full(session) = &self.phase {
-                session.opened.nexus.leaving();
-            }
-            self.jobs.clear();
-            self.tasks.values().for_each(Entry::cancel);
-            self.leaving = Some(header);
-            return self.leave();
+        header.0[2] = match request.flags() & 0x7F {
+            SESSION => 0,
+            CONNECTION if cid == self.cid() => 0,
+            CONNECTION => NO_CID,
+            FOR_RECOVERY => NO_RECOVERY,
+            _ => return self.reject(request, RejectReason::InvalidField),
+        };
+        if header.0[2] != 0 {
+            return self.send_status(header, &[]);
         }
-        self.send_status(header, &[]);
+        if let Phase::Full(session) = &self.phase {
+            session.opened.nexus.leaving();
+        }
+        self.jobs.clear();
+        self.tasks.values().for_each(Entry::cancel);
+        self.leaving = Some(header);
+        self.leave();
     }
 
     /// Answers a logout once no job runs.
     fn leave(&mut self) {
-        if self.running == 0 {
+        if self.jobs.running() == 0 {
             if let Some(header) = self.leaving.take() {
                 self.close();
                 self.tasks.clear();

@@ -83,6 +83,12 @@ pub trait TargetDirectory: Send + Sync + 'static {
     /// Names (IQNs) of the targets that `client` may see.
     fn list(&self, client: &Client) -> Vec<String>;
 
+    /// May this client open that target? Asked before a session ends for its sake, and judged again
+    /// as it is opened.
+    fn judge(&self, _client: &Client, _target: &str) -> Result<(), Refusal> {
+        Ok(())
+    }
+
     /// Opens a target for one session. The session keeps what is returned until it ends; its drop
     /// is the logout.
     fn open(&self, client: &Client, target: &str) -> Result<Arc<dyn BlockIo>, Refusal>;

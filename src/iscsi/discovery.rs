@@ -16,8 +16,9 @@ const TEXT_TAG: u32 = 0x7E87;
 pub struct TextState {
     /// Text of continued requests.
     pending: Vec<u8>,
-    /// The request that waits for the list of targets, and what is answered before it.
-    listing: Option<(Header, Vec<u8>)>,
+    /// The request that waits for the list of targets, what is answered before it, and the one
+    /// target that is asked for.
+    listing: Option<(Header, Vec<u8>, Option<String>)>,
     /// What of a long answer was not sent yet.
     rest: Vec<u8>,
 }
@@ -52,11 +53,11 @@ impl Connection {
 
     fn answer_pairs(&mut self, request: &Header, pairs: &[(String, String)]) {
         let mut out = Vec::new();
-        let mut list_wanted = false;
+        let mut wanted = None;
         for (key, offer) in pairs {
             match key.as_str() {
                 "SendTargets" => match self.send_targets(offer) {
-                    Some(Targets::All) => list_wanted = true,
+                    Some(Targets::Listed(only)) => wanted = Some(only),
                     Some(Targets::One(name)) => self.put_target(&mut out, &name),
                     None => text::put(&mut out, key, "Reject"),
                 },
@@ -74,25 +75,29 @@ impl Connection {
                 _ => text::put(&mut out, key, answer_to_misplaced(key)),
             }
         }
-        match (&self.phase, list_wanted) {
-            (Phase::Discovery(wish), true) => {
+        match (&self.phase, wanted) {
+            (Phase::Discovery(wish), Some(only)) => {
                 let client = Client {
                     initiator: wish.initiator.clone(),
                     peer: self.peer(),
                     proof: wish.proof.clone(),
                 };
-                self.text.listing = Some((*request, out));
-                self.jobs.push_back(Job::list(self.service.clone(), client));
+                self.text.listing = Some((*request, out, only));
+                self.jobs.push(Job::list(self.service.clone(), client));
             }
             _ => self.begin_answer(request, out),
         }
     }
 
-    /// What SendTargets asks for. `All` lists every target in a discovery session; in an
-    /// operational one it may not (RFC 7143 appendix C), there it means the session's own target.
+    /// What SendTargets asks for. `All` lists every target in a discovery session, a name that one
+    /// if it is among them; in an operational one it may not (RFC 7143 appendix C), there it means
+    /// the session's own target.
     fn send_targets(&self, offer: &str) -> Option<Targets> {
         match (&self.phase, offer) {
-            (Phase::Discovery(_), "All") => Some(Targets::All),
+            (Phase::Discovery(_), "All") => Some(Targets::Listed(None)),
+            (Phase::Discovery(_), name) if !name.is_empty() => {
+                Some(Targets::Listed(Some(name.to_ascii_lowercase())))
+            }
             (Phase::Full(session), "All" | "") => Some(Targets::One(session.opened.target.clone())),
             (Phase::Full(session), name) if session.opened.target == name => {
                 Some(Targets::One(name.to_owned()))
@@ -110,10 +115,11 @@ impl Connection {
 
     /// The list of targets is there.
     pub(super) fn listed(&mut self, names: &[String]) {
-        let Some((request, mut out)) = self.text.listing.take() else {
+        let Some((request, mut out, only)) = self.text.listing.take() else {
             return;
         };
-        for name in names {
+        let asked = |name: &&String| only.as_ref().is_none_or(|only| only == *name);
+        for name in names.iter().filter(asked) {
             self.put_target(&mut out, name);
         }
         self.begin_answer(&request, out);
@@ -145,7 +151,8 @@ impl Connection {
 }
 
 enum Targets {
-    All,
+    /// Those that the client may see, or the one among them of this name.
+    Listed(Option<String>),
     One(String),
 }
 

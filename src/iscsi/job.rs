@@ -31,6 +31,8 @@ pub struct Opened {
     pub client: Client,
     /// TargetName.
     pub target: String,
+    /// Connection identifier.
+    pub cid: u16,
 }
 
 /// Work to be done elsewhere.
@@ -57,6 +59,7 @@ enum Work {
         client: Client,
     },
     Scsi(Scsi),
+    Settle(Arc<Nexus>),
 }
 
 /// A SCSI task with its data.
@@ -89,6 +92,8 @@ pub enum Done {
     Scsi(u32, Answer, Buffer),
     /// Something was noted.
     Noted,
+    /// No task that a reset aborted takes effect any more.
+    Settled,
     /// The job was lost (its thread panicked): the connection cannot go on.
     Lost,
 }
@@ -122,6 +127,24 @@ impl Job {
         Job(Work::Scsi(scsi))
     }
 
+    /// Waits for the end of what a reset aborted.
+    pub(super) fn settle(nexus: Arc<Nexus>) -> Job {
+        Job(Work::Settle(nexus))
+    }
+
+    /// Whether others wait for it who hold threads meanwhile.
+    pub(super) fn is_urgent(&self) -> bool {
+        matches!(&self.0, Work::Settle(_))
+    }
+
+    /// The tag of a task that may take seconds.
+    pub(super) fn long_tag(&self) -> Option<u32> {
+        match &self.0 {
+            Work::Scsi(scsi) if scsi.task.is_long() => Some(scsi.tag),
+            _ => None,
+        }
+    }
+
     /// Whether it is over when the device has answered once, so that it is not worth a thread.
     pub fn is_short(&self) -> bool {
         match &self.0 {
@@ -139,6 +162,10 @@ impl Job {
             Work::Refused { service, client, target, reason } => {
                 service.directory.refused(&client, target.as_deref(), reason);
                 Done::Noted
+            }
+            Work::Settle(nexus) => {
+                nexus.unit().settle();
+                Done::Settled
             }
             Work::List { service, client } => Done::Listed(service.directory.list(&client)),
             Work::Scsi(Scsi { tag, nexus, task, out, mut into, summed, cancel }) => {
@@ -173,6 +200,9 @@ fn open(
 ) -> Result<Opened, Status> {
     let target = wish.target.unwrap_or_default();
     let client = Client { initiator: wish.initiator, peer, proof: wish.proof };
+    let refused = |refusal: Refusal| Status(refusal.status());
+    // who may not use the target does not end the session of who does, under the same name
+    service.directory.judge(&client, &target).map_err(refused)?;
     let key = SessionKey {
         initiator: client.initiator.clone(),
         isid: wish.isid,
@@ -185,10 +215,7 @@ fn open(
             service.directory.refused(&client, Some(&target), Reason::Limit);
         }
     })?;
-    let disk = service
-        .directory
-        .open(&client, &target)
-        .map_err(|refusal: Refusal| Status(refusal.status()))?;
+    let disk = service.directory.open(&client, &target).map_err(refused)?;
     let isid = wish.isid.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let ports = PortNames {
         initiator: format!("{},i,0x{isid}", client.initiator),
@@ -202,5 +229,5 @@ fn open(
     let unit = service.unit(&disk.identity());
     let peers = Peers { service: Arc::clone(service), client: client.clone() };
     let nexus = Arc::new(Nexus::new(unit, disk, ports).with_copy_targets(Arc::new(peers)));
-    Ok(Opened { nexus, registration, client, target })
+    Ok(Opened { nexus, registration, client, target, cid: wish.cid })
 }

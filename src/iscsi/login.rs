@@ -127,6 +127,13 @@ fn fix<T: PartialEq>(slot: &mut Option<T>, told: Option<T>) -> Result<(), Status
     }
 }
 
+/// May it be an iSCSI name? RFC 7143 §4.2.7 allows less; a virtual machine's name with an
+/// underscore is in use all the same. What would end a line or a name's part is no name.
+fn is_name(text: &str) -> bool {
+    let odd = |c: char| c.is_control() || c.is_whitespace() || c == ',';
+    !text.is_empty() && text.len() <= MAX_NAME_BYTES && !text.contains(odd)
+}
+
 /// A login response with the fields that repeat the request.
 pub fn reply(request: &Header, flags: u8, status: Status) -> Header {
     let mut header = Header::reply(response::LOGIN, flags, request.tag());
@@ -208,8 +215,7 @@ impl Login {
 
     fn take_names(&mut self, pairs: &[(String, String)]) -> Result<(), Status> {
         for (key, value) in pairs {
-            let name =
-                || (!value.is_empty() && value.len() <= MAX_NAME_BYTES).then(|| value.clone());
+            let name = || is_name(value).then(|| value.clone());
             match key.as_str() {
                 "InitiatorName" => {
                     // compared without regard to case (RFC 7143 §4.2.7.1)
@@ -345,6 +351,10 @@ mod tests {
         assert_eq!(refuse(0x87, b"InitiatorName=a\0SessionType=Other\0"), 0x0209);
         let chap = b"InitiatorName=a\0TargetName=b\0AuthMethod=CHAP\0";
         assert_eq!(refuse(0x81, chap), 0x0201);
+        for odd in ["a\nregistrant 1 b", "a b", "a,i,0x1", ""] {
+            let text = format!("InitiatorName={odd}\0TargetName=b\0");
+            assert_eq!(refuse(0x87, text.as_bytes()), 0x0200, "{odd:?}");
+        }
         assert_eq!(refuse(0x84, &[b'a'; text::MAX_TEXT_BYTES + 1]), 0x0200);
         assert_eq!(refuse(0x8C, b""), 0x0200); // full feature phase is no stage to be in
     }

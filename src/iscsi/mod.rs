@@ -10,8 +10,9 @@
 //!
 //! What a client can make us hold is bounded for each connection: [`connection::WINDOW`] commands,
 //! their unsolicited data (FirstBurstLength each), [`transfer::MAX_SOLICITED_BYTES`] of solicited
-//! data, and
-//! [`connection::MAX_OUTGOING_BYTES`] of answers before we stop reading from it.
+//! data, and [`connection::MAX_OUTGOING_BYTES`] of answers before we stop reading from it. The
+//! buffers of all connections of one initiator are counted together ([`pool`]): beyond its limit
+//! commands are answered TASK SET FULL. So are its running jobs ([`queue`]).
 
 pub mod connection;
 pub mod directory;
@@ -24,6 +25,7 @@ pub mod params;
 pub mod pdu;
 mod pool;
 pub mod portal;
+mod queue;
 mod read;
 mod receive;
 mod security;

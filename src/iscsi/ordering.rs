@@ -61,9 +61,10 @@ impl Connection {
         self.tasks.insert(request.tag, Entry { request, state: State::Waiting(ready) });
     }
 
-    /// Begins those whose turn has come.
+    /// Begins those whose turn has come, as long as there is room for their answers.
     pub(super) fn wake_waiting(&mut self) {
-        while self.barriers && matches!(self.phase, Phase::Full(_)) {
+        let full = |phase: &Phase| matches!(phase, Phase::Full(_));
+        while self.barriers && full(&self.phase) && self.has_room_for_answers() {
             let waiting = self.tasks.values().filter_map(|entry| match entry.state {
                 State::Waiting(_) => Some(entry.request),
                 _ => None,

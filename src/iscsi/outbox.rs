@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn order_survives_short_writes() {
         let mut outbox = Outbox::default();
-        let mut buffer = Arc::new(Pool::default()).take(6);
+        let mut buffer = Arc::new(Pool::default()).take(6).unwrap();
         buffer.copy_from_slice(b"123456");
         let buffer = Arc::new(buffer);
         outbox.push(b"ab");

@@ -1,11 +1,13 @@
 //! Buffers of one connection, used again so that a large transfer costs neither fresh pages nor
-//! zeros.
+//! zeros; and the ledger on which an initiator's buffers are counted.
 //!
-//! Invariant: a buffer's length is what was asked for; what it held before is never sent, as every
-//! byte is written by the disk or by the wire before it is read.
+//! Invariants: what a [`Ledger`] counts is the memory of the buffers that are charged to it; a
+//! buffer's length is what was asked for; what it held before is never sent, as every byte is
+//! written by the disk or by the wire before it is read.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 
@@ -16,15 +18,49 @@ const MAX_IDLE_BYTES: usize = 4 << 20;
 /// Idle buffers that a connection keeps.
 const MAX_IDLE: usize = 32;
 
+/// Bytes that all connections of one initiator hold in buffers, and how many they may.
+#[derive(Debug)]
+pub struct Ledger {
+    held: AtomicUsize,
+    most: usize,
+}
+
+impl Ledger {
+    pub fn new(most: usize) -> Arc<Ledger> {
+        Arc::new(Ledger { held: AtomicUsize::new(0), most })
+    }
+
+    /// False: there is no room. Where nothing is held there always is: one command can go on.
+    fn charge(&self, bytes: usize) -> bool {
+        let charge = |held: usize| {
+            let sum = held.saturating_add(bytes);
+            (held == 0 || sum <= self.most).then_some(sum)
+        };
+        self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, charge).is_ok()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
 /// Where buffers wait to be used again.
 #[derive(Debug, Default)]
 pub struct Pool {
     idle: Mutex<Vec<Vec<u8>>>,
+    /// Whose buffers they are, once that is known.
+    ledger: OnceLock<Arc<Ledger>>,
 }
 
 impl Pool {
-    /// A buffer of `bytes` with arbitrary contents from this connection.
-    pub fn take(self: &Arc<Pool>, bytes: usize) -> Buffer {
+    /// From here on its buffers are charged.
+    pub fn charge_to(&self, ledger: Arc<Ledger>) {
+        let _ = self.ledger.set(ledger); // a connection has one session
+    }
+
+    /// A buffer of `bytes` with arbitrary contents from this connection; `None`: its initiator
+    /// holds too much already.
+    pub fn take(self: &Arc<Pool>, bytes: usize) -> Option<Buffer> {
         let home = Arc::downgrade(self);
         let mut memory = {
             let mut idle = self.idle.lock();
@@ -33,10 +69,18 @@ impl Pool {
                 None => Vec::new(),
             }
         };
+        let ledger = self.ledger.get().cloned();
+        let mut buffer =
+            Buffer { memory: Vec::new(), bytes: 0, sums: Vec::new(), home, ledger, charged: 0 };
+        if !buffer.charge(memory.len().max(bytes)) {
+            self.put(memory);
+            return None;
+        }
         if memory.len() < bytes {
             memory = vec![0; bytes];
         }
-        Buffer { memory, bytes, sums: Vec::new(), home }
+        (buffer.memory, buffer.bytes) = (memory, bytes);
+        Some(buffer)
     }
 
     fn put(&self, memory: Vec<u8>) {
@@ -55,15 +99,29 @@ pub struct Buffer {
     bytes: usize,
     sums: Vec<u32>,
     home: Weak<Pool>,
+    ledger: Option<Arc<Ledger>>,
+    /// Bytes that are charged.
+    charged: usize,
 }
 
 impl Buffer {
-    /// Makes it `bytes` long, keeping its contents.
-    pub fn grow(&mut self, bytes: usize) {
+    /// Makes it `bytes` long, keeping its contents. False: there is no room, nothing was changed.
+    #[must_use]
+    pub fn grow(&mut self, bytes: usize) -> bool {
         if self.memory.len() < bytes {
+            if !self.charge(bytes - self.memory.len()) {
+                return false;
+            }
             self.memory.resize(bytes, 0);
         }
         self.bytes = bytes;
+        true
+    }
+
+    fn charge(&mut self, bytes: usize) -> bool {
+        let charged = self.ledger.as_ref().is_none_or(|ledger| ledger.charge(bytes));
+        self.charged += if charged { bytes } else { 0 };
+        charged
     }
 
     /// Room for data that is read, and where `summed` for its checksums.
@@ -97,6 +155,9 @@ impl Drop for Buffer {
         if let Some(home) = self.home.upgrade() {
             home.put(std::mem::take(&mut self.memory));
         }
+        if let Some(ledger) = &self.ledger {
+            ledger.give_back(self.charged);
+        }
     }
 }
 
@@ -107,10 +168,10 @@ mod tests {
     #[test]
     fn a_buffer_comes_back_and_is_used_again() {
         let pool = Arc::new(Pool::default());
-        let mut first = pool.take(8192);
+        let mut first = pool.take(8192).unwrap();
         first[0] = 7;
         drop(first);
-        let again = pool.take(4096);
+        let again = pool.take(4096).unwrap();
         assert_eq!((again.len(), again[0]), (4096, 7));
         assert!(pool.idle.lock().is_empty());
     }
@@ -118,10 +179,29 @@ mod tests {
     #[test]
     fn growing_keeps_the_contents() {
         let pool = Arc::new(Pool::default());
-        let mut buffer = pool.take(4);
+        let mut buffer = pool.take(4).unwrap();
         buffer.copy_from_slice(&[1, 2, 3, 4]);
-        buffer.grow(8);
+        assert!(buffer.grow(8));
         assert_eq!(&buffer[..4], &[1, 2, 3, 4]);
         assert_eq!(buffer.len(), 8);
+    }
+
+    #[test]
+    fn buffers_of_all_pools_are_counted_on_one_ledger() {
+        let ledger = Ledger::new(10_000);
+        let pools = [(); 2].map(|()| {
+            let pool = Arc::new(Pool::default());
+            pool.charge_to(Arc::clone(&ledger));
+            pool
+        });
+        let mut first = pools[0].take(4000).unwrap();
+        let second = pools[1].take(4000).unwrap();
+        assert!(pools[1].take(4000).is_none());
+        assert!(first.grow(6000) && !first.grow(6001));
+        drop(second);
+        assert!(pools[0].take(4000).is_some());
+        drop(first);
+        assert_eq!(ledger.held.load(Ordering::Relaxed), 0);
+        assert!(pools[0].take(20_000).is_some(), "one command always goes on");
     }
 }

@@ -43,10 +43,13 @@ const LOGOUT_SECONDS: u16 = 1;
 /// As long for sent data that is not acknowledged, where keepalive does not ask.
 const UNACKNOWLEDGED_MS: u32 = 60_000;
 
-/// Serves one listening address until `stop`; returns when its connections have ended.
-pub async fn serve(service: Arc<Service>, listener: TcpListener, stop: CancellationToken) {
-    let Ok(address) = listener.local_addr() else { return };
-    let group = service.add_portal(address);
+/// Serves a listening address, of the portal `group` that [`Service::add_portal`] gave it, until
+/// `stop`; returns when its connections have ended.
+pub async fn serve(
+    service: Arc<Service>,
+    (listener, group): (TcpListener, u16),
+    stop: CancellationToken,
+) {
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -238,8 +241,12 @@ impl Carrier {
                 // the place is kept although the client may have gone: guessing takes its time
                 let _ = tokio::time::timeout(penalty, end.cancelled()).await;
             }
+            let willing = self.core.willing();
             if self.send().is_err() {
                 return;
+            }
+            if !willing && self.core.willing() {
+                continue; // there is room for answers again: what was received goes on
             }
             if self.core.is_closing() && self.core.outgoing().is_empty() {
                 return;
@@ -248,14 +255,10 @@ impl Carrier {
                 lingering = true;
                 deadline.as_mut().reset(tokio::time::Instant::now() + LINGER);
             }
-            let login = !self.core.is_logged_in();
-            if !login && self.place.logged_in() && self.core.is_discovery() {
-                pinging = true; // it has its time, and is not asked whether it is there
-                deadline.as_mut().reset(tokio::time::Instant::now() + DISCOVERY_TIME);
-            }
-            if !login && !lingering && !asked && !pinging {
+            if self.core.is_logged_in() && !lingering && !asked && !pinging {
                 pinging = true;
-                deadline.as_mut().reset(tokio::time::Instant::now() + ping_every);
+                let silence = self.logged_in(ping_every);
+                deadline.as_mut().reset(tokio::time::Instant::now() + silence);
             }
             let event = match self.look_for_more() {
                 Some(event) => event,
@@ -293,6 +296,17 @@ impl Carrier {
             }
             self.take_done();
         }
+    }
+
+    /// The login has succeeded: how long it may be silent. A discovery session keeps its place
+    /// among the half-open, as it is counted nowhere else; it has its time, and is not asked
+    /// whether it is there.
+    fn logged_in(&mut self, ping_every: Duration) -> Duration {
+        if self.core.is_discovery() {
+            return DISCOVERY_TIME;
+        }
+        self.place.logged_in();
+        ping_every
     }
 
     fn take_done(&mut self) {

@@ -45,7 +45,9 @@ impl Connection {
         if one_pdu && bytes <= IN_PLACE_BYTES {
             return self.read_in_place(request, task);
         }
-        let mut buffer = self.pool.take(bytes);
+        let Some(mut buffer) = self.pool.take(bytes) else {
+            return self.refuse_for_room(request);
+        };
         let Phase::Full(session) = &self.phase else {
             return;
         };
@@ -105,9 +107,18 @@ impl Connection {
         }
         self.stat_sn = stat_sn;
         match answer {
-            Some(answer) => self.finish(request, answer, bytes),
+            Some(answer) => self.respond(request, &answer, 0), // nothing was moved
             None => self.run_elsewhere(request, task, Buffer::default(), 0),
         }
+    }
+
+    /// Its initiator holds as much as it may: the command is to come again.
+    pub(super) fn refuse_for_room(&mut self, request: Request) {
+        let busy = match &self.phase {
+            Phase::Full(session) => session.opened.nexus.busy(),
+            _ => return,
+        };
+        self.respond(request, &busy, 0);
     }
 
     fn count_read(&self, bytes: usize) {

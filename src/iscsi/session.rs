@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::directory::TargetDirectory;
 use super::login::Status;
+use super::pool::Ledger;
 use crate::access::{Crowd, Limits};
 use crate::lun::Identity;
 use crate::scsi::LogicalUnit;
@@ -88,13 +89,23 @@ pub struct Link {
 }
 
 /// What the sessions of one initiator share: its bounds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Share {
     sessions: AtomicU32,
+    /// Jobs of its connections that run.
+    pub(super) running: AtomicU32,
+    /// Their buffers.
+    pub(super) ledger: Arc<Ledger>,
     limits: Limits,
 }
 
 impl Share {
+    pub(super) fn new(limits: Limits) -> Share {
+        let most = usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX);
+        let (sessions, running) = (AtomicU32::new(0), AtomicU32::new(0));
+        Share { sessions, running, ledger: Ledger::new(most), limits }
+    }
+
     /// The initiator's bounds, as they were when its first session began.
     pub fn limits(&self) -> &Limits {
         &self.limits
@@ -178,7 +189,7 @@ pub struct Registration {
     pub tsih: u16,
     /// What it shares with the other sessions of its initiator.
     pub share: Arc<Share>,
-    /// Its initiator has begun it anew: nobody is there to be asked.
+    /// Its initiator has begun it anew, or its target is reset: nobody is asked to leave.
     pub replaced: Arc<AtomicBool>,
 }
 
@@ -243,6 +254,15 @@ impl Service {
         table.get(&id).map(Entry::end).is_some()
     }
 
+    /// Ends all sessions of a target, at once.
+    pub(super) fn end_target(&self, target: &str) {
+        let table = self.sessions.lock();
+        for entry in table.values().filter(|entry| entry.key.target == target) {
+            entry.replaced.store(true, Ordering::Release);
+            entry.end();
+        }
+    }
+
     /// Takes a place for a session, ending the one it reinstates and waiting until that has let go
     /// of its disk. A `tsih` other than 0 is of a session that is there: its connection of the same
     /// CID begins anew, with it the session, under the same TSIH (RFC 7143 §6.3.4; at error
@@ -268,7 +288,7 @@ impl Service {
         }
         let own = table.values().find(|entry| entry.key.initiator == key.initiator);
         let share = own.map(|entry| Arc::clone(&entry.share));
-        let share = share.unwrap_or_else(|| Arc::new(Share { limits, ..Share::default() }));
+        let share = share.unwrap_or_else(|| Arc::new(Share::new(limits)));
         if share.sessions.load(Ordering::Relaxed) >= limits.sessions {
             return Err(Status::NO_RESOURCES);
         }
@@ -289,8 +309,9 @@ impl Service {
         Ok(Registration { service: Arc::clone(self), id, counters, tsih, share, replaced })
     }
 
-    /// A listening address begins; its target portal group.
-    pub(super) fn add_portal(&self, address: SocketAddr) -> u16 {
+    /// A listening address is there, to be [served](super::portal::serve): its target portal group.
+    /// Groups are numbered in the order of these calls.
+    pub fn add_portal(&self, address: SocketAddr) -> u16 {
         let mut all = self.portals.lock();
         all.push(address);
         u16::try_from(all.len()).unwrap_or(u16::MAX)

@@ -15,7 +15,7 @@ use super::ordering::{Attribute, Ready};
 use super::pdu::{self, response, Header, RejectReason, NO_TAG};
 use super::pool::Buffer;
 use super::receive::Destination;
-use crate::scsi::{Answer, DataIn, Nexus, Plan, Sense, Task};
+use crate::scsi::{Answer, DataIn, Nexus, Plan, Sense, Status, Task};
 
 /// Buffers of a connection that R2Ts may be open for. One command always fits.
 pub const MAX_SOLICITED_BYTES: usize = 32 << 20;
@@ -235,7 +235,9 @@ impl Connection {
         match now.then(|| nexus.try_run(&task, data, DataIn::default())).flatten() {
             Some(answer) => self.finish_write(request, answer, task.wanted_bytes),
             None => {
-                let mut buffer = self.pool.take(data.len());
+                let Some(mut buffer) = self.pool.take(data.len()) else {
+                    return self.refuse_for_room(request);
+                };
                 buffer.copy_from_slice(data);
                 match now {
                     true => self.run_elsewhere(request, task, buffer, 0),
@@ -254,10 +256,21 @@ impl Connection {
     ) -> Destination {
         let needed = task.data_out_bytes;
         let unsolicited = request.out_expected().min(self.params.first_burst_bytes as usize);
-        let solicited = self.reserve(needed);
-        let room = if solicited > 0 { needed } else { needed.min(unsolicited) };
-        let mut buffer = self.pool.take(room);
         let immediate = header.data_bytes();
+        let coming = if header.is_final() { immediate } else { unsolicited };
+        let asks = needed > coming;
+        // not before those that wait already: one may be ORDERED, and this one behind it
+        let may = asks && self.waiting.is_empty();
+        let solicited = if may { self.reserve(needed) } else { 0 };
+        let room = if solicited > 0 { needed } else { needed.min(unsolicited) };
+        let Some(mut buffer) = self.pool.take(room) else {
+            self.release(solicited);
+            let busy = self.nexus().map_or_else(Answer::good, |nexus| nexus.busy());
+            return self.refuse(header, request, busy, 0);
+        };
+        if asks && solicited == 0 {
+            self.waiting.push_back(request.tag);
+        }
         if let Some(data) = data {
             copy_at(&mut buffer, 0, data);
         }
@@ -335,6 +348,7 @@ impl Connection {
             return;
         };
         let (solicited, wanted) = (collect.solicited, collect.task.wanted_bytes);
+        self.waiting.retain(|waiting| *waiting != tag);
         let answer = nexus.check(Sense::DATA_PHASE_ERROR);
         entry.state = State::Refused { answer, wanted };
         if header.is_final() {
@@ -428,27 +442,21 @@ impl Connection {
         let State::Collecting(collect) = &mut entry.state else {
             return;
         };
-        let needed = collect.task.data_out_bytes;
-        if collect.solicited == 0 {
-            let granted = self.reserve(needed);
-            if granted == 0 {
-                return self.waiting.push_back(tag);
-            }
-            self.grant(tag, granted);
+        if collect.solicited > 0 {
+            return self.send_r2t(tag);
         }
-        self.send_r2t(tag);
+        if !self.waiting.contains(&tag) {
+            self.waiting.push_back(tag); // it sent less unsolicited than it might
+        }
+        self.serve_waiting();
     }
 
-    fn grant(&mut self, tag: u32, granted: usize) {
-        let Some(entry) = self.tasks.get_mut(&tag) else {
-            return;
-        };
-        let State::Collecting(collect) = &mut entry.state else {
-            return;
-        };
-        collect.solicited = granted;
-        if let Some(buffer) = &mut collect.buffer {
-            buffer.grow(collect.task.data_out_bytes);
+    /// The initiator holds more than it may: the command ends before its data was asked for.
+    fn give_up(&mut self, tag: u32) {
+        if let Some(Entry { request, state: State::Collecting(collect) }) = self.tasks.remove(&tag)
+        {
+            self.refuse_for_room(request);
+            self.release(collect.solicited);
         }
     }
 
@@ -463,7 +471,11 @@ impl Connection {
         let State::Collecting(collect) = &mut entry.state else {
             return;
         };
-        let length = (collect.task.data_out_bytes - collect.offset).min(most);
+        let needed = collect.task.data_out_bytes;
+        if !collect.buffer.as_mut().is_some_and(|buffer| buffer.grow(needed)) {
+            return self.give_up(tag);
+        }
+        let length = (needed - collect.offset).min(most);
         collect.sequence = Some(transfer_tag);
         collect.limit = collect.offset + length;
         collect.data_sn = 0;
@@ -480,23 +492,30 @@ impl Connection {
     /// Gives a part of the budget back, and lets those go on that waited for it.
     fn release(&mut self, solicited: usize) {
         self.solicited_bytes = self.solicited_bytes.saturating_sub(solicited);
+        self.serve_waiting();
+    }
+
+    /// Grants the budget in the order in which the commands came.
+    fn serve_waiting(&mut self) {
         while let Some(&tag) = self.waiting.front() {
             let needed = match self.tasks.get(&tag).map(|entry| &entry.state) {
-                Some(State::Collecting(collect)) if collect.sequence.is_none() => {
-                    collect.task.data_out_bytes
-                }
-                _ => {
-                    self.waiting.pop_front(); // aborted meanwhile
-                    continue;
-                }
+                Some(State::Collecting(collect)) => collect.task.data_out_bytes,
+                _ => 0, // it is no longer there
             };
             let granted = self.reserve(needed);
-            if granted == 0 {
+            if granted == 0 && needed > 0 {
                 return;
             }
             self.waiting.pop_front();
-            self.grant(tag, granted);
-            self.send_r2t(tag);
+            let Some(Entry { state: State::Collecting(collect), .. }) = self.tasks.get_mut(&tag)
+            else {
+                continue;
+            };
+            collect.solicited = granted;
+            // else it has unsolicited data on the way, after which it is asked
+            if collect.sequence.is_none() && collect.buffer.is_some() {
+                self.send_r2t(tag);
+            }
         }
     }
 
@@ -511,7 +530,10 @@ impl Connection {
         let Some(nexus) = self.nexus() else { return };
         let reading = task.data_in_bytes;
         let wanted = task.wanted_bytes;
-        let into = if reading > 0 { self.pool.take(reading) } else { Buffer::default() };
+        let into = if reading > 0 { self.pool.take(reading) } else { Some(Buffer::default()) };
+        let Some(into) = into else {
+            return self.refuse_for_room(request); // a read holds no part of the budget
+        };
         self.reading_bytes += reading;
         let cancel = Connection::cancel_flag();
         let state = State::Running {
@@ -523,7 +545,7 @@ impl Connection {
         };
         self.tasks.insert(request.tag, Entry { request, state });
         let (tag, summed) = (request.tag, self.params.data_digest);
-        self.jobs.push_back(Job::scsi(Scsi { tag, nexus, task, out, into, summed, cancel }));
+        self.jobs.push(Job::scsi(Scsi { tag, nexus, task, out, into, summed, cancel }));
     }
 
     /// A task's job is done.
@@ -559,6 +581,7 @@ impl Connection {
             entry.cancel();
             return;
         }
+        self.waiting.retain(|waiting| *waiting != tag);
         match self.tasks.remove(&tag).map(|entry| entry.state) {
             Some(State::Collecting(collect)) => self.release(collect.solicited),
             Some(State::Waiting(Ready::Run(_, _, solicited))) => self.release(solicited),
@@ -567,9 +590,10 @@ impl Connection {
     }
 
     fn finish_write(&mut self, request: Request, answer: Answer, bytes: usize) {
+        let written = if answer.status == Status::Good { bytes } else { 0 };
         if let Phase::Full(session) = &self.phase {
             let counters = &session.opened.registration.counters;
-            counters.written_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+            counters.written_bytes.fetch_add(written as u64, Ordering::Relaxed);
         }
         self.finish(request, answer, bytes);
     }

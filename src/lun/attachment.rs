@@ -2,7 +2,8 @@
 //!
 //! Invariant: while `grant` equals the lease's epoch this session has a share of the block lease
 //! and no file writer is in; it is looked at under `gate`, so that whoever ends grants and then
-//! takes `gate` for writing has seen the last write off.
+//! takes `gate` for writing has seen the last write off. Rights, `read-only` and reservations are
+//! judged under `gate` in the same way.
 
 use super::block_io::BlockError;
 use super::error::{Error, Result};
@@ -114,7 +115,12 @@ pub struct Attachment {
 }
 
 impl Attachment {
-    pub(super) fn login(lun: &Arc<Lun>, request: AttachRequest) -> Result<Arc<Attachment>> {
+    /// Where it comes `back` it goes on with the share of the lease that its client left behind.
+    pub(super) fn login(
+        lun: &Arc<Lun>,
+        request: AttachRequest,
+        back: bool,
+    ) -> Result<Arc<Attachment>> {
         let since = lun.shared.options.clock.now();
         let attachment = Arc::new(Attachment {
             lun: Arc::clone(lun),
@@ -141,10 +147,12 @@ impl Attachment {
                 return Err(Error::Gone);
             }
             users.sessions.insert(attachment.id.0, Arc::downgrade(&attachment));
-            lun.lease.block_login(attachment.id.0, &attachment.label()).1
+            back.then(|| lun.lease.block_login(attachment.id.0, &attachment.label()).1)
         };
         attachment.log("login", json!({"writable": attachment.is_writable()}));
-        lun.log_lease(noted, &attachment.label());
+        if let Some(noted) = noted {
+            lun.log_lease(noted, &attachment.label());
+        }
         Ok(attachment)
     }
 
@@ -274,6 +282,7 @@ impl Attachment {
         loop {
             self.check_may_write()?;
             let gate = self.lun.write_gate();
+            self.check_may_write()?; // it may have waited for long
             if self.is_granted() {
                 return Ok(gate);
             }
@@ -286,10 +295,10 @@ impl Attachment {
     pub(super) fn try_enter_write(
         &self,
     ) -> Option<std::result::Result<RwLockReadGuard<'_, ()>, BlockError>> {
+        let gate = self.lun.try_write_gate()?;
         if let Err(error) = self.check_may_write() {
             return Some(Err(error));
         }
-        let gate = self.lun.try_write_gate()?;
         self.is_granted().then_some(Ok(gate))
     }
 

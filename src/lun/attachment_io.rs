@@ -178,6 +178,10 @@ impl BlockIo for Attachment {
         self.lun.is_paused()
     }
 
+    fn may_change(&self) -> bool {
+        self.is_writable() || self.lun.is_snapshot()
+    }
+
     fn outstanding(&self, commands: usize) {
         let commands = u32::try_from(commands).unwrap_or(u32::MAX);
         self.figures.outstanding.store(commands, Ordering::Relaxed);
@@ -336,6 +340,9 @@ impl BlockIo for Attachment {
         });
         kept.map_err(|error| self.lun.block_error(error, 0))?;
         self.lun.live.reserved.store(held, Ordering::Release);
+        if held {
+            drop(self.lun.gate.write()); // writes of others that came in before have ended
+        }
         self.lun.follow_pins();
         Ok(())
     }

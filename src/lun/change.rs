@@ -105,6 +105,9 @@ impl Lun {
         if wanted.settings != *old {
             self.put_settings(&wanted.settings)?;
         }
+        if wanted.settings.read_only && !old.read_only {
+            drop(self.gate.write()); // no write ends after this
+        }
         if wanted.size_bytes != size_before {
             self.set_data_size(wanted.size_bytes)?;
         }

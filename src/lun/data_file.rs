@@ -136,11 +136,11 @@ impl DataFile {
 
     /// As `write_at`, in memory alone; `None`: nothing was changed, use `write_at`.
     pub fn try_write_at(&self, offset: u64, data: &[u8]) -> Option<Result<()>> {
-        let quota = self.lun.quota_bytes();
-        if !self.holding.load(Ordering::Acquire) || self.is_read_only() || quota.is_some() {
+        if self.lun.quota_bytes().is_some() {
             return None;
         }
-        let _gate = self.lun.try_write_gate().filter(|_| self.holding.load(Ordering::Acquire))?;
+        let may = || self.holding.load(Ordering::Acquire) && !self.is_read_only();
+        let _gate = self.lun.try_write_gate().filter(|_| may())?;
         let written = self.lun.files().data.try_write_at(offset, data)?;
         if written.is_ok() {
             self.lun.note_growth(offset.saturating_add(data.len() as u64));
@@ -275,6 +275,9 @@ impl DataFile {
                 return Err(Error::ReadOnly(self.lun.name()));
             }
             let gate = self.lun.write_gate();
+            if self.is_read_only() {
+                return Err(Error::ReadOnly(self.lun.name())); // since it waited
+            }
             if self.holding.load(Ordering::Acquire) {
                 return Ok(gate);
             }

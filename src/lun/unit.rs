@@ -340,6 +340,10 @@ impl Lun {
         self.snapshot.is_some()
     }
 
+    pub(super) fn own_snapshot(&self) -> Option<&OpenSnapshot> {
+        self.snapshot.as_ref()
+    }
+
     /// Its volume at this moment: another one after a rollback.
     pub fn volume(&self) -> VolumeId {
         self.files().volume
@@ -513,7 +517,13 @@ impl Lun {
 
     /// A block client logs in.
     pub fn attach(self: &Arc<Self>, request: AttachRequest) -> Result<Arc<Attachment>> {
-        Attachment::login(self, request)
+        Attachment::login(self, request, true)
+    }
+
+    /// As [`Lun::attach`], in the name of a client that is about something else (a copy): what it
+    /// left behind of the lease when its connection was lost goes on to wait for its return.
+    pub fn attach_beside(self: &Arc<Self>, request: AttachRequest) -> Result<Arc<Attachment>> {
+        Attachment::login(self, request, false)
     }
 
     /// `data` is opened through the mount (truncated too where that was asked).

@@ -3,16 +3,15 @@
 //! reach, and initiators then copy themselves.
 
 use std::collections::VecDeque;
-use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLockReadGuard};
 
 use super::cdb::Range;
-use super::media::{bytes_of, check_cancel, Kind, Task, PIECE_BYTES};
+use super::media::{bytes_of, Cancel, Kind, Task, PIECE_BYTES};
 use super::nexus::{Nexus, Plan};
 use super::reserve::Access;
-use super::unit::{LogicalUnit, FLAG_EJECTED, FLAG_SWP};
+use super::unit::{LogicalUnit, FLAG_EJECTED, FLAG_SWP, FLAG_WCE_OFF};
 use super::{Answer, Sense};
 use crate::lun::{BlockError, BlockIo, Geometry, SanitizeState};
 
@@ -186,7 +185,7 @@ impl<'l> List<'l> {
 }
 
 /// Carries out a parameter list: it is checked as a whole, then its segments are copied in order.
-pub(super) fn extended_copy(nexus: &Nexus, list: &[u8], cancel: &AtomicBool) -> Result<(), Sense> {
+pub(super) fn extended_copy(nexus: &Nexus, list: &[u8], cancel: &Cancel<'_>) -> Result<(), Sense> {
     let (list_id, usage) = match list {
         [list_id, flags, ..] => (*list_id, (flags >> 3) & 3),
         _ => return Err(Sense::LIST_LENGTH),
@@ -280,6 +279,21 @@ impl<'n> End<'n> {
         }
     }
 
+    /// Its own mode page says that a write is durable when answered.
+    fn write_through(&self) -> bool {
+        match self {
+            End::Own(nexus) => nexus.write_through(),
+            End::Other(target) => target.unit.flags() & FLAG_WCE_OFF != 0,
+        }
+    }
+
+    fn guest(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        match self {
+            End::Own(_) => None,
+            End::Other(target) => Some(target.unit.guest()),
+        }
+    }
+
     /// The command itself was judged by the unit that has it; the other one is judged here.
     fn check(&self, nexus: &Nexus, access: Access) -> Result<(), Sense> {
         let End::Other(target) = self else {
@@ -300,7 +314,7 @@ fn copy_segments(
     nexus: &Nexus,
     list: &List<'_>,
     outcome: &mut Outcome,
-    cancel: &AtomicBool,
+    cancel: &Cancel<'_>,
 ) -> Result<(), Sense> {
     let mut ends: Vec<Option<End<'_>>> = list.targets.iter().map(|_| None).collect();
     for segment in &list.segments {
@@ -315,6 +329,7 @@ fn copy_segments(
         let end = |index: usize| ends.get(index).and_then(Option::as_ref).ok_or(UNREACHABLE);
         let [source, target] = indices;
         let (source, target) = (end(source)?, end(target)?);
+        let _guest = target.guest(); // who preempts it there waits for this segment
         source.check(nexus, Access::Read)?;
         target.check(nexus, Access::Write)?;
         let blocks = u64::from(be16(segment, 10));
@@ -325,6 +340,9 @@ fn copy_segments(
         let ((from, length), (to, _)) = (range(source, 12)?, range(target, 20)?);
         let copy = Copy { nexus, source: source.disk(), target: target.disk(), from, to };
         copy.run(length, cancel)?;
+        if nexus.write_through() || target.write_through() {
+            target.disk().flush().map_err(|error| nexus.sense_of(&error, true))?;
+        }
         outcome.segments += 1;
         outcome.copied_bytes += length;
     }
@@ -345,14 +363,12 @@ struct Copy<'c> {
 
 impl Copy<'_> {
     /// By sharing the blocks where the disk can do that; else in pieces, from the end where the
-    /// destination overlaps the source behind it.
-    fn run(&self, length: u64, cancel: &AtomicBool) -> Result<(), Sense> {
+    /// destination overlaps the source behind it. What it wrote is not flushed yet.
+    fn run(&self, length: u64, cancel: &Cancel<'_>) -> Result<(), Sense> {
         let failed = |error: BlockError| self.nexus.sense_of(&error, true);
         let clone = |source| self.target.clone_range(&source, self.from, self.to, length);
         if let Some(cloned) = self.source.clone_source().and_then(clone) {
-            let durable = self.nexus.write_through();
-            let flush = || if durable { self.target.flush() } else { Ok(()) };
-            return cloned.and_then(|()| flush()).map_err(failed);
+            return cloned.map_err(failed);
         }
         let piece = PIECE_BYTES as u64;
         let (source, target) = (self.source.identity().naa, self.target.identity().naa);
@@ -360,16 +376,16 @@ impl Copy<'_> {
         let count = length.div_ceil(piece);
         let mut buffer = Vec::new();
         for step in 0..count {
-            check_cancel(cancel)?;
+            cancel.check()?;
             let at = if backwards { count - 1 - step } else { step } * piece;
             buffer.resize((length - at).min(piece) as usize, 0);
-            self.source.read(self.from + at, &mut buffer).map_err(failed)?;
+            let unread = |error: BlockError| self.nexus.sense_of(&error, false);
+            self.source.read(self.from + at, &mut buffer).map_err(unread)?;
             let to = self.to + at;
             if buffer.iter().all(|byte| *byte == 0) {
                 self.target.write_zeroes(to, buffer.len() as u64, true).map_err(failed)?;
             } else {
-                let durable = self.nexus.write_through();
-                self.target.write(to, &buffer, durable).map_err(failed)?;
+                self.target.write(to, &buffer, false).map_err(failed)?;
             }
         }
         Ok(())

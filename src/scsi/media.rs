@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::cdb::{ByteCheck, Command, Range};
 use super::nexus::{Nexus, Plan};
 use super::sanitize::Sanitize;
+use super::unit::NexusState;
 use super::{copy, mode, provision, sanitize, Answer, Sense};
 use crate::lun::{BlockError, Geometry};
 
@@ -29,6 +30,7 @@ pub(super) enum Kind {
     OrWrite { offset: u64, fua: bool },
     CompareAndWrite { offset: u64, fua: bool },
     Flush,
+    Eject,
     Unmap { max_descriptors: usize },
     WriteSame { offset: u64, length: u64, unmap: bool },
     LbaStatus { lba: u64, allocation_bytes: usize },
@@ -42,6 +44,8 @@ pub(super) enum Kind {
 
 /// Transfers above this size are not short.
 const SHORT_BYTES: usize = 256 << 10;
+/// Work on longer ranges, which is no transfer, is long.
+const LONG_BYTES: u64 = 8 << 20;
 
 /// Room for the media data of a task.
 #[derive(Debug, Default)]
@@ -68,15 +72,34 @@ pub struct Task {
     pub data_in_bytes: usize,
     /// Bytes that the CDB asks to be moved: residuals are counted from it.
     pub wanted_bytes: usize,
+    /// [`Nexus::aborts`] when it began.
+    pub(super) stamp: u64,
+}
+
+/// How a task learns that it was aborted: by its own transport, or with its whole nexus.
+pub(super) struct Cancel<'c> {
+    flag: &'c AtomicBool,
+    state: &'c NexusState,
+    stamp: u64,
+}
+
+impl Cancel<'_> {
+    /// Ends work whose command was aborted.
+    pub fn check(&self) -> Result<(), Sense> {
+        match self.flag.load(Ordering::Relaxed) || self.state.aborts() != self.stamp {
+            true => Err(Sense::ABORTED),
+            false => Ok(()),
+        }
+    }
 }
 
 impl Task {
     pub(super) const fn new(kind: Kind) -> Task {
-        Task { kind, data_out_bytes: 0, data_in_bytes: 0, wanted_bytes: 0 }
+        Task { kind, data_out_bytes: 0, data_in_bytes: 0, wanted_bytes: 0, stamp: 0 }
     }
 
     pub(super) const fn with_out(kind: Kind, data_out_bytes: usize) -> Task {
-        Task { kind, data_out_bytes, data_in_bytes: 0, wanted_bytes: data_out_bytes }
+        Task { kind, data_out_bytes, data_in_bytes: 0, wanted_bytes: data_out_bytes, stamp: 0 }
     }
 
     /// Does it take data-out? With zero blocks there may be none to come.
@@ -96,6 +119,33 @@ impl Task {
             Kind::Flush | Kind::Unmap { .. } => true,
             _ => false,
         }
+    }
+
+    /// May it take seconds, on a device that answers as it should?
+    pub fn is_long(&self) -> bool {
+        match self.kind {
+            Kind::VerifyMedium { length, .. }
+            | Kind::VerifySame { length, .. }
+            | Kind::WriteSame { length, unmap: false, .. } => length > LONG_BYTES,
+            Kind::ExtendedCopy | Kind::Sanitize(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Does it take a turn of its nexus? Those that change nothing of the medium or the modes need
+    /// none, and reservations have an order of their own.
+    fn changes(&self) -> bool {
+        !matches!(
+            self.kind,
+            Kind::Read { .. }
+                | Kind::VerifyMedium { .. }
+                | Kind::VerifyEach { .. }
+                | Kind::VerifySame { .. }
+                | Kind::LbaStatus { .. }
+                | Kind::Flush
+                | Kind::Reserve6
+                | Kind::ReserveOut { .. }
+        )
     }
 
     /// Is it one of those that write `data_out_bytes` of media data? Zero blocks are then nothing
@@ -209,7 +259,7 @@ impl Nexus {
             return Ok(Plan::Done(Answer::good()));
         }
         let kind = Kind::Read { offset, fua };
-        Ok(Plan::Run(Task { kind, data_out_bytes: 0, data_in_bytes: bytes, wanted_bytes: bytes }))
+        Ok(Plan::Run(Task { data_in_bytes: bytes, wanted_bytes: bytes, ..Task::new(kind) }))
     }
 
     fn plan_write(&self, range: Range, fua: bool) -> Result<Plan, Sense> {
@@ -256,6 +306,10 @@ impl Nexus {
                 let (offset, bytes) = transfer_of(&geometry, range)?;
                 Task::with_out(Kind::VerifyEach { offset }, bytes)
             }
+            // one block of data-out against any range: the same bound as the other way round
+            ByteCheck::Same if length > provision::MAX_WRITE_SAME_BYTES => {
+                return Err(Sense::INVALID_FIELD);
+            }
             ByteCheck::Same => {
                 let block = geometry.block_bytes as usize;
                 Task::with_out(Kind::VerifySame { offset, length }, block)
@@ -272,6 +326,13 @@ impl Nexus {
     /// Runs `task` if nothing has to be waited for. `None` has changed nothing. `out` holds
     /// `data_out_bytes`, `into` has room for `data_in_bytes`.
     pub fn try_run(&self, task: &Task, out: &[u8], into: DataIn<'_>) -> Option<Answer> {
+        let _turn = match task.changes() {
+            true => Some(self.state().try_turn()?),
+            false => None,
+        };
+        if task.stamp != self.aborts() {
+            return None;
+        }
         let result = match task.kind {
             _ if task.wanted_bytes == 0 && task.moves_media() => Ok(()),
             Kind::Read { offset, fua: false } => {
@@ -295,9 +356,15 @@ impl Nexus {
         Some(self.answer(result, true))
     }
 
-    /// Runs `task`, waiting for whatever it needs. `cancel` ends work on long ranges early.
+    /// Runs `task`, waiting for whatever it needs. `cancel` ends work on long ranges early; one
+    /// that was aborted before is refused.
     pub fn run(&self, task: &Task, out: &[u8], into: DataIn<'_>, cancel: &AtomicBool) -> Answer {
         let disk = self.disk();
+        let cancel = &Cancel { flag: cancel, state: self.state(), stamp: task.stamp };
+        let _turn = task.changes().then(|| self.state().turn());
+        if let Err(sense) = cancel.check() {
+            return self.check(sense);
+        }
         let result = match task.kind {
             Kind::Read { offset, fua } => {
                 let flushed = if fua { disk.flush() } else { Ok(()) };
@@ -310,9 +377,6 @@ impl Nexus {
             Kind::Write { offset, fua } | Kind::WriteAtomic { offset, fua } => {
                 disk.write(offset, out, fua)
             }
-            Kind::OrWrite { offset, fua } => {
-                disk.or_write(offset, out).and_then(|()| self.durable(fua))
-            }
             Kind::CompareAndWrite { offset, fua } => {
                 let (expect, data) = out.split_at(out.len() / 2);
                 disk.compare_and_write(offset, expect, data).and_then(|()| self.durable(fua))
@@ -323,7 +387,7 @@ impl Nexus {
         self.answer(result, true)
     }
 
-    fn run_long(&self, task: &Task, out: &[u8], cancel: &AtomicBool) -> Answer {
+    fn run_long(&self, task: &Task, out: &[u8], cancel: &Cancel<'_>) -> Answer {
         let done = match task.kind {
             Kind::WriteHead { offset, fua } => self.write_head(offset, out, fua),
             Kind::WriteAndVerify { offset } => self.write_and_verify(offset, out),
@@ -332,6 +396,8 @@ impl Nexus {
             Kind::VerifySame { offset, length } => self.verify_same(offset, length, out, cancel),
             Kind::Sanitize(order) => sanitize::run(self, order, out, cancel),
             Kind::ExtendedCopy => copy::extended_copy(self, out, cancel),
+            Kind::Eject => self.eject(),
+            Kind::OrWrite { offset, fua } => self.or_write(offset, out, fua),
             Kind::Unmap { max_descriptors } => provision::unmap(self, out, max_descriptors),
             Kind::WriteSame { offset, length, unmap } => {
                 provision::write_same(self, offset, length, unmap, out, cancel)
@@ -342,9 +408,9 @@ impl Nexus {
                     Err(sense) => self.check(sense),
                 };
             }
-            Kind::Reserve6 => return self.reserve6(),
+            Kind::Reserve6 => return self.reserve6(task.stamp),
             Kind::ReserveOut { action, scope_type } => {
-                return self.reserve_out(action, scope_type, out);
+                return self.reserve_out((action, scope_type), out, task.stamp);
             }
             Kind::ModeSelect { ten, save } => mode::select(self, ten, save, out),
             _ => Err(Sense::ABORTED),
@@ -405,6 +471,18 @@ impl Nexus {
         self.durable(fua).map_err(failed)
     }
 
+    /// ORWRITE is atomic block by block: what is longer than the disk's atomic writes goes in
+    /// pieces.
+    fn or_write(&self, offset: u64, out: &[u8], fua: bool) -> Result<(), Sense> {
+        let failed = |error: BlockError| self.sense_of(&error, true);
+        let mut at = offset;
+        for piece in out.chunks(PIECE_BYTES) {
+            self.disk().or_write(at, piece).map_err(failed)?;
+            at += piece.len() as u64;
+        }
+        self.durable(fua).map_err(failed)
+    }
+
     fn write_and_verify(&self, offset: u64, out: &[u8]) -> Result<(), Sense> {
         self.disk().write(offset, out, true).map_err(|error| self.sense_of(&error, true))?;
         self.verify_each(offset, out)
@@ -426,7 +504,7 @@ impl Nexus {
     }
 
     /// Reads what stands behind the range; holes need no reading.
-    fn verify_medium(&self, offset: u64, length: u64, cancel: &AtomicBool) -> Result<(), Sense> {
+    fn verify_medium(&self, offset: u64, length: u64, cancel: &Cancel<'_>) -> Result<(), Sense> {
         /// Runs asked for at a time.
         const RUNS: usize = 64;
         let failed = |error: BlockError| self.sense_of(&error, false);
@@ -440,7 +518,7 @@ impl Nexus {
             for run in runs {
                 let run_end = (run.offset_bytes + run.length_bytes).min(end);
                 while run.mapped && at < run_end {
-                    check_cancel(cancel)?;
+                    cancel.check()?;
                     let bytes = (run_end - at).min(PIECE_BYTES as u64) as usize;
                     buffer.resize(bytes, 0);
                     self.disk().read(at, &mut buffer).map_err(failed)?;
@@ -457,13 +535,13 @@ impl Nexus {
         offset: u64,
         length: u64,
         block: &[u8],
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
     ) -> Result<(), Sense> {
         let expect = repeated(block, length.min(PIECE_BYTES as u64) as usize);
         let end = offset + length;
         let mut at = offset;
         while at < end {
-            check_cancel(cancel)?;
+            cancel.check()?;
             let bytes = (end - at).min(expect.len().max(1) as u64) as usize;
             self.verify_each(at, expect.get(..bytes).unwrap_or(&expect)).map_err(|sense| {
                 Sense {
@@ -477,14 +555,6 @@ impl Nexus {
             at += bytes as u64;
         }
         Ok(())
-    }
-}
-
-/// Ends long work whose command was aborted.
-pub(super) fn check_cancel(cancel: &AtomicBool) -> Result<(), Sense> {
-    match cancel.load(Ordering::Relaxed) {
-        true => Err(Sense::ABORTED),
-        false => Ok(()),
     }
 }
 

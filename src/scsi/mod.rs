@@ -32,7 +32,7 @@ pub use attention::Attention;
 pub use cdb::{decode, Command, Range};
 pub use copy::{CopyTarget, CopyTargets};
 pub use media::{DataIn, Task, MAX_TRANSFER_BYTES};
-pub use nexus::{Nexus, Plan, PortNames};
+pub use nexus::{is_unit, Nexus, Plan, PortNames};
 pub use sense::Sense;
 pub use unit::LogicalUnit;
 

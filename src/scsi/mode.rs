@@ -212,6 +212,10 @@ pub(super) fn select(nexus: &Nexus, ten: bool, save: bool, list: &[u8]) -> Resul
         flags = select_page(&ground, id, head, wanted, flags)?;
         rest = rest.get(end..).unwrap_or_default();
     }
+    let changes = save || flags != ground.current;
+    if changes && !nexus.disk().may_change() {
+        return Err(Sense::WRITE_PROTECTED); // the settings are those of all clients
+    }
     if save {
         nexus.disk().save_mode(flags & FLAGS).map_err(|error| nexus.sense_of(&error, true))?;
         nexus.unit().set_saved_mode(flags & FLAGS);

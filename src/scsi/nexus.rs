@@ -17,6 +17,11 @@ use super::unit::{LogicalUnit, NexusState, FLAG_D_SENSE, FLAG_EJECTED, FLAG_SWP,
 use super::{copy, inquiry, log, mode, provision, report, sanitize, Answer, Sense, Status};
 use crate::lun::{BlockIo, Geometry, SanitizeState};
 
+/// Is it the unit's number, in any of the forms that name it?
+pub fn is_unit(lun: u64) -> bool {
+    lun == 0 || lun == FLAT_LUN_0
+}
+
 /// LUN 0 in flat space addressing (SAM-5 §4.7.7.4).
 const FLAT_LUN_0: u64 = 0x4000 << 48;
 
@@ -115,6 +120,11 @@ impl Nexus {
         self.disk.outstanding(commands);
     }
 
+    /// See [`BlockIo::may_change`].
+    pub fn may_change(&self) -> bool {
+        self.disk.may_change()
+    }
+
     /// See [`BlockIo::may_wait_long`].
     pub fn may_wait_long(&self) -> bool {
         self.disk.may_wait_long()
@@ -159,12 +169,15 @@ impl Nexus {
 
     /// Begins a command addressed to the 8-byte `lun`.
     pub fn begin(&self, lun: u64, cdb: &[u8; 16]) -> Plan {
-        if lun != 0 && lun != FLAT_LUN_0 {
+        if !is_unit(lun) {
             return Plan::Done(self.no_such_unit(cdb));
         }
+        // before the command is judged: what preempts it later refuses it
+        let stamp = self.state.aborts();
         self.look_for_changes();
         match self.plan(cdb) {
-            Ok(plan) => plan,
+            Ok(Plan::Run(task)) => Plan::Run(Task { stamp, ..task }),
+            Ok(done) => done,
             Err(sense) => {
                 if sense == Sense::WRITE_PROTECTED {
                     self.disk.write_refused();
@@ -312,25 +325,33 @@ impl Nexus {
     }
 
     /// RESERVE(6). The disk is claimed first: a reservation keeps the file door out.
-    pub(super) fn reserve6(&self) -> Answer {
+    pub(super) fn reserve6(&self, stamp: u64) -> Answer {
         match self.claim() {
-            Ok(()) => self.reserve_answer(self.unit.reserve6(&self.state)),
+            Ok(()) => self.reserve_answer(self.unit.reserve6(&self.state, stamp)),
             Err(sense) => self.check(sense),
         }
     }
 
     /// PERSISTENT RESERVE OUT with its parameter list.
-    pub(super) fn reserve_out(&self, action: u8, scope_type: u8, list: &[u8]) -> Answer {
+    pub(super) fn reserve_out(
+        &self,
+        (action, scope_type): (u8, u8),
+        list: &[u8],
+        stamp: u64,
+    ) -> Answer {
         let order = match Order::parse(action, scope_type, list, self.ports.protocol) {
             Ok(order) => order,
             Err(sense) => return self.check(sense),
         };
+        if order.clears() && !self.disk.may_change() {
+            return self.check(Sense::WRITE_PROTECTED);
+        }
         if order.reserves() {
             if let Err(sense) = self.claim() {
                 return self.check(sense);
             }
         }
-        self.reserve_answer(self.unit.reserve_out(&self.state, &order, self.disk()))
+        self.reserve_answer(self.unit.reserve_out((&self.state, stamp), &order, self.disk()))
     }
 
     fn claim(&self) -> Result<(), Sense> {
@@ -374,11 +395,26 @@ impl Nexus {
         if self.unit.removal_prevented() {
             return Err(Sense::REMOVAL_PREVENTED);
         }
-        let ejected = if start { 0 } else { FLAG_EJECTED };
-        if self.unit.set_flags(FLAG_EJECTED, ejected) && start {
+        if !self.disk.may_change() {
+            return Err(Sense::WRITE_PROTECTED); // who may only read takes it from nobody
+        }
+        if !start {
+            return Ok(Plan::Run(Task::new(Kind::Eject)));
+        }
+        if self.unit.set_flags(FLAG_EJECTED, 0) {
             self.unit.raise_for_others(&self.state, Attention::MediumChanged);
         }
         Ok(Plan::Done(Answer::good()))
+    }
+
+    /// The medium leaves with all that was written to it.
+    pub(super) fn eject(&self) -> Result<(), Sense> {
+        self.disk.flush().map_err(|error| self.sense_of(&error, true))?;
+        if self.unit.removal_prevented() {
+            return Err(Sense::REMOVAL_PREVENTED);
+        }
+        self.unit.set_flags(FLAG_EJECTED, FLAG_EJECTED);
+        Ok(())
     }
 
     /// Commands to a unit number that is not there (SPC-4 §6.6.2, SAM-5 §4.8.3).

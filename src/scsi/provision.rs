@@ -1,10 +1,8 @@
 //! Thin provisioning: UNMAP, WRITE SAME, GET LBA STATUS (SBC-3 §4.7). Unmapped blocks read as zeros
 //! (LBPRZ = 1), whatever their alignment.
 
-use std::sync::atomic::AtomicBool;
-
 use super::cdb::{Range, WriteSame};
-use super::media::{bytes_of, check_cancel, repeated, Kind, Task, PIECE_BYTES};
+use super::media::{bytes_of, repeated, Cancel, Kind, Task, PIECE_BYTES};
 use super::nexus::{Nexus, Plan};
 use super::{Answer, Sense};
 use crate::lun::{BlockError, Geometry};
@@ -113,7 +111,7 @@ pub(super) fn write_same(
     length: u64,
     unmap: bool,
     block: &[u8],
-    cancel: &AtomicBool,
+    cancel: &Cancel<'_>,
 ) -> Result<(), Sense> {
     let failed = |error: BlockError| nexus.sense_of(&error, true);
     if unmap || block.iter().all(|&byte| byte == 0) {
@@ -124,7 +122,7 @@ pub(super) fn write_same(
     let end = offset + length;
     let mut at = offset;
     while at < end {
-        check_cancel(cancel)?;
+        cancel.check()?;
         let bytes = (end - at).min(piece.len().max(1) as u64) as usize;
         let data = piece.get(..bytes).unwrap_or(&piece);
         nexus.disk().write(at, data, false).map_err(failed)?;

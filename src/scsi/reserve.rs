@@ -15,6 +15,9 @@ use super::Sense;
 /// Most registrants of a unit: bounds what READ FULL STATUS and a hostile initiator can make us
 /// hold.
 const MAX_REGISTRANTS: usize = 128;
+/// Most of them under one initiator's name (each session of its own ISID may be one): it leaves
+/// room for the others.
+const MAX_OF_ONE_NAME: usize = 32;
 /// Length of a PERSISTENT RESERVE OUT parameter list.
 pub(super) const LIST_BYTES: usize = 24;
 /// REGISTER AND MOVE: a TransportID follows; iSCSI's longest is a name and an ISID.
@@ -128,6 +131,11 @@ impl Order {
         matches!(self.action, 1 | 4 | 5)
     }
 
+    /// CLEAR: everybody's registrations end, without a reservation that had to be claimed.
+    pub fn clears(&self) -> bool {
+        self.action == 3
+    }
+
     /// PREEMPT AND ABORT.
     pub fn aborts(&self) -> bool {
         self.action == 5
@@ -191,11 +199,13 @@ impl Reservations {
             return None;
         }
         let mut out = String::new();
+        // a name may not end its line, wherever it comes from
+        let name = |port: &str| port.replace(char::is_control, "?");
         for one in &self.registrants {
-            out.push_str(&format!("registrant {:016x} {}\n", one.key, one.port));
+            out.push_str(&format!("registrant {:016x} {}\n", one.key, name(&one.port)));
         }
         if let Some(holder) = &self.holder {
-            out.push_str(&format!("holder {} {}\n", holder.kind as u8, holder.port));
+            out.push_str(&format!("holder {} {}\n", holder.kind as u8, name(&holder.port)));
         }
         Some(out)
     }
@@ -304,6 +314,10 @@ impl Reservations {
     }
 
     fn register(&mut self, port: &str, order: &Order) -> Result<Notices, Denied> {
+        if order.new_key == 0 && (order.action == 6 || order.key == 0) && !self.is_registered(port)
+        {
+            return Ok(Notices::new()); // nothing is asked for, APTPL stays with whom it is for
+        }
         let outcome = self.register_key(port, order)?;
         self.lasting = order.lasting;
         Ok(outcome)
@@ -312,11 +326,10 @@ impl Reservations {
     fn register_key(&mut self, port: &str, order: &Order) -> Result<Notices, Denied> {
         let ignore = order.action == 6;
         let at = self.registrants.iter().position(|registrant| registrant.port == port);
-        let full = self.registrants.len() >= MAX_REGISTRANTS;
+        let full = self.is_full(port);
         let found = at.and_then(|at| Some((at, self.registrants.get_mut(at)?)));
         match found {
             None if !ignore && order.key != 0 => return Err(Denied::Conflict),
-            None if order.new_key == 0 => {}
             None if full => {
                 return Err(Sense::NO_REGISTRATION_RESOURCES.into());
             }
@@ -333,6 +346,13 @@ impl Reservations {
         }
         self.generation = self.generation.wrapping_add(1);
         Ok(Notices::new())
+    }
+
+    /// Is there no room for one more registrant, this port?
+    fn is_full(&self, port: &str) -> bool {
+        let same = |one: &&Registrant| initiator_of(&one.port) == initiator_of(port);
+        self.registrants.len() >= MAX_REGISTRANTS
+            || self.registrants.iter().filter(same).count() >= MAX_OF_ONE_NAME
     }
 
     /// `port` is no registrant any more: what it held alone is released (SPC-4 §5.13.11.3).
@@ -397,7 +417,7 @@ impl Reservations {
         if order.new_key == 0 || to == port {
             return Err(Sense::INVALID_PARAMETER.into());
         }
-        let full = self.registrants.len() >= MAX_REGISTRANTS;
+        let full = self.is_full(to);
         match self.registrants.iter_mut().find(|one| one.port == *to) {
             Some(found) => found.key = order.new_key,
             None if full => {
@@ -521,6 +541,11 @@ impl Reservations {
     }
 }
 
+/// The name of the initiator whose port it is (RFC 7143 §4.2.7.5: the ISID follows a comma).
+fn initiator_of(port: &str) -> &str {
+    port.split(',').next().unwrap_or(port)
+}
+
 /// A TransportID with the name of an initiator port (SPC-4 §7.6.4.6, format 01b).
 fn transport_id(port: &str, protocol: u8) -> Vec<u8> {
     let length = (port.len() + 1).next_multiple_of(4);
@@ -619,6 +644,38 @@ mod tests {
         again.out("b", &order(3, 0, 20, 0)).unwrap();
         assert_eq!(again.record(), None);
         assert!(!Reservations::from_record("holder 1 x\nregistrant y\n").is_active());
+    }
+
+    #[test]
+    fn who_is_not_registered_and_asks_for_nothing_changes_nothing() {
+        let mut all = two();
+        all.out("a", &Order { lasting: true, ..order(6, 0, 0, 10) }).unwrap();
+        let before = (all.record(), all.generation);
+        all.out("stranger", &order(0, 0, 0, 0)).unwrap();
+        all.out("stranger", &order(6, 0, 7, 0)).unwrap();
+        assert_eq!((all.record(), all.generation), before);
+        assert!(before.0.is_some());
+    }
+
+    #[test]
+    fn one_initiator_leaves_room_for_others() {
+        let mut all = Reservations::default();
+        let full = Err(Denied::Check(Sense::NO_REGISTRATION_RESOURCES));
+        for n in 0..MAX_OF_ONE_NAME {
+            all.out(&format!("iqn.a,i,0x{n:012x}"), &order(0, 0, 0, 1)).unwrap();
+        }
+        assert_eq!(all.out("iqn.a,i,0xff", &order(0, 0, 0, 1)), full);
+        all.out("iqn.b,i,0xff", &order(0, 0, 0, 1)).unwrap();
+    }
+
+    #[test]
+    fn a_name_ends_no_line_of_the_record() {
+        let mut all = Reservations::default();
+        let forged = "a\nregistrant 0000000000000001 b";
+        all.out(forged, &Order { lasting: true, ..order(6, 0, 0, 10) }).unwrap();
+        let again = Reservations::from_record(&all.record().unwrap());
+        assert!(!again.is_registered("b"));
+        assert_eq!(again.registrants.len(), 1);
     }
 
     #[test]

@@ -1,11 +1,10 @@
 //! SANITIZE (SBC-3 §4.11, §5.24): OVERWRITE, BLOCK ERASE and EXIT FAILURE MODE. CRYPTOGRAPHIC ERASE
 //! is not there: nothing is encrypted. The disk below does the work in the background.
 
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::cdb::Command;
-use super::media::{check_cancel, Kind, Task};
+use super::media::{Cancel, Kind, Task};
 use super::nexus::{Nexus, Plan};
 use super::Sense;
 use crate::lun::{SanitizeOrder, SanitizeState};
@@ -95,7 +94,7 @@ pub(super) fn run(
     nexus: &Nexus,
     sanitize: Sanitize,
     list: &[u8],
-    cancel: &AtomicBool,
+    cancel: &Cancel<'_>,
 ) -> Result<(), Sense> {
     let failed = |error| nexus.sense_of(&error, true);
     let order = match sanitize.action {
@@ -116,7 +115,7 @@ pub(super) fn run(
         match nexus.disk().sanitize_state() {
             SanitizeState::Idle => return Ok(()),
             SanitizeState::Failed { .. } => return Err(Sense::SANITIZE_FAILED),
-            SanitizeState::Running(_) => check_cancel(cancel)?,
+            SanitizeState::Running(_) => cancel.check()?,
         }
         std::thread::sleep(LOOK_EVERY);
     }

@@ -140,6 +140,9 @@ impl Sense {
             BlockError::Sanitizing => Sense::SANITIZING,
             // LOGICAL UNIT NOT READY, MANUAL INTERVENTION REQUIRED
             BlockError::DeviceMissing => Sense::new(0x2, 0x04, 0x03),
+            // WRITE ERROR, without INFORMATION: a write is not done up to there, as an initiator
+            // would conclude, but not at all
+            BlockError::Medium { .. } if writing => Sense::new(0x3, 0x0C, 0x00),
             BlockError::Medium { offset_bytes } => Sense::new(0x3, 0x11, 0x00)
                 .with_information(offset_bytes / u64::from(block_bytes.max(1))),
             BlockError::Miscompare { offset_bytes } => {
@@ -193,5 +196,8 @@ mod tests {
     fn medium_errors_name_the_lba() {
         let sense = Sense::of_error(&BlockError::Medium { offset_bytes: 8192 }, 512, false);
         assert_eq!((sense.key, sense.asc, sense.information), (3, 0x11, Some(16)));
+        // Linux takes what lies before INFORMATION for written
+        let sense = Sense::of_error(&BlockError::Medium { offset_bytes: 8192 }, 512, true);
+        assert_eq!(sense, Sense::new(3, 0x0C, 0));
     }
 }

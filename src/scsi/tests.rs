@@ -6,6 +6,8 @@ use std::sync::Arc;
 use super::*;
 use crate::lun::{BlockIo, MemoryLun, SanitizeState};
 
+#[path = "tests_fence.rs"]
+mod fence;
 #[path = "tests_state.rs"]
 mod state;
 

@@ -153,3 +153,55 @@ fn a_copy_reaches_another_unit_as_its_initiator_may() {
     unknown[16 + 32 + 8] ^= 1;
     assert_eq!(copy(&unknown), (0xA, 0x0D, 2));
 }
+
+#[test]
+fn a_copy_is_as_durable_as_either_unit_promises() {
+    let (here, there) = (Bench::new(), Bench::named("u"));
+    let beside = Arc::new(Beside(Arc::clone(&there.unit), Arc::clone(&there.disk)));
+    let (nexus, holder) = (here.nexus("a").with_copy_targets(beside), there.nexus("b"));
+    let list = copy_list(&here.disk, &there.disk);
+    let mut cdb = [0u8; 16];
+    (cdb[0], cdb[13]) = (0x83, list.len() as u8);
+    let flushes = |own: &Nexus| {
+        let before = there.disk.flush_count();
+        assert_eq!(run(own, &cdb, &list).status, Status::Good);
+        there.disk.flush_count() - before
+    };
+    assert_eq!(flushes(&nexus), 0);
+    for (unit, byte) in [(&holder, 1), (&nexus, 0)] {
+        let mut page = run(unit, &[0x1A, 8, 0x08, 0, 255, 0], &[]).data;
+        (page[0], page[6]) = (0, page[6] & !4);
+        let select = [0x15, 0x10, 0, 0, page.len() as u8, 0];
+        assert_eq!(run(unit, &select, &page).status, Status::Good);
+        write(&nexus, 0, byte); // at last the copy is all zeros
+        assert_eq!(flushes(&nexus), 1, "WCE of {byte}");
+        page[6] |= 4;
+        assert_eq!(run(unit, &select, &page).status, Status::Good);
+    }
+}
+
+#[test]
+fn who_preempts_waits_for_a_copy_that_comes_by_another_unit() {
+    let (here, there) = (Bench::new(), Bench::named("u"));
+    let beside = Arc::new(Beside(Arc::clone(&there.unit), Arc::clone(&there.disk)));
+    let (nexus, holder) = (here.nexus("a").with_copy_targets(beside), there.nexus("b"));
+    write(&nexus, 0, 1);
+    let list = copy_list(&here.disk, &there.disk);
+    let mut cdb = [0u8; 16];
+    (cdb[0], cdb[13]) = (0x83, list.len() as u8);
+    let out = |action, key: u8, new: u8| {
+        let mut order = [0u8; 24];
+        (order[7], order[15]) = (key, new);
+        run(&holder, &[0x5F, action, 1, 0, 0, 0, 0, 0, 24, 0], &order).status
+    };
+    assert_eq!(out(0, 0, 2), Status::Good);
+    let delay = std::time::Duration::from_millis(200);
+    there.disk.set_blocking(Some(delay));
+    std::thread::scope(|scope| {
+        let copy = scope.spawn(|| run(&nexus, &cdb, &list).status);
+        std::thread::sleep(delay / 4);
+        assert_eq!(out(5, 2, 2), Status::Good);
+        assert_eq!(there.disk.write_count(), 1, "it came first, and is over");
+        assert_eq!(copy.join().unwrap(), Status::Good);
+    });
+}

@@ -2,12 +2,15 @@
 //! reservations, and the table through which a unit attention reaches every nexus.
 //!
 //! Invariants: a nexus is in the table from its creation to its drop; `flags` is what the command
-//! path reads and changes only under the table's lock.
+//! path reads and changes only under the table's lock; a task changes nothing but while it has its
+//! nexus's `turn` (or, for reservations, `changing`) and its stamp is that of `aborts`, so that
+//! whoever raised `aborts` and then had these alone has seen the last effect of what he aborted.
+//! Nobody who has a turn waits for another's.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use super::attention::{Attention, Attentions};
 use super::copy::Outcomes;
@@ -37,6 +40,8 @@ pub(super) struct NexusState {
     port: String,
     /// Rises whenever the tasks of this nexus are aborted from outside.
     aborts: AtomicU64,
+    /// Tasks that change something have it for reading while they do.
+    turn: RwLock<()>,
     /// True while `attentions` is not empty: what the command path looks at.
     pending: AtomicBool,
     attentions: Mutex<Attentions>,
@@ -48,8 +53,24 @@ impl NexusState {
         self.aborts.load(Ordering::Acquire)
     }
 
+    /// From here on what began before is refused; [`NexusState::settle`] waits for what runs.
     fn abort_tasks(&self) {
         self.aborts.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Waits until no aborted task can take effect any more.
+    fn settle(&self) {
+        drop(self.turn.write());
+    }
+
+    /// To be held by a task while it changes something; it looks at its stamp then.
+    pub fn turn(&self) -> RwLockReadGuard<'_, ()> {
+        self.turn.read()
+    }
+
+    /// The same without waiting.
+    pub fn try_turn(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        self.turn.try_read()
     }
 
     pub fn raise(&self, attention: Attention) {
@@ -80,6 +101,8 @@ pub struct LogicalUnit {
     /// One change of the reservations at a time, from its check until it is kept.
     changing: Mutex<()>,
     reservations: Mutex<Reservations>,
+    /// Copies that come by another unit have it for reading from their check to their end.
+    guests: RwLock<()>,
     copies: Outcomes,
     next_nexus: AtomicU64,
     nexuses: Mutex<Vec<Arc<NexusState>>>,
@@ -121,6 +144,7 @@ impl LogicalUnit {
             id: self.next_nexus.fetch_add(1, Ordering::Relaxed),
             port: port.to_owned(),
             aborts: AtomicU64::new(0),
+            turn: RwLock::new(()),
             pending: AtomicBool::new(false),
             attentions: Mutex::default(),
             prevents_removal: AtomicBool::new(false),
@@ -172,7 +196,8 @@ impl LogicalUnit {
     }
 
     /// LOGICAL UNIT RESET (SAM-5 §6.3.3): settings and PREVENT go, tasks of every nexus are aborted
-    /// (transports see it by [`super::Nexus::aborts`]), every nexus is told.
+    /// (transports see it by [`super::Nexus::aborts`]), every nexus is told. Tasks that run now end
+    /// by themselves: [`LogicalUnit::settle`].
     pub fn reset(&self) {
         self.set_flags(FLAGS_OF_RESET, self.saved_mode());
         self.with_reservations(Reservations::reset);
@@ -181,6 +206,13 @@ impl LogicalUnit {
             nexus.prevents_removal.store(false, Ordering::Release);
             nexus.raise(Attention::Reset);
         }
+    }
+
+    /// Waits until no task that was aborted can take effect any more.
+    pub fn settle(&self) {
+        drop(self.changing.lock());
+        let all = self.nexuses.lock().clone();
+        all.iter().for_each(|nexus| nexus.settle());
     }
 
     /// Works on the reservations, and keeps the flag that says whether there are any.
@@ -204,8 +236,9 @@ impl LogicalUnit {
         self.reservations.lock().allows(NOBODY, port, access)
     }
 
-    pub(super) fn reserve6(&self, nexus: &NexusState) -> Result<(), Denied> {
+    pub(super) fn reserve6(&self, nexus: &NexusState, stamp: u64) -> Result<(), Denied> {
         let _one = self.changing.lock();
+        not_aborted(nexus, stamp)?;
         self.with_reservations(|all| all.reserve6(nexus.id))
     }
 
@@ -222,29 +255,53 @@ impl LogicalUnit {
         self.reservations.lock().report(action, ports)
     }
 
-    /// PERSISTENT RESERVE OUT; PREEMPT AND ABORT also ends the tasks of those it preempts. What
-    /// outlives the server is kept by `disk` before it is so.
+    /// PERSISTENT RESERVE OUT; PREEMPT AND ABORT also ends the tasks of those it preempts, and
+    /// waits for it. What outlives the server is kept by `disk` before it is so.
     pub(super) fn reserve_out(
         &self,
-        nexus: &NexusState,
+        (nexus, stamp): (&NexusState, u64),
         order: &Order,
         disk: &dyn BlockIo,
     ) -> Result<(), Denied> {
+        let aborted = self.change_reservations((nexus, stamp), order, disk)?;
+        aborted.iter().for_each(|nexus| nexus.settle());
+        if order.aborts() {
+            drop(self.guests.write());
+        }
+        Ok(())
+    }
+
+    /// To be held while another unit's command works here; [`LogicalUnit::allows_port`] is asked
+    /// then.
+    pub(super) fn guest(&self) -> RwLockReadGuard<'_, ()> {
+        self.guests.read()
+    }
+
+    /// The nexuses whose tasks were aborted by it.
+    fn change_reservations(
+        &self,
+        (nexus, stamp): (&NexusState, u64),
+        order: &Order,
+        disk: &dyn BlockIo,
+    ) -> Result<Vec<Arc<NexusState>>, Denied> {
         let _one = self.changing.lock();
+        not_aborted(nexus, stamp)?;
         let mut next = self.reservations.lock().clone();
         next.out(&nexus.port, order)?;
         let kept = disk.keep_reservations(next.record().as_deref(), next.is_held());
         kept.map_err(|error| Denied::Check(Sense::of_error(&error, 1, true)))?;
         let notices = self.with_reservations(|all| all.out(&nexus.port, order))?;
+        let mut aborted = Vec::new();
         for other in self.nexuses.lock().iter() {
             for (_, attention) in notices.iter().filter(|(port, _)| *port == other.port) {
                 if order.aborts() && *attention == Attention::RegistrationsPreempted {
                     other.abort_tasks();
+                    aborted.push(Arc::clone(other));
                 }
                 other.raise(*attention);
             }
         }
-        Ok(())
+        Ok(aborted)
     }
 
     pub(super) fn prevent_removal(&self, nexus: &NexusState, prevent: bool) {
@@ -254,5 +311,13 @@ impl LogicalUnit {
     pub(super) fn removal_prevented(&self) -> bool {
         let nexuses = self.nexuses.lock();
         nexuses.iter().any(|nexus| nexus.prevents_removal.load(Ordering::Acquire))
+    }
+}
+
+/// A reservation command that was aborted while it waited changes nothing.
+fn not_aborted(nexus: &NexusState, stamp: u64) -> Result<(), Denied> {
+    match nexus.aborts() == stamp {
+        true => Ok(()),
+        false => Err(Sense::ABORTED.into()),
     }
 }

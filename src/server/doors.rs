@@ -148,7 +148,9 @@ impl OpenDoors {
             let bound = bound.and_then(|listener| Ok((listener.local_addr()?, listener)));
             let (local, listener) =
                 bound.map_err(|e| port_error("iscsi", &address.to_string(), &e))?;
-            door.portals.spawn(portal::serve(service.clone(), listener, door.stop.clone()));
+            let group = service.add_portal(local);
+            let serving = portal::serve(service.clone(), (listener, group), door.stop.clone());
+            door.portals.spawn(serving);
             let advertise = config.advertise.as_deref().map(|name| with_port(name, local.port()));
             self.engine.doors.add(Door {
                 kind: DoorKind::Iscsi,

@@ -4,7 +4,7 @@ use super::entrance::{local, note};
 use crate::access::{Book, Denial, Reason, Seen};
 use crate::control::doors::{snapshot_target_name, target_name, TARGET_PREFIX};
 use crate::iscsi::{Client, Demand, Refusal, Service, TargetDirectory};
-use crate::lun::{self, policy_time, split_snapshot, AttachRequest, BlockIo, Catalog, Lun};
+use crate::lun::{self, policy_time, AttachRequest, Attachment, BlockIo, Catalog, Lun};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -65,6 +65,37 @@ impl Targets {
         std::iter::once(target_name(lun)).chain(snapshots).collect()
     }
 
+    /// As [`Targets::lun`]; that there is none is noted.
+    fn known_lun(&self, client: &Client, target: &str) -> Result<Arc<Lun>, Refusal> {
+        self.lun(target).inspect_err(|_| {
+            let peer = client.peer.to_string();
+            let (who, why) =
+                ((client.initiator.as_str(), peer.as_str()), "there is no such target");
+            note(&self.book, "iscsi", who, None, Reason::NoSuchLun, why);
+        })
+    }
+
+    fn attach(
+        &self,
+        client: &Client,
+        lun: &Arc<Lun>,
+        how: fn(&Arc<Lun>, AttachRequest) -> lun::Result<Arc<Attachment>>,
+    ) -> Result<Arc<Attachment>, Refusal> {
+        let seen = seen(client);
+        let denied = |denial| self.denied(denial, client, lun);
+        let right = self.book.judge(&seen, lun.id()).map_err(denied)?;
+        let request = AttachRequest {
+            door: "iscsi",
+            client: client.initiator.clone(),
+            peer: client.peer.to_string(),
+            writable: right.writable,
+        };
+        let session = how(lun, request).map_err(|e| refusal(&e))?;
+        // The list may have changed before the session was there to be reviewed.
+        self.book.admit(&seen, &session).map_err(denied)?;
+        Ok(session)
+    }
+
     fn denied(&self, denial: Denial, client: &Client, lun: &Lun) -> Refusal {
         let (reason, refusal) = match denial {
             Denial::Unlisted | Denial::Nameless | Denial::Remote => {
@@ -92,6 +123,7 @@ impl TargetDirectory for Targets {
     fn demand(&self, client: &Client) -> Result<Demand, Refusal> {
         match self.book.find(&client.initiator) {
             Ok(None) => Ok(Demand::default()),
+            Ok(Some(one)) if !one.comes_from(client.peer.ip()) => Err(Refusal::Forbidden),
             Ok(Some(one)) => Ok(Demand { chap: one.chap, mutual: one.mutual, limits: one.limits }),
             Err(Denial::Unreadable) => Err(Refusal::Unavailable),
             Err(_) => Err(Refusal::Forbidden),
@@ -100,7 +132,13 @@ impl TargetDirectory for Targets {
 
     fn refused(&self, client: &Client, target: Option<&str>, reason: Reason) {
         let lun = target.and_then(|target| self.lun(target).ok());
+        let known = |name| self.book.find(name).is_ok_and(|found| found.is_some());
+        let reason = match reason {
+            Reason::Unlisted if known(&client.initiator) => Reason::Elsewhere,
+            other => other,
+        };
         let why = match reason {
+            Reason::Elsewhere => "the initiator may not come from this address",
             Reason::Unproved => "the initiator did not prove who it is",
             Reason::Unlisted => "the initiator is not defined",
             Reason::Limit => "the initiator has as many sessions as it may",
@@ -117,25 +155,15 @@ impl TargetDirectory for Targets {
         own.flat_map(|lun| self.targets_of(&lun.name())).collect()
     }
 
+    fn judge(&self, client: &Client, target: &str) -> Result<(), Refusal> {
+        let lun = self.known_lun(client, target)?;
+        let judged = self.book.judge(&seen(client), lun.id());
+        judged.map(drop).map_err(|denial| self.denied(denial, client, &lun))
+    }
+
     fn open(&self, client: &Client, target: &str) -> Result<Arc<dyn BlockIo>, Refusal> {
-        let lun = self.lun(target).inspect_err(|_| {
-            let reason = Reason::NoSuchLun;
-            let peer = client.peer.to_string();
-            let why = "there is no such target";
-            note(&self.book, "iscsi", (&client.initiator, &peer), None, reason, why);
-        })?;
-        let seen = seen(client);
-        let denied = |denial| self.denied(denial, client, &lun);
-        let right = self.book.judge(&seen, lun.id()).map_err(denied)?;
-        let request = AttachRequest {
-            door: "iscsi",
-            client: client.initiator.clone(),
-            peer: client.peer.to_string(),
-            writable: right.writable,
-        };
-        let session = lun.attach(request).map_err(|e| refusal(&e))?;
-        // The list may have changed before the session was there to be reviewed.
-        self.book.admit(&seen, &session).map_err(denied)?;
+        let lun = self.known_lun(client, target)?;
+        let session = self.attach(client, &lun, Lun::attach)?;
         // Until the client says that it leaves.
         session.lost();
         session.on_kick(self.kick(client.clone(), target.to_ascii_lowercase()));
@@ -144,13 +172,9 @@ impl TargetDirectory for Targets {
 
     fn find(&self, client: &Client, naa: &[u8; 16]) -> Option<Arc<dyn BlockIo>> {
         let all = self.catalog.disks();
+        // this very disk: its name may be another's by now
         let found = all.iter().find(|disk| disk.identity().naa == *naa)?;
-        let name = found.name();
-        let target = match split_snapshot(&name) {
-            (lun, None) => target_name(lun),
-            (lun, Some(snapshot)) => snapshot_target_name(lun, snapshot),
-        };
-        self.open(client, &target).ok()
+        Some(self.attach(client, found, Lun::attach_beside).ok()?)
     }
 }
 

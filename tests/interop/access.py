@@ -211,6 +211,13 @@ def rights(lab):
         login.close()
     check("they are counted", refused(lab, "unlisted") >= 2 and refused(lab, "not_allowed") == 1
           and refused(lab, "no_such_lun") == 1, lab.ask("status")["refused"])
+    define(lab, C, "--allow", "one", "--address", "10.1.0.0/16")
+    for target in ("one", None):
+        login = Login(lab.iscsi_port, C, target)
+        equal("an address that is not allowed", status_of(lambda: login.step([], 0x87)), FORBIDDEN)
+        login.close()
+    check("is counted too", eventually(lambda: refused(lab, "address") == 2))
+    lab.do("initiator", "remove", C)
     log = lab.do("lun", "log", "three", "--json")
     check("the log of the LUN has the refusal", A in log and "refused" in log, log)
     one, two = Iscsi(lab.iscsi_port, IQN + "one", A), Iscsi(lab.iscsi_port, IQN + "two", A)

@@ -2,11 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
+use lunfs::access::Limits;
 use lunfs::iscsi::pdu::{digest, Header};
-use lunfs::iscsi::{portal, Client, Options, Refusal, Service, TargetDirectory};
+use lunfs::iscsi::{portal, Client, Demand, Options, Refusal, Service, TargetDirectory};
 use lunfs::lun::{BlockIo, MemoryLun};
 use tokio_util::sync::CancellationToken;
 
@@ -16,9 +18,23 @@ pub const TARGET: &str = "iqn.2026-11.local.lunfs:ram";
 pub struct One {
     pub disk: Arc<MemoryLun>,
     pub extra: usize,
+    pub limits: Limits,
+    /// Nobody may use the disk any more.
+    pub closed: Arc<AtomicBool>,
 }
 
 impl TargetDirectory for One {
+    fn demand(&self, _client: &Client) -> Result<Demand, Refusal> {
+        Ok(Demand { limits: self.limits, ..Demand::default() })
+    }
+
+    fn judge(&self, _client: &Client, _target: &str) -> Result<(), Refusal> {
+        match self.closed.load(Ordering::Relaxed) {
+            true => Err(Refusal::Forbidden),
+            false => Ok(()),
+        }
+    }
+
     fn list(&self, _client: &Client) -> Vec<String> {
         let extra = (0..self.extra).map(|n| format!("iqn.2026-11.local.lunfs:extra-{n:05}"));
         std::iter::once(TARGET.to_owned()).chain(extra).collect()
@@ -38,6 +54,7 @@ pub struct Door {
     pub address: SocketAddr,
     pub service: Arc<Service>,
     pub disk: Arc<MemoryLun>,
+    pub closed: Arc<AtomicBool>,
     stop: CancellationToken,
     runtime: Option<tokio::runtime::Runtime>,
 }
@@ -48,8 +65,15 @@ impl Door {
     }
 
     pub fn with(size_bytes: u64, extra: usize, options: Options) -> Door {
+        Door::with_limits(size_bytes, extra, options, Limits::default())
+    }
+
+    /// Initiators may take so much of it.
+    pub fn with_limits(size_bytes: u64, extra: usize, options: Options, limits: Limits) -> Door {
         let disk = Arc::new(MemoryLun::new("ram", size_bytes, 512));
-        let directory = Arc::new(One { disk: Arc::clone(&disk), extra });
+        let closed = Arc::new(AtomicBool::new(false));
+        let one = One { disk: Arc::clone(&disk), extra, limits, closed: Arc::clone(&closed) };
+        let directory = Arc::new(one);
         let service = Service::new(directory, options).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -59,8 +83,9 @@ impl Door {
         let stop = CancellationToken::new();
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
-        runtime.spawn(portal::serve(Arc::clone(&service), listener, stop.clone()));
-        Door { address, service, disk, stop, runtime: Some(runtime) }
+        let group = service.add_portal(address);
+        runtime.spawn(portal::serve(Arc::clone(&service), (listener, group), stop.clone()));
+        Door { address, service, disk, closed, stop, runtime: Some(runtime) }
     }
 
     /// One more address of the door.
@@ -68,7 +93,8 @@ impl Door {
         let runtime = self.runtime.as_ref()?;
         let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).ok()?;
         let address = listener.local_addr().ok()?;
-        runtime.spawn(portal::serve(Arc::clone(&self.service), listener, self.stop.clone()));
+        let portal = (listener, self.service.add_portal(address));
+        runtime.spawn(portal::serve(Arc::clone(&self.service), portal, self.stop.clone()));
         Some(address)
     }
 

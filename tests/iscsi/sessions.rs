@@ -6,7 +6,7 @@ use lunfs::iscsi::pdu::{Header, NO_TAG};
 use lunfs::iscsi::Options;
 use lunfs::lun::BlockIo;
 
-use super::initiator::{write10, Door, Initiator};
+use super::initiator::{write10, Door, Initiator, TARGET};
 use super::MIB;
 
 fn log_out(one: &mut Initiator) {
@@ -99,12 +99,15 @@ fn a_session_that_is_dropped_is_asked_to_log_out() {
     log_out(&mut one);
     assert!(one.is_closed());
     // one that does not heed it is told of its end
-    let mut two = door.login();
+    let mut two = door.connect();
+    two.place.1 = 7;
+    two.login("iqn.2026-11.local.test:one", "").unwrap();
     two.settle();
     let session = door.service.sessions()[0].id;
     assert!(door.service.drop_session(session));
     assert_eq!(two.receive().unwrap().0 .0[36], 1);
-    assert_eq!(two.receive().unwrap().0 .0[36], 2);
+    let drops = two.receive().unwrap().0;
+    assert_eq!((drops.0[36], &drops.0[38..40]), (2, &[0, 7][..]), "the connection's CID");
     assert!(two.is_closed());
 }
 
@@ -181,4 +184,97 @@ fn discovery_names_every_portal_with_a_group_of_its_own() {
     let data = two.finish(groups, &[]).unwrap().data;
     assert_eq!(data[..4], [0, 0, 0, 16]);
     assert_eq!((data[11], data[15], data[19]), (2, 1, 2));
+}
+
+#[test]
+fn a_logout_of_what_is_not_there_ends_nothing() {
+    let door = Door::open(MIB);
+    let mut one = door.login();
+    one.settle();
+    let log_out = |one: &mut Initiator, reason: u8, cid: u16| {
+        let mut header = Header::reply(0x46, 0x80 | reason, 99);
+        header.set_word(20, u32::from(cid) << 16);
+        header.set_word(24, one.cmd_sn);
+        one.send(header, &[]);
+        let answer = one.receive().unwrap().0;
+        (answer.opcode(), answer.0[2])
+    };
+    assert_eq!(log_out(&mut one, 1, 9), (0x26, 1), "no such CID");
+    assert_eq!(log_out(&mut one, 2, 0), (0x26, 2), "no recovery");
+    assert_eq!(log_out(&mut one, 5, 0), (0x3F, 9), "no such reason");
+    one.settle();
+    assert_eq!(log_out(&mut one, 1, 0), (0x26, 0));
+    assert!(one.is_closed());
+}
+
+#[test]
+fn who_may_not_come_in_ends_nobodys_session() {
+    let door = Door::open(MIB);
+    let mut one = door.login();
+    one.settle();
+    door.closed.store(true, std::sync::atomic::Ordering::Relaxed);
+    let mut impostor = door.connect();
+    assert_eq!(impostor.login("iqn.2026-11.local.test:one", ""), Err(0x0202));
+    one.settle();
+}
+
+#[test]
+fn discovery_tells_of_one_target_where_one_is_named() {
+    let door = Door::with(MIB, 3, Options::default());
+    let mut one = door.connect();
+    one.login_text("InitiatorName=iqn.2026-11.local.test:one\0SessionType=Discovery\0").unwrap();
+    let mut ask = |name: &str| {
+        let mut header = Header::reply(0x04, 0x80, 77);
+        header.set_word(20, NO_TAG);
+        header.set_word(24, one.cmd_sn);
+        one.cmd_sn += 1;
+        one.send(header, format!("SendTargets={name}\0").as_bytes());
+        String::from_utf8(one.receive().unwrap().1).unwrap()
+    };
+    let told = ask(TARGET);
+    assert_eq!(told.matches("TargetName=").count(), 1, "{told:?}");
+    assert!(told.starts_with(&format!("TargetName={TARGET}\0TargetAddress=")), "{told:?}");
+    assert_eq!(ask("iqn.2026-11.local.lunfs:none"), "");
+    assert_eq!(ask("All").matches("TargetName=").count(), 4);
+}
+
+#[test]
+fn a_cold_reset_ends_all_sessions_of_the_target() {
+    let door = Door::open(MIB);
+    let (mut one, mut two) = (door.login(), door.connect());
+    two.login("iqn.2026-11.local.test:two", "").unwrap();
+    one.settle();
+    two.settle();
+    assert_eq!(super::manage(&mut one, 7, NO_TAG), 0);
+    assert!(one.is_closed() && two.is_closed());
+    door.login().settle();
+}
+
+#[test]
+fn no_write_ends_after_another_sessions_reset_is_answered() {
+    let door = Door::open(MIB);
+    let (mut one, mut two) = (door.login(), door.connect());
+    two.login("iqn.2026-11.local.test:two", "").unwrap();
+    one.settle();
+    two.settle();
+    door.disk.set_blocking(Some(Duration::from_millis(100)));
+    // more than run at a time
+    for lba in 0..100 {
+        two.command(&write10(lba, 512), 0xA0, 512, &[7; 512]);
+    }
+    while door.disk.write_count() == 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // LUN 0 in its flat form
+    let mut header = Header::reply(0x42, 0x85, 4711);
+    header.0[8] = 0x40;
+    header.set_word(24, one.cmd_sn);
+    one.send(header, &[]);
+    let answer = one.receive().unwrap().0;
+    assert_eq!((answer.opcode(), answer.0[2]), (0x22, 0));
+    let before = door.disk.write_count();
+    std::thread::sleep(Duration::from_millis(400));
+    assert_eq!(door.disk.write_count(), before);
+    assert!(before < 100);
+    door.disk.set_blocking(None);
 }

@@ -206,3 +206,46 @@ fn a_whole_list_after_a_crash_at_any_call() {
     };
     at_every_call(&formatted(), work, judge);
 }
+
+#[test]
+fn changes_of_one_initiator_at_once_are_all_kept() {
+    let pool = Pool::new();
+    let (lun, book) = (pool.lun("one", MIB), book(&pool.catalog));
+    book.add(A, allow(&lun, true), false).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 1..40 {
+                let edit = Edit { commands: Some(n), ..Edit::default() };
+                book.set(A, edit, false).unwrap();
+                assert_eq!(book.get(A).unwrap().limits.commands, n);
+            }
+        });
+        scope.spawn(|| {
+            for n in 1..40 {
+                let edit = Edit { quotas: vec![(lun.volume(), n * 4096)], ..Edit::default() };
+                book.set(A, edit, false).unwrap();
+                let right = book.get(A).unwrap().rights[&lun.volume()];
+                assert_eq!(right.quota_bytes, n * 4096);
+            }
+        });
+    });
+}
+
+#[test]
+fn no_initiator_proves_itself_by_what_the_target_says_to_another() {
+    let pool = Pool::new();
+    let book = book(&pool.catalog);
+    let (a, b) = (
+        || Some(Some(credential("the first secret"))),
+        || Some(Some(credential("the second secret"))),
+    );
+    book.add(A, Edit { chap: a(), ..Edit::default() }, false).unwrap();
+    let reflected = || Edit { chap: b(), mutual: a(), ..Edit::default() };
+    assert!(matches!(book.add(B, reflected(), false), Err(lunfs::access::Error::SameSecret)));
+    book.add(B, Edit { chap: b(), ..Edit::default() }, false).unwrap();
+    assert!(book.set(B, Edit { mutual: a(), ..Edit::default() }, false).is_err());
+    assert!(book.get(B).unwrap().mutual.is_none());
+    let third = || Some(Some(credential("the third secret")));
+    book.set(B, Edit { mutual: third(), ..Edit::default() }, false).unwrap();
+    assert!(book.set(A, Edit { chap: third(), ..Edit::default() }, false).is_err());
+}

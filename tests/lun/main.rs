@@ -9,6 +9,7 @@ mod kept;
 mod lease;
 mod pool;
 mod rot;
+mod scsi;
 mod settings;
 mod snapshots;
 mod transfer;

@@ -65,7 +65,6 @@ pub fn pool(pool: &OpenPool) -> Value {
         "consistency_points": stats.consistency_points,
         "groups": stats.groups,
         "checksum_errors": stats.checksum_errors,
-        "waits": waits(pool),
         "devices": devices(pool),
         "balance": balance(pool),
     })
@@ -257,6 +256,7 @@ pub fn status(pool_open: &OpenPool, doors: &Doors) -> Result<Value> {
     let luns = catalog.list();
     Ok(json!({
         "pool": pool(pool_open),
+        "waits": waits(pool_open),
         "scrub": super::scrub::summary(&pool_open.fs.scrub_status()),
         "doors": doors.to_json(),
         "luns": self::luns(catalog, doors)?,

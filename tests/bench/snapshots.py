@@ -200,7 +200,7 @@ def pause(lab):
                   f"median {statistics.median(each):6.2f}, "
                   f"longest behind each of {len(near[name])} (median) {behind_each:6.2f}, "
                   f"longest of {len(each)} {max(each):6.2f}", flush=True)
-    for name, took in lab.ask("status")["pool"].get("waits", {}).items():
+    for name, took in lab.ask("status")["waits"].items():
         print(f"waits    {name:18} {took['count']:6} times, mean {took['mean_us'] / 1000:8.3f} ms, "
               f"longest {took['longest_us'] / 1000:8.3f} ms", flush=True)
 

@@ -4,9 +4,9 @@ before it, in the first window after it (when what is shared is replaced), and i
     snapcost.py [--mib MIB] [--seconds S] [--rounds N]
 
 qcow2 by qemu-storage-daemon, over a Unix socket, with an external and an internal snapshot; btrfs
-and xfs on a loop device, by a reflink of the file (as root); lunfs over NBD. CPU time is that of the
-server, or of the client where the kernel serves: what the kernel does in threads of its own is not
-in it. Figures, no proof. Environment: LUNFS the program; DIR where everything lies.
+and xfs on a loop device, by a reflink of the file (as root); lunfs over NBD. CPU time is that of
+the server, or of the client where the kernel serves: what the kernel does in threads of its own is
+not in it. Figures, no proof. Environment: LUNFS the program; DIR where everything lies.
 """
 
 import argparse

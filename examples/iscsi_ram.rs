@@ -76,8 +76,10 @@ async fn main() -> std::io::Result<()> {
     let mut portals = Vec::new();
     for address in args.addresses {
         let listener = TcpListener::bind(address).await?;
-        println!("iscsi://{}/{}/0", listener.local_addr()?, One::name());
-        portals.push(tokio::spawn(portal::serve(Arc::clone(&service), listener, stop.clone())));
+        let local = listener.local_addr()?;
+        println!("iscsi://{local}/{}/0", One::name());
+        let portal = (listener, service.add_portal(local));
+        portals.push(tokio::spawn(portal::serve(Arc::clone(&service), portal, stop.clone())));
     }
     tokio::signal::ctrl_c().await?;
     stop.cancel();

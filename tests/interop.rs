@@ -49,6 +49,7 @@ macro_rules! scripts {
 scripts! {
     access => "interop/access.py",
     bad_blocks => "interop/bad_blocks.py",
+    changes => "interop/changes.py",
     coherence => "interop/coherence.py",
     commands => "interop/commands.py",
     errors => "interop/errors.py",

@@ -56,8 +56,8 @@ const HUNTS: &[Hunt] = &[
     Hunt(HealsFromAnyCopy, None, 7),
     Hunt(AcknowledgeBeforeStaleRecord, Some(Mixed), 99409407851),
     Hunt(SharedBlockFreed, Some(Mixed), 0),
-    Hunt(DeadListJoinedWrong, Some(Mixed), 0),
-    Hunt(CloneNotCounted, Some(Mixed), 0),
+    Hunt(DeadListJoinedWrong, Some(Versions), 1),
+    Hunt(CloneNotCounted, Some(Data), 0),
 ];
 
 /// Too rare for a bounded number of seeds: a test of its own plants it (`mirror/`).

@@ -331,11 +331,11 @@ fn gone_at_flush(device: &Arc<SimDevice>, n: u64, then: impl Fn() + Send + Sync 
 #[test]
 fn a_device_that_fails_while_copies_move_to_it_gets_them_when_it_is_back() {
     let mut came_back = 0;
-    for n in 1..40 {
+    for n in (1..40).step_by(2) {
         let devices = devices(&[35, 35, 35]);
         format(&devices[..2].to_vec(), Redundancy::Mirror);
         let fs = open(&devices[..2].to_vec()).unwrap();
-        let files = fill(&fs, 7, 6 << 20);
+        let files = fill(&fs, 7, 2 << 20);
         fs.add_device(devices[2].clone(), "third".into(), [7; 16]).unwrap();
         gone_at_flush(&devices[2], n, || {});
         for _ in 0..6 {
@@ -355,7 +355,7 @@ fn a_device_that_fails_while_copies_move_to_it_gets_them_when_it_is_back() {
         let fs = open(&devices).unwrap();
         assert_files(&fs, &files);
     }
-    assert!(came_back > 10, "{came_back}");
+    assert!(came_back > 5, "{came_back}");
 }
 
 /// The root that is durable may lead to what the map in memory does not name any more.

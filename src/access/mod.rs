@@ -6,6 +6,7 @@
 //! - [`Book`]: all of them, kept in the pool; it judges who may do what, and makes a change act on
 //!   the sessions that stand.
 //! - [`Crowd`]: bounds on those who have not proved anything yet.
+//! - [`Shares`], [`Share`]: what the connections of one client have together.
 //! - [`Refusals`]: who was turned away, counted, for `status`.
 //!
 //! Doors ask, and translate the answer into their protocol's words; they never decide.
@@ -19,6 +20,7 @@ mod kept;
 mod network;
 mod refusals;
 mod secret;
+mod shares;
 
 pub use book::{Book, Denial, Seen, PROVED_OTHERWISE};
 pub use crowd::{Crowd, Place};
@@ -27,3 +29,4 @@ pub use initiator::{check_name, Credential, Edit, Initiator, Limits, Right};
 pub use network::{Network, MAX_NETWORKS};
 pub use refusals::{Reason, Refusals, Refused};
 pub use secret::{BareSecret, Secret, MAX_SECRET_BYTES, MIN_SECRET_BYTES};
+pub use shares::{Share, Shares};

@@ -1,6 +1,6 @@
-//! `mount -t lunfs POOL DIR`, also from fstab and systemd: this program under the name of a helper of
-//! mount(8), `mount.lunfs` or `mount.fuse.lunfs`. It starts a server in a session of its own, which
-//! ends when it is unmounted, and returns when the mount stands.
+//! `mount -t lunfs POOL DIR`, also from fstab and systemd: this program under the name of a helper
+//! of mount(8), `mount.lunfs` or `mount.fuse.lunfs`. It starts a server in a session of its own,
+//! which ends when it is unmounted, and returns when the mount stands.
 
 use super::output;
 use rustix::mount::{mount_bind, mount_remount, MountFlags};

@@ -1,22 +1,28 @@
-//! What changed of a file between two versions.
+//! What changed of a file between two versions, or since one.
 //!
 //! The walk goes down both trees beside each other and skips what both have; beside a bookmark, an
 //! epoch kept by name, it skips what was born by then: a hole keeps the epoch in which it was made.
 //! So its cost grows with the change. It reads, and frees nothing.
+//!
+//! A file that lives is looked at under its lock until a node has to be read; then the walk goes on
+//! from there, in the tree as it is by then. So whatever had changed when the walk began is told;
+//! of what changes meanwhile some is.
 
 use super::core::*;
 use super::error::{Error, Result};
+use super::handle::File;
 use super::pool::Fs;
-use super::tree::{reach, MAX_HEIGHT};
+use super::tree::{reach, slots_of, Miss, NodeSource, Slot, MAX_HEIGHT};
 use super::types::*;
 use crate::device::BLOCK_BYTES;
-use fs_layout::{InodeKind, Pointer, POINTERS_PER_NODE};
+use fs_layout::{InodeKind, POINTERS_PER_NODE};
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 const BS: u64 = BLOCK_BYTES as u64;
 
-/// Nodes that one answer reads at most on each side (and the path to where it begins): what is read
-/// is pinned until it is done, and consistency points wait for pins.
+/// Nodes that one answer looks at on each side (and the path to where it begins): about a
+/// millisecond, for which writers of a file that lives may have to wait.
 const NODES_AT_ONCE: u32 = 1024;
 
 /// What a file is compared with.
@@ -48,59 +54,96 @@ pub struct Diff {
     pub next_bytes: Option<u64>,
 }
 
-/// One side of the walk: a pointer and the height of what it leads to.
-#[derive(Clone, Copy)]
-struct Side(Pointer, u8);
+/// One side of the walk: what leads to a subtree, and its height.
+#[derive(Clone)]
+struct Side(Slot, u8);
 
-/// Nothing, as far as anybody knows.
-const NOTHING: Side = Side(Pointer { block: 0, birth: 0, crc: 0, cloned: false }, 0);
+impl Side {
+    /// Nothing, as far as anybody knows.
+    fn nothing() -> Side {
+        Side(Slot::hole(0), 0)
+    }
 
-struct Walk<'a> {
-    core: &'a Core,
+    /// What it has below slot `index` of a node of this height.
+    fn below(&self, slots: &[Slot], height: u8, index: usize) -> Side {
+        match self.1 {
+            // A lower tree stands below the first slot of a taller one.
+            h if h < height && index == 0 => self.clone(),
+            h if h < height => Side::nothing(),
+            _ => Side(slots.get(index).cloned().unwrap_or(Slot::hole(0)), height - 1),
+        }
+    }
+}
+
+struct Walk {
     /// Nothing born up to this epoch has changed.
     since: Option<u64>,
     /// When holes were made that say nothing of it.
     cleared: u64,
+    /// Where the answer begins.
     from: u64,
+    /// Blocks that are asked for; what lies before is told.
+    range: Range<u64>,
     max: usize,
     nodes_left: u32,
     out: Diff,
 }
 
-impl Walk<'_> {
-    /// What a side has below slot `index` of a node of this height.
-    fn below(&self, side: Side, nodes: &[Pointer], height: u8, index: usize) -> Side {
-        match side.1 {
-            // A lower tree stands below the first slot of a taller one.
-            h if h < height && index == 0 => side,
-            h if h < height => NOTHING,
-            _ => Side(nodes.get(index).copied().unwrap_or_default(), height - 1),
-        }
+impl Walk {
+    fn new(since: Option<u64>, range: Range<u64>, max: usize) -> Walk {
+        let (from, max, out) = (range.start, max.max(1), Diff::default());
+        Walk { since, cleared: 0, from, range, max, nodes_left: NODES_AT_ONCE, out }
     }
 
-    /// A node's pointers, if the side has a node at this height.
-    fn nodes(&self, side: Side, height: u8) -> Result<Vec<Pointer>> {
+    /// From the tops of both trees, as far as it comes.
+    fn pass(
+        &mut self,
+        nodes: &dyn NodeSource,
+        old: &Side,
+        new: &Side,
+        cleared: u64,
+    ) -> std::result::Result<(), Miss> {
+        self.cleared = cleared;
+        // A file that was cut short may have lost what its tree cannot reach any more.
+        let height = if self.since.is_some() { MAX_HEIGHT } else { old.1.max(new.1) };
+        self.walk(nodes, old, new, height, 0)
+    }
+
+    /// A node's slots, if the side has a node at this height.
+    fn slots(
+        &self,
+        nodes: &dyn NodeSource,
+        side: &Side,
+        height: u8,
+    ) -> std::result::Result<Vec<Slot>, Miss> {
         if side.1 < height || side.0.is_hole() {
             // All of a hole was made when it was.
-            return Ok(vec![Pointer::hole(side.0.birth); POINTERS_PER_NODE]);
+            return Ok(vec![Slot::hole(side.0.birth()); POINTERS_PER_NODE]);
         }
-        let raw = self.core.store.read(&side.0)?;
-        let at = |i| side.0.child(&raw.bytes.0, i).map_err(|e| Error::Format(e.to_string()));
-        (0..POINTERS_PER_NODE).map(at).collect()
+        slots_of(nodes, &side.0)
     }
 
-    fn walk(&mut self, old: Side, new: Side, height: u8, base: u64) -> Result<()> {
-        let span = reach(height);
-        if self.out.next_bytes.is_some() || base + span <= self.from {
-            return Ok(());
+    fn is_unchanged(&self, old: &Side, new: &Side) -> bool {
+        match self.since {
+            Some(since) if new.0.is_hole() => new.0.birth().max(self.cleared) <= since,
+            Some(since) => new.0.birth() <= since,
+            None if old.0.is_hole() || new.0.is_hole() => old.0.is_hole() && new.0.is_hole(),
+            // What has no place yet is newer than any snapshot that can be read.
+            None => old.1 == new.1 && old.0.pointer().is_some_and(|p| Some(p) == new.0.pointer()),
         }
-        let same = old.0 == new.0 && (old.1 == new.1 || old.0.is_hole());
-        let unchanged = match self.since {
-            Some(since) if new.0.is_hole() => new.0.birth.max(self.cleared) <= since,
-            Some(since) => new.0.birth <= since,
-            None => same || (old.0.is_hole() && new.0.is_hole()),
-        };
-        if unchanged {
+    }
+
+    fn walk(
+        &mut self,
+        nodes: &dyn NodeSource,
+        old: &Side,
+        new: &Side,
+        height: u8,
+        base: u64,
+    ) -> std::result::Result<(), Miss> {
+        let span = reach(height);
+        let is_outside = base + span <= self.range.start || base >= self.range.end;
+        if self.out.next_bytes.is_some() || is_outside || self.is_unchanged(old, new) {
             return Ok(());
         }
         if new.0.is_hole() || height == 0 {
@@ -111,17 +154,23 @@ impl Walk<'_> {
             self.out.next_bytes = Some(base * BS);
             return Ok(());
         }
-        self.nodes_left = self.nodes_left.saturating_sub(1);
-        let (a, b) = (self.nodes(old, height)?, self.nodes(new, height)?);
+        let a = self.slots(nodes, old, height);
+        let both = a.and_then(|a| Ok((a, self.slots(nodes, new, height)?)));
+        let (a, b) = both.inspect_err(|_| self.range.start = self.range.start.max(base))?;
+        if base >= self.range.start {
+            // The path to there is looked at again after each miss.
+            self.nodes_left = self.nodes_left.saturating_sub(1);
+        }
         for i in 0..POINTERS_PER_NODE {
-            let (x, y) = (self.below(old, &a, height, i), self.below(new, &b, height, i));
-            self.walk(x, y, height - 1, base + i as u64 * reach(height - 1))?;
+            let (x, y) = (old.below(&a, height, i), new.below(&b, height, i));
+            self.walk(nodes, &x, &y, height - 1, base + i as u64 * reach(height - 1))?;
         }
         Ok(())
     }
 
     fn add(&mut self, first: u64, count: u64, is_data: bool) {
-        let (first, end) = (first.max(self.from), first + count);
+        let end = (first + count).min(self.range.end);
+        let first = first.max(self.range.start);
         let (offset_bytes, length_bytes) = (first * BS, (end - first) * BS);
         if let Some(last) = self.out.extents.last_mut() {
             let follows = last.offset_bytes + last.length_bytes == offset_bytes;
@@ -142,56 +191,90 @@ impl Fs {
     /// What changed of a snapshot's file (`to`) since `base`, from `from_bytes` on: at most `max`
     /// extents, and what about a thousand nodes tell; so there may be none, and yet more to come.
     pub fn diff(&self, base: DiffBase, to: NodeId, from_bytes: u64, max: usize) -> Result<Diff> {
-        self.core().diff(base, to, from_bytes, max)
+        let core = self.core();
+        if to.volume == TABLE || !core.volume(to.volume)?.is_frozen {
+            return Err(Error::Invalid("only snapshots are compared"));
+        }
+        core.diff(base, &*core.inode(to)?, from_bytes / BS..u64::MAX, max)
+    }
+}
+
+impl File {
+    /// What changed of it since `base` in the range of bytes, at most `max` extents of whole blocks
+    /// that may reach beyond the end of the file, and what about a thousand nodes tell. All that
+    /// had changed before the call is in the answer. A `base` in epochs must be of the file's own
+    /// history.
+    pub fn changed_since(
+        &self,
+        base: DiffBase,
+        range_bytes: Range<u64>,
+        max: usize,
+    ) -> Result<Diff> {
+        let blocks = range_bytes.start / BS..range_bytes.end.div_ceil(BS);
+        self.core().diff(base, self.inode(), blocks, max)
     }
 }
 
 impl Core {
-    /// A snapshot's file, and when it last lost all its data.
-    fn frozen_tree(&self, id: NodeId) -> Result<Option<(Side, u64)>> {
+    /// A snapshot's file.
+    fn frozen_tree(&self, id: NodeId) -> Result<Side> {
         if id.volume == TABLE || !self.volume(id.volume)?.is_frozen {
-            return Err(Error::Invalid("only snapshots are compared"));
+            return Err(Error::Invalid("only snapshots are compared with"));
         }
         let record = match self.inode(id) {
             Ok(inode) => inode.state.read().meta,
-            Err(Error::Stale) => return Ok(None),
+            Err(Error::Stale) => return Ok(Side::nothing()),
             Err(e) => return Err(e),
         };
-        let there = record.kind != InodeKind::Free;
-        Ok(there.then_some((Side(record.root, record.height), record.cleared)))
+        match record.kind == InodeKind::Free {
+            true => Ok(Side::nothing()),
+            false => Ok(Side(Slot::Ptr(record.root), record.height)),
+        }
     }
 
-    fn diff(&self, base: DiffBase, to: NodeId, from_bytes: u64, max: usize) -> Result<Diff> {
-        // What must be waited for comes before the pin.
-        self.volume(to.volume)?;
-        if let DiffBase::Snapshot(volume) = base {
-            self.volume(volume)?;
-        }
-        let _pin = self.pins.pin(&self.epoch);
-        let (new, cleared) = self.frozen_tree(to)?.ok_or(Error::Stale)?;
+    fn diff(&self, base: DiffBase, to: &Inode, blocks: Range<u64>, max: usize) -> Result<Diff> {
         let (old, since) = match base {
-            DiffBase::Epoch(epoch) => (NOTHING, Some(epoch)),
+            DiffBase::Epoch(epoch) => (Side::nothing(), Some(epoch)),
             DiffBase::Snapshot(volume) => {
-                let found = self.frozen_tree(NodeId { volume, ..to })?;
-                (found.map_or(NOTHING, |f| f.0), None)
+                // May have to be waited for, before anything is pinned.
+                (self.frozen_tree(NodeId { volume, ..to.id })?, None)
             }
         };
-        // A file that was cut short may have lost what its tree cannot reach any more.
-        let height = if since.is_some() { MAX_HEIGHT } else { old.1.max(new.1) };
-        let (from, max) = (from_bytes / BS, max.max(1));
-        let (nodes_left, out) = (NODES_AT_ONCE, Diff::default());
-        let mut walk = Walk { core: self, since, cleared, from, max, nodes_left, out };
-        walk.walk(old, new, height, 0)?;
-        let versions = match base {
-            DiffBase::Snapshot(volume) => vec![volume, to.volume],
-            DiffBase::Epoch(_) => vec![to.volume],
-        };
-        // Asked after the pin: what a deletion frees later was still there for us.
-        let deleted =
-            |v: &VolumeId| self.volumes.get(v).is_none_or(|v| v.deleted.load(Ordering::Acquire));
-        match versions.iter().any(deleted) {
-            true => Err(Error::Stale),
-            false => Ok(walk.out),
+        let mut walk = Walk::new(since, blocks, max);
+        let mut held = Held::new(&self.store);
+        loop {
+            let _pin = self.pins.pin(&self.epoch);
+            let from = walk.range.start;
+            let stopped = self.diff_pass(&mut walk, &held, &old, to)?;
+            // Asked behind the pin: what a deletion frees later was still there for us.
+            if let DiffBase::Snapshot(volume) = base {
+                let known = self.volumes.get(&volume);
+                if known.is_none_or(|v| v.deleted.load(Ordering::Acquire)) {
+                    return Err(Error::Stale);
+                }
+            }
+            if walk.range.start > from {
+                held = Held::new(&self.store);
+            }
+            match stopped {
+                Ok(()) => return Ok(walk.out),
+                Err(miss) => held.fetch(miss)?,
+            }
         }
+    }
+
+    fn diff_pass(
+        &self,
+        walk: &mut Walk,
+        held: &Held<'_>,
+        old: &Side,
+        to: &Inode,
+    ) -> Result<std::result::Result<(), Miss>> {
+        let state = to.state.read();
+        if Core::is_ended(to, &state) {
+            return Err(Error::Stale);
+        }
+        let new = Side(state.tree.root.clone(), state.tree.height);
+        Ok(walk.pass(held, old, &new, state.meta.cleared))
     }
 }

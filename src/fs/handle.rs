@@ -50,6 +50,14 @@ impl File {
         self.inode.id
     }
 
+    pub(crate) fn core(&self) -> &Core {
+        &self.core
+    }
+
+    pub(crate) fn inode(&self) -> &Inode {
+        &self.inode
+    }
+
     fn check(&self) -> Result<()> {
         if self.core.closed.load(Ordering::Relaxed)
             || self.inode.volume.deleted.load(Ordering::Relaxed)

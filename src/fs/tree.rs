@@ -41,6 +41,15 @@ impl Slot {
         matches!(self, Slot::Ptr(p) if p.is_hole())
     }
 
+    /// When it was linked.
+    pub fn birth(&self) -> u64 {
+        match self {
+            Slot::Ptr(p) => p.birth,
+            Slot::Data(birth, _) => *birth,
+            Slot::Node(n) => n.birth,
+        }
+    }
+
     /// The same object?
     pub fn same(&self, other: &Slot) -> bool {
         match (self, other) {
@@ -176,6 +185,18 @@ fn child(nodes: &dyn NodeSource, slot: &Slot, index: usize) -> Result<Slot, Miss
         Slot::Ptr(p) if p.is_hole() => Ok(Slot::Ptr(*p)),
         Slot::Ptr(p) => slot_at(p, &*raw(nodes, p)?, index),
         Slot::Data(..) => Err(Miss::Bad(Error::Invalid("a data block stands where a node should"))),
+    }
+}
+
+/// All slots of the node that a slot leads to.
+pub(crate) fn slots_of(nodes: &dyn NodeSource, slot: &Slot) -> Result<Vec<Slot>, Miss> {
+    match slot {
+        Slot::Node(n) => Ok(n.slots.clone()),
+        Slot::Ptr(p) if !p.is_hole() => {
+            let raw = raw(nodes, p)?;
+            (0..POINTERS_PER_NODE).map(|i| slot_at(p, &raw, i)).collect()
+        }
+        _ => Err(Miss::Bad(Error::Invalid("a data block stands where a node should"))),
     }
 }
 

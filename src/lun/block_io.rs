@@ -118,6 +118,26 @@ pub struct Extent {
     pub mapped: bool,
 }
 
+/// One run of a disk as to whether it changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChangeRun {
+    /// Length in bytes, never zero.
+    pub length_bytes: u64,
+    /// It may hold other bytes than it held.
+    pub is_changed: bool,
+}
+
+/// What changed of a disk since an earlier state of it.
+pub trait ChangeMap: Send + Sync + fmt::Debug {
+    /// Of which disk: its [`Identity::naa`].
+    fn naa(&self) -> [u8; 16];
+
+    /// Runs from `offset` on, one behind the other, at least one and at most `max`, which may end
+    /// before `offset + length`. Whatever returned before the call is in the answer. `length` is
+    /// not zero.
+    fn runs(&self, offset: u64, length: u64, max: usize) -> Result<Vec<ChangeRun>, BlockError>;
+}
+
 /// A disk whose blocks another one can share.
 #[derive(Debug, Clone)]
 pub struct CloneSource(pub(super) Arc<Lun>);

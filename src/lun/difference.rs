@@ -75,7 +75,13 @@ impl Catalog {
             Newer::Now(hidden) => hidden.id,
         };
         let (base, older) = match known.is_bookmark {
-            true => (self.bookmark_base(&subject, &known.name, &newer)?, None),
+            true => {
+                let (of, epoch) = match &newer {
+                    Newer::Snapshot(open) => (open.info().of, open.info().epoch),
+                    Newer::Now(_) => (subject.volume(), u64::MAX),
+                };
+                (DiffBase::Epoch(subject.bookmark_epoch(&known.name, of, epoch)?), None)
+            }
             false => {
                 let open = OpenSnapshot::open(&subject, &known.name)?;
                 (DiffBase::Snapshot(open.volume()), Some(open))
@@ -85,26 +91,24 @@ impl Catalog {
         let to = fs.open_file(fs.lookup(root, b"data")?.id)?;
         Ok(Difference { fs, base, to, next_bytes: Some(0), _older: older, _newer: newer })
     }
+}
 
-    /// A bookmark says something of the states that came later in its own line.
-    fn bookmark_base(&self, subject: &Subject, name: &str, newer: &Newer) -> Result<DiffBase> {
-        let volume = subject.volume();
-        let all = self.shared.fs.bookmark_list(volume)?;
+impl Subject {
+    /// The epoch of a bookmark, where it says something of the state that volume `of` had at
+    /// `epoch`: of the states that came later in its own line.
+    pub(super) fn bookmark_epoch(&self, name: &str, of: VolumeId, epoch: u64) -> Result<u64> {
+        let all = self.shared().fs.bookmark_list(self.volume())?;
         let bookmark = all.into_iter().find(|one| one.name == name);
-        let bookmark = bookmark.ok_or_else(|| subject.missing(name))?;
-        let (of, epoch) = match newer {
-            Newer::Snapshot(open) => (open.info().of, open.info().epoch),
-            Newer::Now(_) => (volume, u64::MAX),
-        };
+        let bookmark = bookmark.ok_or_else(|| self.missing(name))?;
         if bookmark.of == of && bookmark.epoch <= epoch {
-            return Ok(DiffBase::Epoch(bookmark.epoch));
+            return Ok(bookmark.epoch);
         }
         let why = match bookmark.of == of {
             true => "the bookmark is younger than the snapshot",
             false => "a rollback lies between them",
         };
         Err(Error::Snapshot {
-            what: format!("'{}@{name}' is no base for this difference", subject.name()),
+            what: format!("'{}@{name}' is no base for this difference", self.name()),
             why: why.to_owned(),
             remedy: "compare with a snapshot".to_owned(),
         })

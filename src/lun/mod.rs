@@ -15,6 +15,7 @@ mod attributes;
 mod block_io;
 mod catalog;
 mod change;
+mod changed;
 mod changes;
 mod copies;
 mod damage;
@@ -48,9 +49,11 @@ mod unit;
 pub use attachment::{AttachRequest, Attachment, Rights, SessionId, SessionInfo};
 pub use attributes::{rfc3339, Access, Attributes, Settings, MAX_ATTRIBUTES_TEXT_BYTES};
 pub use block_io::{
-    BlockError, BlockIo, CloneSource, Extent, Geometry, Identity, Provisioning, SUM_BYTES,
+    BlockError, BlockIo, ChangeMap, ChangeRun, CloneSource, Extent, Geometry, Identity,
+    Provisioning, SUM_BYTES,
 };
 pub use catalog::{Catalog, CatalogOptions, CreateLun, DeleteOptions, TreeNameGuard};
+pub use changed::ChangedSince;
 pub use changes::{Change, Subscription};
 pub use damage::BadPlace;
 pub use data_file::{DataFile, OpenIntent};

@@ -83,6 +83,10 @@ impl OpenSnapshot {
         &self.info.name
     }
 
+    pub(super) fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
     pub(super) fn info(&self) -> &SnapshotInfo {
         &self.info
     }

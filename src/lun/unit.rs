@@ -340,6 +340,10 @@ impl Lun {
         self.snapshot.is_some()
     }
 
+    pub(super) fn own_snapshot(&self) -> Option<&OpenSnapshot> {
+        self.snapshot.as_ref()
+    }
+
     /// Its volume at this moment: another one after a rollback.
     pub fn volume(&self) -> VolumeId {
         self.files().volume

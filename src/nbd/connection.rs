@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, watch, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::buffer::{Buffer, Pool};
 use super::directory::{Export, ExportDirectory, Peer};
-use super::errors::Error;
+use super::errors::{Error, WireError};
 use super::haggle;
 use super::handshake::Terms;
 use super::inbox::{Inbox, Incoming, Payload};
@@ -30,12 +30,15 @@ use super::tls::Tls;
 use super::transmission::{self, Command};
 use super::wire::Request;
 use super::work::{self, Done, Job};
-use crate::access::Place;
+use crate::access::{Place, Shares};
 use crate::shards::{Eagerness, Seat};
 
 /// Requests of one connection on blocking threads: enough to keep a device busy, few enough to
 /// leave threads to others.
 pub const MAX_IN_FLIGHT: usize = 32;
+/// Blocking threads that the requests of one client on one export may have: a quarter of those of
+/// one [`crate::shards`] thread, so that others are served while these wait.
+const THREADS_EACH: usize = 64;
 /// Memory of these requests above which no further one is begun.
 pub const MAX_IN_FLIGHT_BYTES: usize = 16 << 20;
 /// Unsent replies above which no further request is begun.
@@ -76,6 +79,8 @@ struct Connection {
     pool: Pool,
     events: mpsc::Receiver<Event>,
     report: mpsc::Sender<Event>,
+    /// Of the client's requests on this disk.
+    threads: Arc<Semaphore>,
     in_flight: usize,
     in_flight_bytes: usize,
     tally: Tally,
@@ -103,7 +108,7 @@ pub async fn run(
     mut stream: Stream,
     Guest { mut peer, mut place, tls }: Guest,
     directory: Arc<dyn ExportDirectory>,
-    sessions: &Sessions,
+    (sessions, shares): (&Sessions, &Shares<Semaphore>),
     mut stop: watch::Receiver<bool>,
     seat: Seat,
 ) -> Result<(), Error> {
@@ -118,7 +123,9 @@ pub async fn run(
     };
     place.logged_in();
     let (report, events) = mpsc::channel(MAX_IN_FLIGHT + 2);
-    let entry = sessions.enter(peer, export.name.clone(), report.clone());
+    let own = format!("{}\0{}", peer.client(), export.name);
+    let threads = shares.of(&own, || Semaphore::new(THREADS_EACH));
+    let entry = sessions.enter(peer, &export, report.clone());
     let mut connection = Connection {
         stream,
         export,
@@ -129,6 +136,7 @@ pub async fn run(
         pool: Pool::default(),
         events,
         report,
+        threads,
         in_flight: 0,
         in_flight_bytes: 0,
         tally: Tally::default(),
@@ -203,6 +211,9 @@ impl Connection {
             }
             Ok(command) => self.hand_over(request, command, None),
             Err(error) => {
+                if error == WireError::NotPermitted {
+                    self.export.io.write_refused();
+                }
                 let tail = self.outbox.tail(transmission::MAX_STATUS_BYTES, &mut self.pool);
                 let before = tail.filled().len();
                 transmission::put_error(tail, &request, &self.terms, error, "refused", None);
@@ -321,10 +332,21 @@ impl Connection {
         let report = self.report.clone();
         // The channel has room for every job in flight: a refusal means that nobody listens any
         // more.
-        tokio::task::spawn_blocking(move || {
+        let run = move |permit: Option<OwnedSemaphorePermit>| {
             let done = catch_unwind(AssertUnwindSafe(|| job.run()));
             let _ = report.try_send(done.map_or(Event::Broken, Event::Done));
-        });
+            drop(permit);
+        };
+        match Arc::clone(&self.threads).try_acquire_owned() {
+            Ok(permit) => drop(tokio::task::spawn_blocking(move || run(Some(permit)))),
+            Err(_) => {
+                let permit = Arc::clone(&self.threads).acquire_owned();
+                tokio::spawn(async move {
+                    let permit = permit.await;
+                    tokio::task::spawn_blocking(move || run(permit.ok()))
+                });
+            }
+        }
     }
 
     /// A client that sends one request at a time has nothing that could be done meanwhile; then the

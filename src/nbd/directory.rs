@@ -4,7 +4,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::lun::BlockIo;
+use crate::access::Reason;
+use crate::lun::{BlockIo, ChangeMap};
 
 /// Where a client sits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +40,17 @@ impl Peer {
     }
 }
 
+impl Peer {
+    /// Who it is beyond one connection.
+    pub fn client(&self) -> String {
+        match (&self.certificate_name, &self.address) {
+            (Some(name), _) => name.clone(),
+            (None, PeerAddress::Tcp(address)) => address.ip().to_canonical().to_string(),
+            (None, PeerAddress::Unix { uid, .. }) => format!("unix:uid={uid}"),
+        }
+    }
+}
+
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.address {
@@ -67,6 +79,8 @@ pub struct Export {
     pub description: String,
     /// The disk.
     pub io: Arc<dyn BlockIo>,
+    /// By what the directory finds the connection among [`super::NbdServer::sessions`].
+    pub tag: u64,
 }
 
 /// Why an export is not opened. The text goes to the client where the protocol lets it.
@@ -95,6 +109,28 @@ pub trait ExportDirectory: Send + Sync {
     /// is returned is used for [`BlockIo::geometry`] alone and dropped at once.
     fn describe(&self, name: &str, peer: &Peer) -> Result<Export, Refusal> {
         self.open(name, peer)
+    }
+
+    /// Somebody was turned away before it named an export. Does not block.
+    fn turned_away(&self, who: &str, reason: Reason) {
+        let _ = (who, reason);
+    }
+
+    /// Names of the earlier states that an export can be compared with.
+    fn change_bases(&self, name: &str, peer: &Peer) -> Result<Vec<String>, Refusal> {
+        let _ = (name, peer);
+        Ok(Vec::new())
+    }
+
+    /// What changed of an export since one of them. `None`: there is none of this name.
+    fn changed_since(
+        &self,
+        name: &str,
+        base: &str,
+        peer: &Peer,
+    ) -> Result<Option<Arc<dyn ChangeMap>>, Refusal> {
+        let _ = (name, base, peer);
+        Ok(None)
     }
 }
 

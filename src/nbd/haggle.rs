@@ -7,6 +7,7 @@ use super::errors::Error;
 use super::handshake::{Description, Handshake, Step, Terms, TlsRule};
 use super::stream::Stream;
 use super::tls::Tls;
+use crate::access::Reason;
 use crate::lun::Geometry;
 
 /// The open export, the terms, and what was received behind the handshake.
@@ -43,7 +44,10 @@ pub async fn agree(
                     return Err(Error::Protocol("bytes in the clear behind STARTTLS"));
                 }
                 stream.send_all(&std::mem::take(&mut handshake.output)).await?;
-                peer.certificate_name = Some(start_tls(stream, tls).await?);
+                let started = start_tls(stream, tls).await;
+                let away = |_: &Error| directory.turned_away(&peer.to_string(), Reason::Unproved);
+                let name = started.inspect_err(away)?;
+                peer.certificate_name = Some(name);
             }
             Step::List => match ask(directory, peer, |d, p| d.list(p)).await? {
                 Ok(entries) => handshake.listed(&entries),
@@ -55,9 +59,18 @@ pub async fn agree(
                     Err(refusal) => handshake.refused(refusal)?,
                 }
             }
+            Step::Contexts(wish) => {
+                match ask(directory, peer, move |d, p| wish.find(d, p)).await? {
+                    Ok(found) => handshake.found(found),
+                    Err(refusal) => handshake.refused(refusal)?,
+                }
+            }
             Step::Open(name) => match ask(directory, peer, move |d, p| d.open(&name, p)).await? {
                 Ok(export) => {
                     let terms = handshake.opened(describe(&export, &export.io.geometry()));
+                    if !terms.changes.are_of(&export.io.identity().naa) {
+                        return Err(Error::Protocol("contexts of another disk of this name"));
+                    }
                     stream.send_all(&handshake.output).await?;
                     return Ok(Some((export, terms, held)));
                 }

@@ -9,6 +9,7 @@
 //! Bounds: an option's data above [`MAX_OPTION_BYTES`] is skipped, never stored; above
 //! `MAX_SKIPPED_BYTES`, or after `MAX_OPTIONS` options, the connection ends.
 
+use super::contexts::{FoundChanges, Selected, Wish, MAX_CHANGE_MAPS};
 use super::directory::{ExportEntry, Refusal};
 use super::errors::Error;
 use super::wire::{self, export_flag, handshake_flag, info, option, option_reply, Reader};
@@ -26,12 +27,14 @@ const EXPORT_NAME_ZEROES: usize = 124;
 const MAX_ERROR_TEXT_BYTES: usize = 512;
 
 /// What was agreed on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Terms {
     /// Reads are answered by chunks, errors have texts.
     pub structured: bool,
     /// `base:allocation` was selected for this export.
     pub allocation: bool,
+    /// Selected contexts of changes.
+    pub changes: Selected,
     /// The client was told that it may not write.
     pub read_only: bool,
 }
@@ -47,6 +50,8 @@ pub enum Step {
     Describe(String),
     /// Open this export; then [`Handshake::opened`] or [`Handshake::refused`].
     Open(String),
+    /// Ask for contexts; then [`Handshake::found`] or [`Handshake::refused`].
+    Contexts(Wish),
     /// Send the output, go over to TLS, and go on with nothing that was received before.
     StartTls,
     /// Send the output and close.
@@ -93,6 +98,15 @@ enum Question {
     Info { wanted: Vec<u16>, asked: String },
     Go { wanted: Vec<u16>, asked: String },
     ExportName { asked: String },
+    Contexts(Wish),
+}
+
+/// Contexts that were selected, and for which export.
+#[derive(Debug)]
+struct Chosen {
+    export: String,
+    allocation: bool,
+    changes: Selected,
 }
 
 /// One connection's handshake.
@@ -103,8 +117,7 @@ pub struct Handshake {
     pub output: Vec<u8>,
     no_zeroes: bool,
     structured: bool,
-    /// The export for which `base:allocation` was selected.
-    allocation_of: Option<String>,
+    chosen: Option<Chosen>,
     options: usize,
     tls: TlsRule,
 }
@@ -128,7 +141,7 @@ impl Handshake {
             output,
             no_zeroes: false,
             structured: false,
-            allocation_of: None,
+            chosen: None,
             options: 0,
             tls,
         }
@@ -244,8 +257,7 @@ impl Handshake {
                 Ok(Step::More)
             }
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
-                self.meta_context(option, data);
-                Ok(Step::More)
+                Ok(self.meta_context(option, data))
             }
             _ => {
                 self.error(option, option_reply::ERR_UNSUP, "this server has no such option");
@@ -266,7 +278,7 @@ impl Handshake {
             return Step::More;
         }
         self.reply(option::STARTTLS, option_reply::ACK, &[]);
-        (self.tls, self.structured, self.allocation_of) = (TlsRule::Active, false, None);
+        (self.tls, self.structured, self.chosen) = (TlsRule::Active, false, None);
         Step::StartTls
     }
 
@@ -277,6 +289,7 @@ impl Handshake {
             Question::Go { asked, .. } | Question::ExportName { asked } => {
                 Step::Open(asked.clone())
             }
+            Question::Contexts(wish) => Step::Contexts(wish.clone()),
         };
         self.phase = Phase::Asking(question);
         step
@@ -304,26 +317,58 @@ impl Handshake {
         }
     }
 
-    fn meta_context(&mut self, option: u32, data: &[u8]) {
-        let set = option == option::SET_META_CONTEXT;
-        if set {
-            self.allocation_of = None;
+    fn meta_context(&mut self, option: u32, data: &[u8]) -> Step {
+        let select = option == option::SET_META_CONTEXT;
+        if select {
+            self.chosen = None;
         }
         if !self.structured {
             let text = "structured replies were not asked for";
-            return self.error(option, option_reply::ERR_INVALID, text);
+            self.error(option, option_reply::ERR_INVALID, text);
+            return Step::More;
         }
         let Some((export, queries)) = parse_queries(data) else {
-            return self.error(option, option_reply::ERR_INVALID, "malformed request");
+            self.error(option, option_reply::ERR_INVALID, "malformed request");
+            return Step::More;
         };
-        let matches = |query: &&str| *query == wire::BASE_ALLOCATION || (!set && *query == "base:");
-        if queries.iter().any(matches) || (!set && queries.is_empty()) {
-            let id = if set { wire::BASE_ALLOCATION_ID } else { 0 };
-            let context = wire::BASE_ALLOCATION.as_bytes();
-            self.reply(option, option_reply::META_CONTEXT, &[&id.to_be_bytes(), context]);
-            if set {
-                self.allocation_of = Some(export.to_owned());
-            }
+        let wish = Wish::new(export, select, &queries);
+        if wish.asks_for_changes() {
+            return self.ask(Question::Contexts(wish));
+        }
+        self.put_contexts(wish, Vec::new());
+        Step::More
+    }
+
+    /// The contexts there are, for [`Step::Contexts`].
+    pub fn found(&mut self, changes: Vec<FoundChanges>) {
+        let phase = std::mem::replace(&mut self.phase, Phase::Option);
+        if let Phase::Asking(Question::Contexts(wish)) = phase {
+            self.put_contexts(wish, changes);
+        }
+    }
+
+    fn put_contexts(&mut self, wish: Wish, changes: Vec<FoundChanges>) {
+        let option = match wish.select {
+            true => option::SET_META_CONTEXT,
+            false => option::LIST_META_CONTEXT,
+        };
+        if wish.select && changes.len() > MAX_CHANGE_MAPS {
+            return self.error(option, option_reply::ERR_TOO_BIG, "too many contexts at once");
+        }
+        let id = |id: u32| if wish.select { id } else { 0 }.to_be_bytes();
+        if wish.allocation {
+            let name = wire::BASE_ALLOCATION.as_bytes();
+            let id = id(wire::BASE_ALLOCATION_ID);
+            self.reply(option, option_reply::META_CONTEXT, &[&id, name]);
+        }
+        for (number, found) in (wire::FIRST_CHANGES_ID..).zip(&changes) {
+            let name = found.context();
+            self.reply(option, option_reply::META_CONTEXT, &[&id(number), name.as_bytes()]);
+        }
+        if wish.select {
+            let maps = changes.into_iter().filter_map(|found| found.map).collect();
+            let Wish { export, allocation, .. } = wish;
+            self.chosen = Some(Chosen { export, allocation, changes: Selected::new(maps) });
         }
         self.reply(option, option_reply::ACK, &[]);
     }
@@ -370,9 +415,11 @@ impl Handshake {
     }
 
     fn terms(&self, asked: &str, geometry: &Geometry) -> Terms {
+        let chosen = self.chosen.as_ref().filter(|chosen| chosen.export == asked);
         Terms {
             structured: self.structured,
-            allocation: self.allocation_of.as_deref() == Some(asked),
+            allocation: chosen.is_some_and(|chosen| chosen.allocation),
+            changes: chosen.map_or(Selected::NONE, |chosen| chosen.changes.clone()),
             read_only: geometry.read_only,
         }
     }
@@ -383,6 +430,8 @@ impl Handshake {
             Phase::Asking(Question::List) => option::LIST,
             Phase::Asking(Question::Info { .. }) => option::INFO,
             Phase::Asking(Question::Go { .. }) => option::GO,
+            Phase::Asking(Question::Contexts(wish)) if wish.select => option::SET_META_CONTEXT,
+            Phase::Asking(Question::Contexts(_)) => option::LIST_META_CONTEXT,
             _ => return Err(refusal.into()),
         };
         let code = match refusal {

@@ -11,6 +11,7 @@
 
 pub mod buffer;
 pub mod connection;
+pub mod contexts;
 pub mod directory;
 pub mod errors;
 mod haggle;

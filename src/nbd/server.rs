@@ -18,7 +18,7 @@ use super::errors::Error;
 use super::session::{SessionInfo, Sessions};
 use super::stream::Stream;
 use super::tls::Tls;
-use crate::access::{Crowd, Place};
+use crate::access::{Crowd, Place, Reason, Shares};
 use crate::shards::{Seat, Shards};
 
 /// Connections at once; more are closed as they come. Together with the bound of each connection
@@ -36,6 +36,7 @@ struct Shared {
     shards: Shards,
     directory: Arc<dyn ExportDirectory>,
     sessions: Sessions,
+    shares: Shares<Semaphore>,
     permits: Arc<Semaphore>,
     crowd: Arc<Crowd>,
     stop: watch::Sender<bool>,
@@ -69,6 +70,7 @@ impl NbdServer {
             shards: Shards::new("nbd")?,
             directory,
             sessions: Sessions::default(),
+            shares: Shares::default(),
             permits: Arc::new(Semaphore::new(MAX_CONNECTIONS as usize)),
             crowd: Crowd::new(MAX_CONNECTIONS as usize, HALF_OPEN_PER_SOURCE),
             stop: watch::Sender::new(false),
@@ -149,8 +151,10 @@ impl NbdServer {
     }
 
     fn welcome(&self, socket: Socket) {
-        let Some(place) = self.0.crowd.enter(socket.source()) else {
-            return;
+        let source = socket.source();
+        let flood = || self.0.directory.turned_away(&source.to_string(), Reason::Flood);
+        let Some(place) = self.0.crowd.enter(source) else {
+            return flood();
         };
         if let Ok(permit) = self.0.permits.clone().try_acquire_owned() {
             let server = self.clone();
@@ -170,7 +174,8 @@ impl NbdServer {
             name = peer.to_string();
             let directory = shared.directory.clone();
             let guest = Guest { peer, place, tls: shared.tls.clone() };
-            connection::run(stream, guest, directory, &shared.sessions, stop, seat).await
+            let tables = (&shared.sessions, &shared.shares);
+            connection::run(stream, guest, directory, tables, stop, seat).await
         };
         if let (Err(error), Some(complain)) = (served.await, &shared.complaint) {
             complain(&name, &error);

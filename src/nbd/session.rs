@@ -8,7 +8,7 @@ use dashmap::DashMap;
 use tokio::sync::mpsc;
 
 use super::connection::Event;
-use super::directory::Peer;
+use super::directory::{Export, Peer};
 
 /// A session as it is listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct SessionInfo {
     pub peer: Peer,
     /// The export.
     pub export: String,
+    /// The export's tag.
+    pub tag: u64,
     /// When the export was opened.
     pub since: SystemTime,
     /// Requests served.
@@ -46,6 +48,7 @@ pub struct Session {
     id: u64,
     peer: Peer,
     export: String,
+    tag: u64,
     since: SystemTime,
     operations: AtomicU64,
     read_bytes: AtomicU64,
@@ -79,6 +82,7 @@ impl Session {
             id: self.id,
             peer: self.peer.clone(),
             export: self.export.clone(),
+            tag: self.tag,
             since: self.since,
             operations: self.operations.load(Ordering::Relaxed),
             read_bytes: self.read_bytes.load(Ordering::Relaxed),
@@ -96,12 +100,13 @@ pub struct Sessions {
 
 impl Sessions {
     /// Enters a session; dropping what is returned takes it out.
-    pub fn enter(&self, peer: Peer, export: String, events: mpsc::Sender<Event>) -> Entry<'_> {
+    pub fn enter(&self, peer: Peer, export: &Export, events: mpsc::Sender<Event>) -> Entry<'_> {
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let session = Arc::new(Session {
             id,
             peer,
-            export,
+            export: export.name.clone(),
+            tag: export.tag,
             since: SystemTime::now(),
             operations: AtomicU64::new(0),
             read_bytes: AtomicU64::new(0),

@@ -6,7 +6,7 @@ use super::buffer::Buffer;
 use super::errors::WireError;
 use super::handshake::Terms;
 use super::wire::{self, chunk, command, command_flag, Request};
-use crate::lun::Extent;
+use crate::lun::{ChangeRun, Extent};
 
 /// Extents in one BLOCK_STATUS reply: 8 KiB of them.
 pub const MAX_EXTENTS: usize = 1024;
@@ -78,7 +78,7 @@ pub fn plan(request: &Request, terms: &Terms) -> Result<Command, WireError> {
         command::TRIM => Command::Trim { fua },
         command::CACHE => Command::Cache,
         command::WRITE_ZEROES => return plan_zeroes(request, terms, fua),
-        command::BLOCK_STATUS if terms.allocation && request.length > 0 => {
+        command::BLOCK_STATUS if contexts(terms) > 0 && request.length > 0 => {
             let one = request.flags & command_flag::REQ_ONE != 0;
             Command::BlockStatus { max_extents: if one { 1 } else { MAX_EXTENTS } }
         }
@@ -113,6 +113,11 @@ fn allowed_flags(kind: u16, terms: &Terms) -> u16 {
         _ => 0,
     };
     own | command_flag::FUA
+}
+
+/// Contexts that were selected.
+fn contexts(terms: &Terms) -> usize {
+    usize::from(terms.allocation) + terms.changes.len()
 }
 
 /// Bytes that come before the data of a read's reply.
@@ -182,22 +187,49 @@ pub fn put_error(
     }
 }
 
-/// Bytes of a BLOCK_STATUS reply with so many extents.
-pub fn status_bytes(extents: usize) -> usize {
-    wire::CHUNK_BYTES + 4 + 8 * extents
+/// Bytes of a BLOCK_STATUS reply with so many extents of each context.
+pub fn status_bytes(terms: &Terms, extents: usize) -> usize {
+    contexts(terms) * (wire::CHUNK_BYTES + 4 + 8 * extents)
 }
 
-/// The reply to BLOCK_STATUS. `extents` cover the range from its start without a gap.
-pub fn put_extents(out: &mut Buffer, request: &Request, extents: &[Extent]) {
-    let length = status_bytes(extents.len()) - wire::CHUNK_BYTES;
-    out.append(&chunk_head(request.cookie, chunk::BLOCK_STATUS, length as u32));
-    out.append(&wire::BASE_ALLOCATION_ID.to_be_bytes());
-    for extent in extents {
-        let state = if extent.mapped { 0 } else { wire::STATE_HOLE_ZERO };
-        let length = u32::try_from(extent.length_bytes).unwrap_or(!0xfff);
+/// A context's part of the reply to BLOCK_STATUS. The runs (length in bytes, state) cover the range
+/// from its start without a gap.
+fn put_runs(
+    out: &mut Buffer,
+    request: &Request,
+    (context, flags): (u32, u16),
+    runs: impl ExactSizeIterator<Item = (u64, u32)>,
+) {
+    let length = 4 + 8 * runs.len();
+    out.append(&flagged_head(request.cookie, chunk::BLOCK_STATUS, flags, length as u32));
+    out.append(&context.to_be_bytes());
+    for (length, state) in runs {
+        let length = u32::try_from(length).unwrap_or(!0xfff);
         out.append(&length.to_be_bytes());
         out.append(&state.to_be_bytes());
     }
+}
+
+/// Where data and holes are; `more`: other contexts follow.
+pub fn put_extents(out: &mut Buffer, request: &Request, extents: &[Extent], more: bool) {
+    let flags = if more { 0 } else { chunk::FLAG_DONE };
+    let state = |extent: &Extent| if extent.mapped { 0 } else { wire::STATE_HOLE_ZERO };
+    let runs = extents.iter().map(|extent| (extent.length_bytes, state(extent)));
+    put_runs(out, request, (wire::BASE_ALLOCATION_ID, flags), runs);
+}
+
+/// What changed; `more`: other contexts follow.
+pub fn put_changes(
+    out: &mut Buffer,
+    request: &Request,
+    context: u32,
+    runs: &[ChangeRun],
+    more: bool,
+) {
+    let flags = if more { 0 } else { chunk::FLAG_DONE };
+    let state = |run: &ChangeRun| if run.is_changed { wire::STATE_CHANGED } else { 0 };
+    let runs = runs.iter().map(|run| (run.length_bytes, state(run)));
+    put_runs(out, request, (context, flags), runs);
 }
 
 fn simple_head(cookie: u64, error: u32) -> [u8; wire::SIMPLE_REPLY_BYTES] {
@@ -208,11 +240,15 @@ fn simple_head(cookie: u64, error: u32) -> [u8; wire::SIMPLE_REPLY_BYTES] {
     head
 }
 
-/// Every reply of this server is one chunk, so each is the last.
+/// Most replies of this server are one chunk, which is the last.
 fn chunk_head(cookie: u64, kind: u16, length: u32) -> [u8; wire::CHUNK_BYTES] {
+    flagged_head(cookie, kind, chunk::FLAG_DONE, length)
+}
+
+fn flagged_head(cookie: u64, kind: u16, flags: u16, length: u32) -> [u8; wire::CHUNK_BYTES] {
     let mut head = [0; wire::CHUNK_BYTES];
     put(&mut head, &wire::CHUNK_MAGIC.to_be_bytes());
-    put_at(&mut head, 4, &chunk::FLAG_DONE.to_be_bytes());
+    put_at(&mut head, 4, &flags.to_be_bytes());
     put_at(&mut head, 6, &kind.to_be_bytes());
     put_at(&mut head, 8, &cookie.to_be_bytes());
     put_at(&mut head, 16, &length.to_be_bytes());
@@ -241,9 +277,12 @@ fn all_zero(data: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nbd::contexts::Selected;
 
-    const CHUNKS: Terms = Terms { structured: true, allocation: true, read_only: false };
-    const SIMPLE: Terms = Terms { structured: false, allocation: false, read_only: true };
+    const CHUNKS: Terms =
+        Terms { structured: true, allocation: true, changes: Selected::NONE, read_only: false };
+    const SIMPLE: Terms =
+        Terms { structured: false, allocation: false, changes: Selected::NONE, read_only: true };
 
     fn request(kind: u16, flags: u16) -> Request {
         Request { flags, kind, cookie: 0x0102_0304_0506_0708, offset: 1 << 40, length: 4096 }

@@ -181,6 +181,10 @@ pub mod chunk {
 pub const BASE_ALLOCATION: &str = "base:allocation";
 /// Its number on every connection.
 pub const BASE_ALLOCATION_ID: u32 = 1;
+/// Number of the first context that tells changes.
+pub const FIRST_CHANGES_ID: u32 = 2;
+/// State of an extent that changed.
+pub const STATE_CHANGED: u32 = 1;
 /// State of an extent without blocks behind it: a hole (1) that reads as zeros (2).
 pub const STATE_HOLE_ZERO: u32 = 3;
 

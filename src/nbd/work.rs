@@ -47,7 +47,7 @@ pub struct Done {
 pub fn reply_room(command: Command, request: &Request, terms: &Terms) -> usize {
     let room = match command {
         Command::Read => transmission::read_head_bytes(terms) + request.length as usize,
-        Command::BlockStatus { max_extents } => transmission::status_bytes(max_extents),
+        Command::BlockStatus { max_extents } => transmission::status_bytes(terms, max_extents),
         _ => 0,
     };
     room.max(transmission::MAX_STATUS_BYTES)
@@ -72,7 +72,7 @@ impl Job {
         match self.command {
             Command::Read | Command::Write { .. } => self.request.length <= SHORT_BYTES,
             Command::WriteZeroes { may_unmap, .. } => may_unmap,
-            Command::Cache => false,
+            Command::Cache | Command::BlockStatus { .. } => false,
             _ => true,
         }
     }
@@ -139,10 +139,19 @@ impl Job {
 
     fn block_status(&mut self, max_extents: usize) -> Result<(), BlockError> {
         let (offset, length) = (self.request.offset, u64::from(self.request.length));
-        let extents = self.io.extents(offset, length, max_extents)?;
-        let extents = extents.get(..max_extents).unwrap_or(&extents);
-        check_extents(offset, length, extents)?;
-        transmission::put_extents(&mut self.reply, &self.request, extents);
+        let mut left = self.terms.changes.len();
+        if self.terms.allocation {
+            let extents = self.io.extents(offset, length, max_extents)?;
+            let extents = extents.get(..max_extents).unwrap_or(&extents);
+            check_extents(offset, length, extents)?;
+            transmission::put_extents(&mut self.reply, &self.request, extents, left > 0);
+        }
+        for (context, map) in self.terms.changes.numbered() {
+            left -= 1;
+            let runs = map.runs(offset, length, max_extents)?;
+            let runs = runs.get(..max_extents).unwrap_or(&runs);
+            transmission::put_changes(&mut self.reply, &self.request, context, runs, left > 0);
+        }
         Ok(())
     }
 }

@@ -142,7 +142,7 @@ impl Auth {
             peer,
             name: Some(found.name),
             proof: Some(found.credential.stamp()),
-            commands: Some(found.commands),
+            limits: Some(found.limits),
         };
         Step::Done(Element::new("nbsAuthRRply"), client, self.data_crc)
     }

@@ -12,14 +12,16 @@ use super::codec::{forget_sent, Frame, Packet, PacketCodec, StreamError};
 use super::directory::{Client, Kick, Object, ObjectDirectory};
 use super::messages::Messages;
 use super::requests::{self, Answer};
+use super::shares::ClientShares;
 use super::wire::{info, Handle, Header, OpCode, Status, MAX_BODY_BYTES, MAX_DATA_BYTES};
 use super::xml;
-use crate::access::Reason;
+use crate::access::{Limits, Reason, Share};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 use tokio_util::codec::Decoder;
 
 /// Requests of one connection in the hands of threads.
@@ -33,12 +35,22 @@ pub const MAX_OBJECTS: usize = 64;
 /// Longest name of a client's instance in INFO.
 const MAX_INSTANCE_BYTES: usize = 64;
 
+/// What a job waits for among its client's other jobs, before it gets a thread of the door.
+#[derive(Debug, Clone)]
+pub enum Threads {
+    /// It moves data of an object.
+    Data(Arc<Semaphore>),
+    /// It does not: what is paused must not keep it from being heard.
+    Order(Arc<Semaphore>),
+}
+
 /// Work for a thread.
 pub struct Job {
     /// What it counts as in flight.
     held_bytes: usize,
     slot: Option<usize>,
     header: Header,
+    threads: Threads,
     act: Box<dyn FnOnce() -> Outcome + Send>,
 }
 
@@ -46,6 +58,7 @@ pub struct Job {
 enum Outcome {
     Answer(Answer),
     Opened(Answer, Box<Opened>),
+    NotOpened(Answer, Wish),
 }
 
 /// A job that was run.
@@ -57,9 +70,14 @@ pub struct JobDone {
 }
 
 impl Job {
+    /// Whose threads it needs one of.
+    pub fn threads(&self) -> Threads {
+        self.threads.clone()
+    }
+
     /// Runs it; may block for long.
     pub fn run(self) -> JobDone {
-        let Job { held_bytes, slot, header, act } = self;
+        let Job { held_bytes, slot, header, act, .. } = self;
         JobDone { held_bytes, slot, header, outcome: act() }
     }
 }
@@ -76,6 +94,7 @@ struct Opened {
     /// What INFO asked for: asked again, the same handle answers.
     wish: Wish,
     block_bytes: u32,
+    threads: Arc<Semaphore>,
     in_flight: usize,
     /// The last RESUME and what it was answered.
     resumed: Option<(u32, Status)>,
@@ -88,9 +107,16 @@ struct Wish {
     generation: u32,
 }
 
+impl Opened {
+    /// Nothing of it is carried out any more, and nothing is under way.
+    fn is_over(&self) -> bool {
+        self.in_flight == 0 && self.object.is_superseded()
+    }
+}
+
 enum Stage {
     Auth(Auth),
-    In(Client),
+    In(Client, Arc<Share>),
 }
 
 /// How the connection ends.
@@ -111,6 +137,8 @@ pub struct House {
     /// Names this run of the server: a client that meets another one knows that what was not
     /// durable may be lost.
     pub instance: String,
+    /// What each client has of it.
+    pub shares: ClientShares,
 }
 
 /// The state of one connection.
@@ -120,12 +148,14 @@ pub struct Connection {
     kick: Kick,
     codec: PacketCodec,
     stage: Stage,
+    /// Of the client's orders, once it is in.
+    orders: Arc<Semaphore>,
     /// Begins every handle of this connection.
     number: [u8; 8],
     /// By the slot that a handle names.
-    objects: Vec<Option<Opened>>,
+    objects: Vec<Opened>,
     /// INFOs that are being carried out: they count as objects.
-    opening: usize,
+    opening: Vec<Wish>,
     out: VecDeque<Bytes>,
     unsent_bytes: usize,
     jobs: Vec<Job>,
@@ -144,9 +174,10 @@ impl Connection {
             kick,
             codec: PacketCodec { max_data_bytes: MAX_BODY_BYTES, trailer: false },
             stage: Stage::Auth(Auth::default()),
+            orders: Arc::new(Semaphore::new(1)),
             number,
             objects: Vec::new(),
-            opening: 0,
+            opening: Vec::new(),
             out: VecDeque::new(),
             unsent_bytes: 0,
             jobs: Vec::new(),
@@ -177,19 +208,25 @@ impl Connection {
 
     /// Whether a further request may be begun, and received.
     pub fn gate_is_open(&self) -> bool {
-        let most = match &self.stage {
-            Stage::In(client) => client.commands.unwrap_or(u32::MAX) as usize,
-            Stage::Auth(_) => 1,
+        let (most, share_bytes) = match &self.stage {
+            Stage::In(client, share) => {
+                let commands = client.limits.map_or(usize::MAX, |limits| limits.commands as usize);
+                (commands, share.bytes())
+            }
+            Stage::Auth(_) => (1, usize::MAX),
         };
+        // One request more may come in, and be answered.
+        let room = share_bytes.saturating_sub(2 * MAX_DATA_BYTES as usize);
         self.end.is_none()
             && self.in_flight < MAX_IN_FLIGHT.min(most)
             && self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
             && self.unsent_bytes < MAX_UNSENT_BYTES
+            && self.in_flight_bytes + self.unsent_bytes < room
     }
 
     /// Whether it has proved who it is, or need not.
     pub fn is_logged_in(&self) -> bool {
-        matches!(self.stage, Stage::In(_))
+        matches!(self.stage, Stage::In(..))
     }
 
     /// How it is to end, once it shall.
@@ -228,32 +265,30 @@ impl Connection {
         let JobDone { held_bytes, slot, header, outcome } = done;
         self.in_flight -= 1;
         self.in_flight_bytes = self.in_flight_bytes.saturating_sub(held_bytes);
-        if let Some(opened) = slot.and_then(|slot| self.objects.get_mut(slot)?.as_mut()) {
+        if let Some(opened) = slot.and_then(|slot| self.objects.get_mut(slot)) {
             opened.in_flight -= 1;
             opened.object.io().outstanding(opened.in_flight);
         }
         match outcome {
-            Outcome::Answer(answer) => {
-                if header.op == OpCode::Info.request() && header.sub == info::INFO {
-                    self.opening -= 1;
-                }
+            Outcome::Answer(answer) => self.answer(&header, answer),
+            Outcome::NotOpened(answer, wish) => {
+                self.opening.retain(|one| *one != wish);
                 self.answer(&header, answer);
             }
             Outcome::Opened(answer, opened) => {
-                self.opening -= 1;
+                self.opening.retain(|one| *one != opened.wish);
                 let handle = self.enter(*opened);
                 self.put(&header, answer, Some(handle));
             }
         }
     }
 
-    /// Puts an object into a free slot: the same wish replaces what it had before.
+    /// Puts an object into the slot of one that is over, or a new one.
     fn enter(&mut self, opened: Opened) -> Handle {
-        let same = |own: &Option<Opened>| own.as_ref().is_none_or(|own| own.wish == opened.wish);
-        let slot = self.objects.iter().position(same).unwrap_or(self.objects.len());
+        let slot = self.objects.iter().position(Opened::is_over).unwrap_or(self.objects.len());
         match self.objects.get_mut(slot) {
-            Some(own) => *own = Some(opened),
-            None => self.objects.push(Some(opened)),
+            Some(own) => *own = opened,
+            None => self.objects.push(opened),
         }
         self.handle(slot)
     }
@@ -268,8 +303,7 @@ impl Connection {
 
     /// The slot of a handle of this connection.
     fn slot(&self, handle: &Handle) -> Option<usize> {
-        let found = (0..self.objects.len()).find(|slot| self.handle(*slot) == *handle)?;
-        self.objects.get(found)?.as_ref().map(|_| found)
+        (0..self.objects.len()).find(|slot| self.handle(*slot) == *handle)
     }
 
     fn answer(&mut self, header: &Header, answer: Answer) {
@@ -291,10 +325,10 @@ impl Connection {
                 self.answer(&packet.header, Answer::bare(Status::AccessDenied));
                 self.leave();
             }
-            (Stage::In(_), None) => {
+            (Stage::In(..), None) => {
                 self.answer(&packet.header, Answer::bare(Status::Unsupported));
             }
-            (Stage::In(_), Some(op)) => self.obey(op, packet),
+            (Stage::In(..), Some(op)) => self.obey(op, packet),
         }
     }
 
@@ -307,9 +341,18 @@ impl Connection {
                 self.answer(header, Answer { status: Status::Ok, data });
             }
             Step::Done(reply, client, data_crc) => {
+                let limits = client.limits.unwrap_or_default();
+                let share = self.house.shares.memory(&client.label(), &limits);
+                if Arc::strong_count(&share) > most_connections(&client) {
+                    let directory = Arc::clone(&self.house.directory);
+                    directory.refused(&client.label(), self.peer, Reason::Limit);
+                    self.answer(header, Answer::bare(Status::Busy));
+                    return self.leave();
+                }
                 let data = reply.to_xml().into();
                 self.answer(header, Answer { status: Status::Ok, data });
-                self.stage = Stage::In(client);
+                self.orders = self.house.shares.orders(&client.label());
+                self.stage = Stage::In(client, share);
                 self.codec = PacketCodec { max_data_bytes: MAX_DATA_BYTES, trailer: data_crc };
             }
             Step::Refuse { status, wrong_secret } => {
@@ -321,8 +364,13 @@ impl Connection {
 
     fn obey(&mut self, op: OpCode, packet: Packet) {
         let header = packet.header;
-        let carries = !matches!(op, OpCode::Read | OpCode::ReadOpaque);
-        if carries && header.data_bytes as usize != packet.data.len() {
+        let carried = match op {
+            OpCode::Read | OpCode::ReadOpaque => 0,
+            _ => header.data_bytes as usize,
+        };
+        // What is no data is XML.
+        let is_long = packet.data.len() > MAX_BODY_BYTES as usize && op != OpCode::Write;
+        if carried != packet.data.len() || is_long {
             return self.answer(&header, Answer::bare(Status::Invalid));
         }
         match op {
@@ -342,7 +390,7 @@ impl Connection {
             return Err(Status::NoSuchObject);
         }
         let slot = self.slot(&header.handle).ok_or(Status::Stale)?;
-        let opened = self.objects.get(slot).and_then(Option::as_ref).ok_or(Status::Stale)?;
+        let opened = self.objects.get(slot).ok_or(Status::Stale)?;
         if opened.object.is_superseded() || header.generation < opened.wish.generation {
             return Err(Status::Stale);
         }
@@ -353,11 +401,11 @@ impl Connection {
     }
 
     fn info(&mut self, header: Header, body: &[u8]) {
-        let Stage::In(client) = &self.stage else { return };
+        let Stage::In(client, _) = &self.stage else { return };
         let (client, house) = (client.clone(), Arc::clone(&self.house));
         if header.sub == info::LIST {
             let list = move || Outcome::Answer(requests::list(&*house.directory, &client));
-            return self.hand_out(header, None, MAX_DATA_BYTES as usize, Box::new(list));
+            return self.hand_out(header, None, MAX_DATA_BYTES as usize, false, Box::new(list));
         }
         let request = xml::parse(body).filter(|request| request.name == "nbsInfoRqst");
         let named = request.as_ref().and_then(|request| {
@@ -366,35 +414,33 @@ impl Connection {
             Some((name.to_owned(), instance.to_owned()))
         });
         let Some((name, instance)) = named.filter(|_| header.sub == info::INFO) else {
-            return self.refuse_info(&header, Status::Invalid);
+            return self.answer(&header, Answer::bare(Status::Invalid));
         };
         let wish = Wish { name, instance, generation: header.generation };
         if let Some(slot) = self.opened_as(&wish) {
             return self.describe(&header, slot);
         }
-        if self.objects.len() + self.opening >= MAX_OBJECTS {
-            return self.refuse_info(&header, Status::NoMemory);
+        if self.opening.contains(&wish) {
+            return self.answer(&header, Answer::bare(Status::Busy));
         }
-        self.opening += 1;
+        let used = self.objects.iter().filter(|own| !own.is_over()).count();
+        if used + self.opening.len() >= MAX_OBJECTS {
+            return self.answer(&header, Answer::bare(Status::NoMemory));
+        }
+        self.opening.push(wish.clone());
         let kick = Arc::clone(&self.kick);
         let open = move || open(&house, &client, wish, kick);
-        self.hand_out(header, None, 0, Box::new(open));
-    }
-
-    fn refuse_info(&mut self, header: &Header, status: Status) {
-        self.answer(header, Answer::bare(status));
+        self.hand_out(header, None, 0, false, Box::new(open));
     }
 
     fn opened_as(&self, wish: &Wish) -> Option<usize> {
-        let is = |own: &Option<Opened>| own.as_ref().is_some_and(|own| own.wish == *wish);
-        let slot = self.objects.iter().position(is)?;
-        let opened = self.objects.get(slot)?.as_ref()?;
-        (!opened.object.is_superseded()).then_some(slot)
+        let is = |own: &Opened| own.wish == *wish && !own.object.is_superseded();
+        self.objects.iter().position(is)
     }
 
     /// INFO of what is open already: its figures of now, the same handle.
     fn describe(&mut self, header: &Header, slot: usize) {
-        let Some(opened) = self.objects.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(opened) = self.objects.get_mut(slot) else { return };
         let facts = opened.object.facts();
         opened.block_bytes = facts.block_bytes;
         let answer = requests::describe_opened(&facts, &self.house.instance);
@@ -407,19 +453,24 @@ impl Connection {
         header: Header,
         slot: Option<usize>,
         held_bytes: usize,
+        is_data: bool,
         act: Box<dyn FnOnce() -> Outcome + Send>,
     ) {
         self.in_flight += 1;
         self.in_flight_bytes += held_bytes;
-        if let Some(opened) = slot.and_then(|slot| self.objects.get_mut(slot)?.as_mut()) {
+        let mut threads = Threads::Order(Arc::clone(&self.orders));
+        if let Some(opened) = slot.and_then(|slot| self.objects.get_mut(slot)) {
             opened.in_flight += 1;
             opened.object.io().outstanding(opened.in_flight);
+            if is_data {
+                threads = Threads::Data(Arc::clone(&opened.threads));
+            }
         }
-        self.jobs.push(Job { held_bytes, slot, header, act });
+        self.jobs.push(Job { held_bytes, slot, header, threads, act });
     }
 
     fn act(&mut self, op: OpCode, header: Header, slot: usize, data: Bytes) {
-        let Some(opened) = self.objects.get(slot).and_then(Option::as_ref) else { return };
+        let Some(opened) = self.objects.get(slot) else { return };
         let object = Arc::clone(&opened.object);
         match op {
             OpCode::Read => self.read(header, slot, object),
@@ -427,23 +478,25 @@ impl Connection {
             OpCode::Resume => self.resume(&header, slot, &*object),
             OpCode::ReadOpaque => {
                 let read = move || Outcome::Answer(requests::read_opaque(&*object));
-                self.hand_out(header, Some(slot), MAX_BODY_BYTES as usize, Box::new(read));
+                let held = MAX_BODY_BYTES as usize;
+                self.hand_out(header, Some(slot), held, false, Box::new(read));
             }
             _ => {
                 let (house, held) = (Arc::clone(&self.house), data.len());
+                let is_data = op == OpCode::Msg && requests::is_data(&data);
                 let once = move || {
                     let book = house.directory.once();
                     let answer = requests::once(book, &*object, &house.messages, &header, &data);
                     Outcome::Answer(answer)
                 };
-                self.hand_out(header, Some(slot), held, Box::new(once));
+                self.hand_out(header, Some(slot), held, is_data, Box::new(once));
             }
         }
     }
 
     /// The first byte of a range; it must lie inside what INFO told.
     fn range(&self, slot: usize, header: &Header) -> Result<u64, Status> {
-        let opened = self.objects.get(slot).and_then(Option::as_ref).ok_or(Status::Stale)?;
+        let opened = self.objects.get(slot).ok_or(Status::Stale)?;
         match header.data_bytes {
             0 => return Err(Status::Invalid),
             long if long > MAX_DATA_BYTES => return Err(Status::Invalid),
@@ -476,7 +529,7 @@ impl Connection {
                     let read = object.io().read(offset, &mut data);
                     Outcome::Answer(read_answer(&*object, read, data))
                 };
-                self.hand_out(header, Some(slot), length, Box::new(read));
+                self.hand_out(header, Some(slot), length, true, Box::new(read));
             }
         }
     }
@@ -497,14 +550,14 @@ impl Connection {
                     let written = object.io().write(offset, &data, false);
                     Outcome::Answer(write_answer(&*object, written))
                 };
-                self.hand_out(header, Some(slot), held, Box::new(write));
+                self.hand_out(header, Some(slot), held, true, Box::new(write));
             }
         }
     }
 
     /// Done where it is received: writers that fill all threads must not keep it from being heard.
     fn resume(&mut self, header: &Header, slot: usize, object: &dyn Object) {
-        let Some(opened) = self.objects.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(opened) = self.objects.get_mut(slot) else { return };
         let status = match opened.resumed {
             Some((seq, status)) if seq == header.seq => status,
             _ if object.resume() => Status::Ok,
@@ -520,23 +573,29 @@ impl Connection {
     }
 }
 
+/// Connections that a client may have: as many as sessions, those that it has lost without our
+/// knowledge, and some that open nothing.
+fn most_connections(client: &Client) -> usize {
+    let sessions = client.limits.map_or(Limits::MAX_SESSIONS / 2, |limits| limits.sessions);
+    2 * sessions as usize + 4
+}
+
 fn open(house: &House, client: &Client, wish: Wish, kick: Kick) -> Outcome {
     let found = house.directory.open(client, &wish.name, &wish.instance, wish.generation, kick);
     let object = match found {
         Ok(object) => object,
-        Err(status) => return Outcome::Answer(Answer::bare(status)),
+        Err(status) => return Outcome::NotOpened(Answer::bare(status), wish),
     };
     let facts = object.facts();
     let answer = requests::describe_opened(&facts, &house.instance);
     if answer.status != Status::Ok {
         object.io().leaving();
-        return Outcome::Answer(answer);
+        return Outcome::NotOpened(answer, wish);
     }
     let block_bytes = facts.block_bytes;
-    Outcome::Opened(
-        answer,
-        Box::new(Opened { object, wish, block_bytes, in_flight: 0, resumed: None }),
-    )
+    let threads = house.shares.threads(&client.label(), &facts.name);
+    let opened = Opened { object, wish, block_bytes, threads, in_flight: 0, resumed: None };
+    Outcome::Opened(answer, Box::new(opened))
 }
 
 type BlockResult = Result<(), crate::lun::BlockError>;

@@ -1,7 +1,7 @@
 //! What the door asks of those who know the LUNs.
 
 use super::wire::Status;
-use crate::access::{Credential, Reason};
+use crate::access::{Credential, Limits, Reason};
 use crate::lun::{BlockIo, OnceBook, OnceClient};
 use std::fmt;
 use std::net::SocketAddr;
@@ -17,14 +17,14 @@ pub struct Client {
     pub name: Option<String>,
     /// The credential that it proved this by.
     pub proof: Option<u64>,
-    /// Requests it may have outstanding, where somebody said so.
-    pub commands: Option<u32>,
+    /// What it may take, where somebody said so.
+    pub limits: Option<Limits>,
 }
 
 impl Client {
     /// Somebody who has not proved anything.
     pub fn nameless(peer: SocketAddr) -> Client {
-        Client { peer, name: None, proof: None, commands: None }
+        Client { peer, name: None, proof: None, limits: None }
     }
 
     /// Who it is beyond one connection.
@@ -41,8 +41,8 @@ pub struct Candidate {
     pub name: String,
     /// The credential.
     pub credential: Arc<Credential>,
-    /// Requests it may have outstanding.
-    pub commands: u32,
+    /// What it may take.
+    pub limits: Limits,
 }
 
 /// An object as LIST and INFO tell it.

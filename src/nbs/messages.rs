@@ -43,6 +43,11 @@ impl Messages {
         self.0.insert(name, Known { handler, once });
     }
 
+    /// Whether it moves data, and so waits where writes wait.
+    pub fn is_data(name: &str) -> bool {
+        matches!(name, "flush" | "unmap")
+    }
+
     /// Whether a repetition of this message must not be carried out.
     pub fn is_once(&self, name: &str) -> bool {
         self.0.get(name).is_none_or(|known| known.once)

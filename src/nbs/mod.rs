@@ -21,6 +21,7 @@ pub mod directory;
 pub mod messages;
 pub mod requests;
 pub mod server;
+pub mod shares;
 pub mod wire;
 pub mod xml;
 

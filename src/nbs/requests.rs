@@ -115,6 +115,12 @@ pub fn read_opaque(object: &dyn Object) -> Answer {
     }
 }
 
+/// Whether the message of this body moves data.
+pub fn is_data(body: &[u8]) -> bool {
+    let message = xml::parse(body);
+    message.is_some_and(|message| Messages::is_data(message.get("name").unwrap_or_default()))
+}
+
 /// What must not be done twice: carried out, or answered from memory.
 pub fn once(
     book: &OnceBook,

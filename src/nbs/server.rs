@@ -1,13 +1,16 @@
 //! Listens, and carries each connection: a task that moves bytes, blocking threads for what may
 //! wait.
 //!
-//! Data jobs never take all threads: [`DATA_THREADS`] of [`BLOCKING_THREADS`] at most, so that
-//! orders (a resume, a snapshot, a login) are heard while paused writes fill the others.
+//! Data jobs never take all threads: [`DATA_THREADS`] of [`BLOCKING_THREADS`] at most, and those of
+//! one client on one object never all of these. Orders (a snapshot, a login) have threads of their
+//! own. So whoever's writes wait, because they are paused, say, keeps nobody from being served, and
+//! nothing from being heard.
 
 use super::codec::StreamError;
-use super::connection::{Connection, End, House, Job, JobDone};
+use super::connection::{Connection, End, House, Job, JobDone, Threads};
 use super::directory::ObjectDirectory;
 use super::messages::Messages;
+use super::shares::ClientShares;
 use crate::access::{Crowd, Place};
 use bytes::BytesMut;
 use parking_lot::Mutex;
@@ -30,7 +33,9 @@ pub const MAX_CONNECTIONS: usize = 512;
 /// Those from one address that have not authenticated.
 const HALF_OPEN_PER_SOURCE: usize = 64;
 const BLOCKING_THREADS: usize = 256;
-const DATA_THREADS: usize = 224;
+pub(super) const DATA_THREADS: usize = 224;
+/// For orders; the rest is for sessions that end.
+const ORDER_THREADS: usize = 24;
 /// Time to authenticate: milliseconds for a program, and the longest wait after wrong secrets.
 const LOGIN_TIME: Duration = Duration::from_secs(30);
 /// How long a leaving client may take none of its last replies.
@@ -52,6 +57,7 @@ struct Shared {
     stop: CancellationToken,
     tracker: TaskTracker,
     data_threads: Arc<Semaphore>,
+    order_threads: Arc<Semaphore>,
     runtime: Mutex<Option<Runtime>>,
     handle: Handle,
 }
@@ -72,11 +78,17 @@ impl NbsServer {
             .build()?;
         let instance = super::auth::hex(&random::<8>()?);
         Ok(NbsServer(Arc::new(Shared {
-            house: Arc::new(House { directory, messages, instance }),
+            house: Arc::new(House {
+                directory,
+                messages,
+                instance,
+                shares: ClientShares::default(),
+            }),
             crowd: Crowd::new(MAX_CONNECTIONS, HALF_OPEN_PER_SOURCE),
             stop: CancellationToken::new(),
             tracker: TaskTracker::new(),
             data_threads: Arc::new(Semaphore::new(DATA_THREADS)),
+            order_threads: Arc::new(Semaphore::new(ORDER_THREADS)),
             handle: runtime.handle().clone(),
             runtime: Mutex::new(Some(runtime)),
         })))
@@ -235,15 +247,20 @@ impl Carrier {
     }
 
     fn hand_out(&self, job: Job) {
-        let (report, threads) = (self.report.clone(), Arc::clone(&self.shared.data_threads));
+        let report = self.report.clone();
+        let (own, threads) = match job.threads() {
+            Threads::Data(own) => (own, Arc::clone(&self.shared.data_threads)),
+            Threads::Order(own) => (own, Arc::clone(&self.shared.order_threads)),
+        };
         let run = move || {
             let done = catch_unwind(AssertUnwindSafe(|| job.run()));
             let _ = report.send(done.ok());
         };
         tokio::spawn(async move {
+            let own = own.acquire_owned().await;
             let permit = threads.acquire_owned().await;
             let _ = tokio::task::spawn_blocking(run).await;
-            drop(permit);
+            drop((permit, own));
         });
     }
 

@@ -29,7 +29,8 @@ pub fn attach(config: AttachConfig, announce: &mut dyn FnMut(&str)) -> Result<()
     let runtime = runtime.map_err(|e| Error::io("the export has no threads", &e))?;
     let AttachConfig { name, disk, socket } = config;
     let socket = std::path::absolute(&socket).unwrap_or(socket);
-    let export = Export { name: name.clone(), description: "NBS object".into(), io: disk.clone() };
+    let (description, io) = ("NBS object".into(), disk.clone());
+    let export = Export { name: name.clone(), description, io, tag: 0 };
     let served = runtime.block_on(async {
         let stop = StopSignal::new();
         heed_signals(stop.clone())?;

@@ -1,9 +1,9 @@
 //! LUNs and their snapshots as NBD exports.
 
 use super::disk::Description;
-use super::entrance::{local, note};
+use super::entrance::{has_room, local, note, NO_ROOM};
 use crate::access::{Book, Denial, Reason, Right, Seen, PROVED_OTHERWISE};
-use crate::lun::{self, AttachRequest, Catalog, Lun};
+use crate::lun::{self, AttachRequest, Catalog, ChangeMap, Lun};
 use crate::nbd::{Export, ExportDirectory, ExportEntry, NbdServer, Peer, PeerAddress, Refusal};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ impl Exports {
             Denial::NotAllowed | Denial::Unreadable => Reason::NotAllowed,
             _ => Reason::Unlisted,
         };
-        let (client, at) = (client_of(peer), peer.to_string());
+        let (client, at) = (peer.client(), peer.to_string());
         note(&self.book, "nbd", (&client, &at), Some(lun), reason, &denial.to_string());
         Refusal::Policy(denial.to_string())
     }
@@ -69,15 +69,15 @@ impl Exports {
         std::iter::once(own).chain(snapshots).collect()
     }
 
-    /// When the session is dropped its connection is found by export and peer: NBD numbers its
-    /// connections by itself.
-    fn kick(&self, export: String, peer: Peer) -> Box<dyn FnOnce() + Send> {
+    /// When the session is dropped its connection is found by the tag: NBD numbers its connections
+    /// by itself.
+    fn kick(&self, tag: u64) -> Box<dyn FnOnce() + Send> {
         let door = self.door.clone();
         Box::new(move || {
             let door = door.lock().clone();
             for door in door.iter() {
                 let all = door.sessions().into_iter();
-                for session in all.filter(|s| s.export == export && s.peer == peer) {
+                for session in all.filter(|session| session.tag == tag) {
                     door.drop_session(session.id);
                 }
             }
@@ -93,11 +93,19 @@ impl ExportDirectory for Exports {
     }
 
     fn open(&self, name: &str, peer: &Peer) -> Result<Export, Refusal> {
-        let lun = self.find(name)?;
+        let lun = self.find(name).inspect_err(|why| {
+            let (client, at) = (peer.client(), peer.to_string());
+            note(&self.book, "nbd", (&client, &at), None, Reason::NoSuchLun, &why.to_string());
+        })?;
         let right = self.judge(peer, &lun)?;
+        if !has_room(&self.book, &self.catalog, "nbd", peer.certificate_name.as_deref()) {
+            let (client, at) = (peer.client(), peer.to_string());
+            note(&self.book, "nbd", (&client, &at), Some(&lun), Reason::Limit, NO_ROOM);
+            return Err(Refusal::Policy(NO_ROOM.to_owned()));
+        }
         let request = AttachRequest {
             door: "nbd",
-            client: client_of(peer),
+            client: peer.client(),
             peer: peer.to_string(),
             writable: right.writable,
         };
@@ -107,16 +115,42 @@ impl ExportDirectory for Exports {
         admitted.map_err(|denial| self.denied(denial, peer, &lun))?;
         // Until the client says that it leaves.
         session.lost();
-        let export = lun.name();
-        session.on_kick(self.kick(export.clone(), peer.clone()));
-        Ok(Export { description: describe(&lun), name: export, io: session })
+        let tag = session.id().0;
+        session.on_kick(self.kick(tag));
+        Ok(Export { description: describe(&lun), name: lun.name(), io: session, tag })
     }
 
     fn describe(&self, name: &str, peer: &Peer) -> Result<Export, Refusal> {
         let lun = self.find(name)?;
         self.judge(peer, &lun)?;
         let (name, description) = (lun.name(), describe(&lun));
-        Ok(Export { name, description, io: Arc::new(Description(lun)) })
+        Ok(Export { name, description, io: Arc::new(Description(lun)), tag: 0 })
+    }
+
+    fn turned_away(&self, who: &str, reason: Reason) {
+        note(&self.book, "nbd", ("?", who), None, reason, "");
+    }
+
+    fn change_bases(&self, name: &str, peer: &Peer) -> Result<Vec<String>, Refusal> {
+        let lun = self.find(name)?;
+        self.judge(peer, &lun)?;
+        lun.change_bases().map_err(|error| refusal(name, &error))
+    }
+
+    fn changed_since(
+        &self,
+        name: &str,
+        base: &str,
+        peer: &Peer,
+    ) -> Result<Option<Arc<dyn ChangeMap>>, Refusal> {
+        let lun = self.find(name)?;
+        self.judge(peer, &lun)?;
+        match lun.changed_since(base) {
+            Ok(map) => Ok(Some(Arc::new(map))),
+            // Not there, or a bookmark that says nothing of this state.
+            Err(lun::Error::NoSnapshot { .. } | lun::Error::Snapshot { .. }) => Ok(None),
+            Err(error) => Err(refusal(name, &error)),
+        }
     }
 }
 
@@ -133,15 +167,6 @@ fn seen(peer: &Peer) -> Seen<'_> {
     };
     let local = address.is_none_or(local);
     Seen { name, proof: name.map(|_| PROVED_OTHERWISE), local, address }
-}
-
-/// Who the client is beyond one connection.
-fn client_of(peer: &Peer) -> String {
-    match (&peer.certificate_name, &peer.address) {
-        (Some(name), _) => name.clone(),
-        (None, PeerAddress::Tcp(address)) => address.ip().to_canonical().to_string(),
-        (None, PeerAddress::Unix { uid, .. }) => format!("unix:uid={uid}"),
-    }
 }
 
 fn refusal(name: &str, error: &lun::Error) -> Refusal {

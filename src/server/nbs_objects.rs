@@ -3,9 +3,9 @@
 //! Invariant: of one client's connections to an object only the newest generation is carried out:
 //! when [`Objects::open`] returns, the session of an older one does no I/O any more.
 
-use super::entrance::{local, note};
+use super::entrance::{has_room, local, note, NO_ROOM};
 use crate::access::{Book, Denial, Reason, Seen};
-use crate::fs::{Consistency, HookOutcome};
+use crate::fs::{Consistency, HookOutcome, VolumeId};
 use crate::lun::{
     self, Access, AttachRequest, Attachment, BlockIo, Catalog, Lun, Maker, OnceBook, OnceClient,
     Pause, Snapshot, SnapshotWish,
@@ -24,6 +24,9 @@ use std::time::Duration;
 /// Clients whose generation is remembered; beyond it those without a session are forgotten.
 const MAX_GENERATIONS: usize = 4096;
 
+/// A client of a LUN, or of one of its snapshots.
+type Connected = (OnceClient, Option<VolumeId>);
+
 /// The newest connection of a client to an object.
 struct Newest {
     generation: u32,
@@ -35,7 +38,7 @@ pub(super) struct Objects {
     catalog: Arc<Catalog>,
     book: Arc<Book>,
     once: OnceBook,
-    newest: Mutex<HashMap<OnceClient, Newest>>,
+    newest: Mutex<HashMap<Connected, Newest>>,
 }
 
 impl Objects {
@@ -69,21 +72,14 @@ impl Objects {
 
     /// Whether the client has room for a further session.
     fn check_limit(&self, client: &Client, lun: &Lun) -> Result<(), Status> {
-        let Some(one) = client.name.as_deref().and_then(|name| self.book.get(name).ok()) else {
-            return Ok(());
-        };
-        let own =
-            |it: &lun::SessionInfo| it.door == "nbs" && it.client.eq_ignore_ascii_case(&one.name);
-        let count = self.catalog.sessions().iter().filter(|it| own(it)).count();
-        if count < one.limits.sessions as usize {
-            return Ok(());
+        match has_room(&self.book, &self.catalog, "nbs", client.name.as_deref()) {
+            true => Ok(()),
+            false => Err(self.refuse(client, Some(lun), (Reason::Limit, Status::Busy), NO_ROOM)),
         }
-        let why = "the client has as many sessions as it may";
-        Err(self.refuse(client, Some(lun), (Reason::Limit, Status::Busy), why))
     }
 
     /// Makes this generation the newest and cuts the one before off. Waits for its writes.
-    fn take_over(&self, key: &OnceClient, generation: u32) -> Result<(), Status> {
+    fn take_over(&self, key: &Connected, generation: u32) -> Result<(), Status> {
         let older = {
             let mut newest = self.newest.lock();
             if newest.len() >= MAX_GENERATIONS {
@@ -148,7 +144,7 @@ impl ObjectDirectory for Objects {
     fn candidates(&self, user: &str, peer: SocketAddr) -> Vec<Candidate> {
         let all = self.book.find_by_user(user, peer.ip()).into_iter();
         all.filter_map(|one| {
-            Some(Candidate { name: one.name, credential: one.chap?, commands: one.limits.commands })
+            Some(Candidate { name: one.name, credential: one.chap?, limits: one.limits })
         })
         .collect()
     }
@@ -174,14 +170,15 @@ impl ObjectDirectory for Objects {
         generation: u32,
         kick: Kick,
     ) -> Result<Arc<dyn Object>, Status> {
-        let lun = self.catalog.get(name).map_err(|_| {
+        let lun = self.catalog.disk(name).map_err(|_| {
             let refusal = (Reason::NoSuchLun, Status::NoSuchObject);
             self.refuse(client, None, refusal, "there is no such object")
         })?;
         // Before anything of an older connection is ended: may this one come at all?
         let judged = self.book.judge(&seen(client), lun.id());
         judged.map_err(|denial| self.denied(denial, client, &lun))?;
-        let key = OnceClient::new(lun.id(), &client.label(), instance);
+        let own = OnceClient::new(lun.id(), &client.label(), instance);
+        let key = (own, lun.is_snapshot().then(|| lun.volume()));
         self.take_over(&key, generation)?;
         self.check_limit(client, &lun)?;
         let session = self.attach(client, &lun)?;
@@ -193,7 +190,7 @@ impl ObjectDirectory for Objects {
             peer: client.peer.to_string(),
             io: Arc::clone(&session) as Arc<dyn BlockIo>,
             session,
-            key: key.clone(),
+            key: key.0.clone(),
             superseded: AtomicBool::new(false),
             pause: Mutex::default(),
         });
@@ -235,7 +232,7 @@ fn facts_of(lun: &Lun, writable: bool) -> Facts {
         blocks: geometry.size_bytes / u64::from(block_bytes),
         writable,
         shared: settings.access == Access::Shared,
-        snapable: true,
+        snapable: !lun.is_snapshot(),
         replicated: false,
         write_through: geometry.write_through,
     }
@@ -269,11 +266,11 @@ impl OpenObject {
         }
     }
 
-    /// Nobody but this client has the LUN open: a rollback changes it under everybody's feet.
+    /// Nothing but this connection has the LUN open: a rollback changes it under everybody's feet,
+    /// also under another program of the same client.
     fn check_alone(&self) -> lun::Result<()> {
-        let own = self.session.info().client;
-        let foreign = |it: &lun::SessionInfo| it.door != "nbs" || it.client != own;
-        let others = self.lun().sessions().iter().filter(|it| foreign(it)).count();
+        let own = self.session.id();
+        let others = self.lun().sessions().iter().filter(|it| it.id != own).count();
         if others == 0 && self.lun().open_files() == 0 {
             return Ok(());
         }
@@ -291,6 +288,9 @@ impl OpenObject {
         }
         if self.session.is_gone() {
             return Err(Status::NoSuchObject);
+        }
+        if self.lun().is_snapshot() {
+            return Err(Status::ReadOnly);
         }
         if self.session.is_writable() {
             return Ok(());
@@ -372,6 +372,9 @@ impl Object for OpenObject {
     }
 
     fn snaps(&self) -> Result<Vec<SnapFacts>, Status> {
+        if self.lun().is_snapshot() {
+            return Err(Status::Unsupported);
+        }
         let all = self.catalog.snapshots(&self.lun().name());
         let all = all.map_err(|error| status_of(&error))?;
         Ok(all.iter().map(snap_facts).collect())

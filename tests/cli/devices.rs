@@ -110,6 +110,37 @@ fn a_device_that_is_cut_beneath_a_server_loses_nothing() {
     assert_eq!(lab.json("pool check b")["sound"], true);
 }
 
+/// Either device's file is deleted while LUNs are being written.
+#[test]
+fn a_device_that_is_deleted_under_load_loses_nothing() {
+    for (gone, left) in [("a", "b"), ("b", "a")] {
+        let mut lab = mirror();
+        let bytes = image(&lab, "image", 1);
+        lab.serve_line("serve a b --nbd 127.0.0.1:0");
+        lab.good(&format!("lun import vm0 image --pool {left}"));
+        std::thread::scope(|scope| {
+            let lab = &lab;
+            let load = scope.spawn(move || {
+                for n in 1..4 {
+                    lab.good(&format!("lun import vm{n} image --pool {left}"));
+                }
+            });
+            std::thread::sleep(std::time::Duration::from_millis(30));
+            fs::remove_file(lab.path(gone)).unwrap();
+            load.join().unwrap();
+        });
+        let states = states(&lab.json(&format!("status --pool {left}"))["pool"]);
+        assert_eq!(states.iter().filter(|s| **s == "missing").count(), 1, "{gone}: {states:?}");
+        lab.good(&format!("pool replace {left} {gone} new"));
+        for n in 0..4 {
+            lab.good(&format!("lun export vm{n} back --force --pool {left}"));
+            assert!(fs::read(lab.path("back")).unwrap() == bytes, "vm{n} without {gone}");
+        }
+        lab.terminate();
+        assert_eq!(lab.json("pool check new")["sound"], true);
+    }
+}
+
 #[test]
 fn two_histories_are_told_apart() {
     let mut lab = mirror();

@@ -139,7 +139,8 @@ impl ObjectDirectory for Ram {
 fn house() -> Arc<House> {
     let disk = Arc::new(MemoryLun::new("ram", SIZE_BYTES, 512));
     let directory = Arc::new(Ram(disk, OnceBook::in_memory()));
-    Arc::new(House { directory, messages: Messages::new(), instance: "i".into() })
+    let shares = Default::default();
+    Arc::new(House { directory, messages: Messages::new(), instance: "i".into(), shares })
 }
 
 fn connection(house: &Arc<House>) -> Connection {

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import socket
+import time
 
 import nbd
 
@@ -86,4 +88,78 @@ def requests(lab):
     lab.verify_pool()
 
 
-run([tools, requests])
+def one_flush_for_all(lab):
+    """Multi-conn: a flush on one connection covers what was answered on all others"""
+    lab.make_pool()
+    lab.do("lun", "create", "disk", "--size", "64M")
+    lab.do("lun", "create", "other", "--size", "64M")
+    marks = [os.urandom(4 * KIB) for _ in range(24)]
+    for turn in range(3):
+        lab.serve(nbd=True)
+        every = [nbd_connect(lab.nbd_port, "disk") for _ in marks]
+        check("the export says so", every[0].can_multi_conn())
+        for number, (one, mark) in enumerate(zip(every, marks)):
+            one.pwrite(mark, (turn * 100 + number) * 64 * KIB)
+        flusher = nbd_connect(lab.nbd_port, "disk")
+        flusher.flush()
+        every[0].pwrite(b"later" + bytes(507), 63 * MIB)
+        lab.kill()
+        lab.serve(nbd=True)
+        after = nbd_connect(lab.nbd_port, "disk")
+        kept = [bytes(after.pread(4 * KIB, (turn * 100 + n) * 64 * KIB)) == mark
+                for n, mark in enumerate(marks)]
+        check("all of it is there after kill -9", all(kept), kept)
+        after.shutdown()
+        check("an orderly stop", lab.stop())
+    lab.verify_pool()
+
+
+def dropped(lab):
+    """session drop ends one connection, also where several of one process share a Unix socket"""
+    lab.make_pool()
+    lab.do("lun", "create", "disk", "--size", "64M")
+    lab.serve(nbd=True, unix=True)
+    uri = f"nbd+unix:///disk?socket={lab.unix()}"
+    first, second = nbd.NBD(), nbd.NBD()
+    first.connect_uri(uri)
+    second.connect_uri(uri)
+    first.pwrite(b"a" * 512, 0)
+    second.pread(512, 0)
+    sessions = lab.ask("session", "list")
+    equal("two sessions", len(sessions), 2)
+    writer = [s["id"] for s in sessions if s["written_bytes"]]
+    lab.do("session", "drop", *writer)
+    refused("the one is gone", lambda: first.pread(512, 0), errno.ESHUTDOWN, errno.ENOTCONN,
+            errno.EPIPE, errno.ECONNRESET, 0)
+    equal("the other goes on", bytes(second.pread(512, 0)), b"a" * 512)
+    second.shutdown()
+
+
+def counted(lab):
+    """Writes to a read-only export, unknown exports and floods are counted, writes logged"""
+    lab.make_pool()
+    lab.do("lun", "create", "disk", "--size", "64M")
+    lab.do("lun", "create", "ro", "--size", "64M", "read-only=true")
+    lab.serve(nbd=True)
+    h = nbd_connect(lab.nbd_port, "ro")
+    h.set_strict_mode(0)
+    for text, call in (("a write", lambda: h.pwrite(bytes(512), 0)),
+                       ("a trim", lambda: h.trim(512, 0)), ("zeroes", lambda: h.zero(512, 0))):
+        refused(f"{text} to a read-only export", call, errno.EPERM)
+    h.shutdown()
+    equal("they are counted", lab.ask("status")["refused"]["read_only"], 3)
+    text = str(lab.ask("lun", "log", "ro"))
+    check("and logged", "a write" in text and "read-only" in text, text[-500:])
+    wrong = tool("nbdinfo", lab.nbd_url("none"), good=False)
+    check("an unknown export", wrong.returncode != 0)
+    check("is counted", lab.ask("status")["refused"]["no_such_lun"] >= 1)
+    flood = [socket.create_connection(("127.0.0.1", lab.nbd_port), 5) for _ in range(100)]
+    deadline, seen = time.monotonic() + 10, 0
+    while seen < 30 and time.monotonic() < deadline:
+        seen = lab.ask("status")["refused"]["flood"]
+    check("a flood is counted", 30 <= seen <= 100, seen)
+    for one in flood:
+        one.close()
+
+
+run([tools, requests, one_flush_for_all, dropped, counted])

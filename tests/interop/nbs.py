@@ -6,9 +6,11 @@ import socket
 import threading
 import time
 
+import nbd
+
 import nbswire as w
-from blockclients import nbd_connect
-from harness import MIB, TIB, check, define, equal, free_port, run
+from blockclients import Iscsi, nbd_connect
+from harness import IQN, MIB, TIB, check, define, equal, free_port, run
 from nbswire import Client, Packet, Refused, status_of
 
 A, B = (f"iqn.2026-11.local.test:{x}" for x in "ab")
@@ -54,6 +56,8 @@ def operations(lab):
           w.OUT_OF_RANGE)
     equal("an offset near 2^32", status_of(lambda: c.ask(
         w.READ, offset=0xFFFFFFFF, data_len=8192)), w.OUT_OF_RANGE)
+    equal("a body of more than 64 KiB", status_of(lambda: c.message(
+        "flush", f' x="{"y" * 65536}"')), w.INVALID)
     equal("nothing", status_of(lambda: c.read(0, 0)), w.INVALID)
     equal("half a sector", status_of(lambda: c.read(0, 100)), w.INVALID)
     equal("more than xferSize", status_of(lambda: c.read(0, 2 * MIB)), w.INVALID)
@@ -142,11 +146,20 @@ def generations(lab):
     check("an orderly stop", lab.stop())
 
 
+def into_file(path, at, data):
+    with open(path, "r+b", buffering=0) as out:
+        out.seek(at)
+        out.write(data)
+
+
 def pauses(lab):
     """PAUSE: writes through every door wait, reads do not, and none fails"""
     lab.make_pool()
     lab.do("lun", "create", "one", "--size", "64M")
-    serve(lab, nbd=True)
+    lab.do("lun", "set", "one", "access=shared")
+    serve(lab, nbd=True, iscsi=True, mount=True)
+    initiator = Iscsi(lab.iscsi_port, f"{IQN}one")
+    initiator.clear_attention()
     c, other = Client(lab.nbs_port), Client(lab.nbs_port)
     c.open("one", client="a")
     other.open("one", client="b")
@@ -168,6 +181,8 @@ def pauses(lab):
     equal("a pause", got.get("seconds"), "15")
     threads = [writer("nbd", lambda: disk.pwrite(b"n" * 4096, 0)),
                writer("nbs", lambda: other.write(8192, b"b" * 8192)),
+               writer("iscsi", lambda: initiator.write(65536, b"i" * 512)),
+               writer("file", lambda: into_file(lab.data("one"), 131072, b"f" * 4096)),
                writer("zero", lambda: nbd_connect(lab.nbd_port, "one").zero(4096, 32768))]
     reader = Client(lab.nbs_port)
     reader.open("one", client="r")
@@ -182,7 +197,9 @@ def pauses(lab):
     for thread in threads:
         thread.join(10)
     check("then they end well", all(isinstance(t, float) and t - since < 5 for t in ended.values())
-          and len(ended) == 3, ended)
+          and len(ended) == 5, ended)
+    equal("also what came by iSCSI and by the mount", (reader.read(65536, 512),
+          reader.read(131072, 4096)), (b"i" * 512, b"f" * 4096))
     equal("what waited is written", reader.read(0, 16384), b"n" * 4096 + bytes(4096) + b"b" * 8192)
     # The limit, and the end of the connection.
     ended.clear()
@@ -271,6 +288,15 @@ def who_gets_in(lab):
     c.open("one")
     equal("more sessions than allowed", status_of(
         lambda: Client(port, ("alice", secret)).open("two")), w.BUSY)
+    held, last = [], w.OK
+    while last == w.OK and len(held) < 20:
+        one = Client(port, ("alice", secret), login=False)
+        last = status_of(lambda: one.login(("alice", secret)))
+        held.append(one)
+    check("connections without a session are bounded too", last == w.BUSY and 4 < len(held) < 10,
+          (last, len(held)))
+    check("what was there goes on", len(c.read(0, 8192)) == 8192)
+    del held, one
     check("an orderly stop", lab.stop())
     off = lab.lunfs("serve", lab.pool, "--nbs", "0.0.0.0:0", "--dry-run")
     equal("off loopback with initiators it may listen", off.returncode, 0)
@@ -444,6 +470,209 @@ def interrupted(lab):
     lab.verify_pool()
 
 
+def snapshot_objects(lab):
+    """NAME@SNAP: a read-only object, listed by nobody, that stays while it is open"""
+    lab.make_pool()
+    lab.do("lun", "create", "one", "--size", "64M")
+    serve(lab)
+    c = Client(lab.nbs_port)
+    c.open("one", client="a")
+    c.write(0, b"1" * 8192)
+    c.ask(w.WRITE_OPAQUE, b"then", seq=1)
+    lab.do("snapshot", "create", "one@s")
+    c.write(0, b"2" * 8192)
+    c.ask(w.WRITE_OPAQUE, b"now", seq=2)
+    old = Client(lab.nbs_port)
+    info = old.open("one@s", client="a")
+    equal("INFO", (info["rw"], info["snapable"], info["NumBlks"]), ("0", "0", str(64 * 128)))
+    equal("its data are those of then", old.read(0, 8192), b"1" * 8192)
+    equal("its opaque data too", old.ask(w.READ_OPAQUE).data, b"then")
+    equal("the same client's LUN goes on", c.read(0, 8192), b"2" * 8192)
+    equal("a write", status_of(lambda: old.write(0, b"3" * 8192)), w.READ_ONLY)
+    equal("opaque data", status_of(lambda: old.ask(w.WRITE_OPAQUE, b"x", seq=3)), w.READ_ONLY)
+    equal("a pause", status_of(lambda: old.ask(w.PAUSE, seq=4)), w.READ_ONLY)
+    equal("unmap", status_of(lambda: old.message("unmap", ' offset="0" length="8192"', seq=5)),
+          w.READ_ONLY)
+    for sub in (w.CREATE, w.DELETE, w.RESTORE, w.REFRESH, w.SNAPS):
+        equal(f"SNAP {sub}", status_of(lambda: old.body(
+            w.SNAP, '<nbsSnapRqst nbsId="one@s" snapId="s"/>', sub=sub, seq=10 + sub)),
+            w.UNSUPPORTED)
+    equal("no such snapshot", status_of(lambda: Client(lab.nbs_port).open("one@t")),
+          w.NO_SUCH_OBJECT)
+    newer = Client(lab.nbs_port)
+    newer.open("one@s", gen=2, client="a")
+    equal("a newer connection cuts it off", status_of(lambda: old.read(0, 8192)), w.STALE)
+    lab.do("snapshot", "delete", "one@s")
+    equal("deleted, it stays while it is open", newer.read(0, 8192), b"1" * 8192)
+    equal("and is found no more", status_of(lambda: Client(lab.nbs_port).open("one@s")),
+          w.NO_SUCH_OBJECT)
+    equal("LIST names LUNs", sorted(c.list()), ["one"])
+    server = ("--server", f"127.0.0.1:{lab.nbs_port}")
+    lab.do("snapshot", "create", "one@t")
+    lab.do("nbs", "read", "one@t", lab.path("r"), "--length", "8K", *server)
+    with open(lab.path("r"), "rb") as got:
+        equal("by the command line", got.read(), b"2" * 8192)
+    check("an orderly stop", lab.stop())
+    lab.verify_pool()
+
+
+def restore_alone(lab):
+    """RESTORE is refused while another program of the same client has the object open"""
+    lab.make_pool()
+    lab.do("lun", "create", "one", "--size", "64M")
+    serve(lab)
+    mounted, manager = Client(lab.nbs_port), Client(lab.nbs_port)
+    mounted.open("one", client="mounted")
+    manager.open("one", client="manager")
+    mounted.write(0, b"1" * 8192)
+    lab.do("snapshot", "create", "one@s")
+    mounted.write(0, b"2" * 8192)
+    body = '<nbsSnapRqst nbsId="one" snapId="s"/>'
+    equal("restore beside it", status_of(lambda: manager.body(w.SNAP, body, sub=w.RESTORE, seq=1)),
+          w.BUSY)
+    equal("nothing changed", mounted.read(0, 8192), b"2" * 8192)
+    mounted.message("logout", seq=1)
+    mounted.close()
+    time.sleep(0.3)
+    equal("alone", status_of(lambda: manager.body(w.SNAP, body, sub=w.RESTORE, seq=2)), w.OK)
+    equal("it is restored", manager.read(0, 8192), b"1" * 8192)
+
+
+def oddities(lab):
+    """Requests that make little sense: each is answered, and the connection goes on"""
+    lab.make_pool()
+    lab.do("lun", "create", "one", "--size", "64M")
+    serve(lab)
+    c = Client(lab.nbs_port)
+    c.open("one", client="a")
+    equal("a READ that carries data", status_of(
+        lambda: c.ask(w.READ, b"x" * 512, data_len=512)), w.INVALID)
+    equal("a READ_OPAQUE that does", status_of(lambda: c.ask(w.READ_OPAQUE, b"x")), w.INVALID)
+    for gen in range(2, 202):
+        c.open("one", gen=gen, client="a")
+    equal("opened two hundred times on one connection", c.read(0, 8192), bytes(8192))
+    # The same INFO twice at once, and writes that wait under it.
+    holder, racer = Client(lab.nbs_port), Client(lab.nbs_port)
+    holder.open("one", client="holder")
+    request = Packet(w.INFO, b'<nbsInfoRqst nbsId="one" client="b"/>', sub=w.OPEN, gen=1)
+    for turn in range(20):
+        racer = Client(lab.nbs_port)
+        request.gen, count = turn + 1, 6
+        racer.stream.sendall(b"".join(
+            Packet(w.INFO, request.data, sub=w.OPEN, gen=turn + 1, packet=n).bytes()
+            for n in range(count)))
+        holder.ask(w.PAUSE, seq=2 * turn)
+        got = [racer.receive() for _ in range(count)]
+        statuses = {p.status for p in got}
+        handles = {p.handle for p in got if p.status == w.OK}
+        if not (statuses <= {w.OK, w.BUSY} and len(handles) == 1):
+            check("one INFO of many opens, the others are answered", False, (statuses, handles))
+        racer.handle, racer.gen, racer.block = handles.pop(), turn + 1, 8192
+        racer.send(w.WRITE, b"w" * 8192, offset=0)
+        racer.stream.sendall(request.bytes())
+        racer.stream.settimeout(10)
+        time.sleep(0.02)
+        holder.ask(w.RESUME, seq=2 * turn + 1)
+        racer.receive(), racer.receive()
+        racer.write(0, b"v" * 8192)
+        racer.close()
+    check("one INFO of many opens, the others are answered", True)
+    check("an orderly stop", lab.stop())
+    lab.verify_pool()
+
+
+def fair(lab):
+    """Paused writes on one object keep neither other clients nor other objects waiting"""
+    lab.make_pool()
+    for name in ("one", "two"):
+        lab.do("lun", "create", name, "--size", "64M")
+    serve(lab, nbd=True)
+    setup = Client(lab.nbs_port)
+    setup.open("two", client="setup")
+    setup.write(0, os.urandom(MIB))
+    holder = Client(lab.nbs_port)
+    holder.open("one", client="holder")
+    holder.body(w.PAUSE, '<nbsPauseRqst seconds="20"/>', seq=1)
+    crowd = []
+    for number in range(8):
+        c = Client(lab.nbs_port)
+        c.open("one", client=f"w{number}")
+        request = Packet(w.WRITE, b"w" * 8192, handle=c.handle, gen=c.gen, offset=number)
+        c.stream.sendall(request.bytes() * 64)
+        crowd.append(c)
+    disks = []
+    for number in range(20):
+        disk = nbd_connect(lab.nbd_port, "one")
+        for at in range(32):
+            disk.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(4096)), MIB + at * 4096)
+        disks.append(disk)
+    time.sleep(0.5)
+    since = time.monotonic()
+    after = Client(lab.nbs_port)
+    after.open("two", client="after")
+    after.message("flush", seq=1)
+    after.write(0, b"t" * 8192)
+    took = time.monotonic() - since
+    check("another object of NBS is served at once", took < 5, took)
+    since = time.monotonic()
+    equal("a snapshot while they wait", status_of(lambda: holder.body(
+        w.SNAP, '<nbsSnapRqst nbsId="one" snapId="s"/>', sub=w.CREATE, seq=3)), w.OK)
+    took = time.monotonic() - since
+    check("is made at once", took < 5, took)
+    since = time.monotonic()
+    other = nbd_connect(lab.nbd_port, "two")
+    other.pwrite(b"n" * 4096, 0)
+    other.flush()
+    took = time.monotonic() - since
+    check("another export of NBD too", took < 5, took)
+    holder.ask(w.RESUME, seq=2)
+    for c in crowd:
+        statuses = {c.receive().status for _ in range(64)}
+        if statuses != {w.OK}:
+            check("every write that waited is done", False, statuses)
+    for disk in disks:
+        while disk.aio_in_flight():
+            disk.poll(1000)
+        disk.shutdown()
+    check("every write that waited is done", True)
+    check("an orderly stop", lab.stop())
+    lab.verify_pool()
+
+
+def one_clients_memory(lab):
+    """Connections of one client whose writes wait share its memory; others have theirs"""
+    lab.make_pool()
+    for name in ("one", "two"):
+        lab.do("lun", "create", name, "--size", "64M")
+    lab.nbs_port = free_port()
+    [secret] = define(lab, A, "--allow", "one", "--max-memory", "16M", chap="alice")
+    [other] = define(lab, B, "--allow", "one", "--allow", "two", chap="bob")
+    serve(lab)
+    good = Client(lab.nbs_port, auth=("bob", other))
+    good.open("two", client="good")
+    holder = Client(lab.nbs_port, auth=("bob", other))
+    holder.open("one", client="holder")
+    holder.body(w.PAUSE, '<nbsPauseRqst seconds="20"/>', seq=1)
+    base = lab.vm_hwm_bytes()
+    waiting, count = [], 24
+    for number in range(count):
+        c = Client(lab.nbs_port, auth=("alice", secret))
+        c.open("one", client=f"s{number}")
+        request = Packet(w.WRITE, b"w" * MIB, handle=c.handle, gen=c.gen, offset=128 * number)
+        c.stream.settimeout(0.1)
+        try:
+            c.stream.sendall(request.bytes() * 16)
+        except TimeoutError:
+            pass
+        waiting.append(c)
+    equal("a good client is served", status_of(lambda: good.write(0, b"h" * 8192)), w.OK)
+    grown = lab.vm_hwm_bytes() - base
+    check("what waits is bounded", grown < count * 5 * MIB, f"{grown >> 20} MiB more")
+    holder.ask(w.RESUME, seq=2)
+    for c in waiting:
+        c.close()
+
+
 def hostile(lab):
     """Slow readers, half-open logins, floods, absurd lengths: only who sends them suffers"""
     lab.make_pool()
@@ -519,5 +748,5 @@ def hostile(lab):
 
 
 if __name__ == "__main__":
-    run([operations, generations, pauses, who_gets_in, checksums, snapshots, interrupted,
-         hostile])
+    run([operations, generations, pauses, who_gets_in, checksums, snapshots, snapshot_objects,
+         restore_alone, interrupted, oddities, fair, one_clients_memory, hostile])

@@ -215,6 +215,27 @@ def replay(lab):
     second.close()
 
 
+def another_block_size(lab):
+    """A server whose object has other blocks than before gets nothing that was made for the old"""
+    first, second = Fake(), Fake(block=8192)
+    third = Fake()
+    servers = ",".join(f"127.0.0.1:{fake.port}" for fake in (first, second, third))
+    with Attached(lab, servers, "disk") as a:
+        h = nbd.NBD()
+        h.connect_uri(a.uri)
+        h.pwrite(b"a" * 4096, 3 * 512)
+        first.close()
+        h.pwrite(b"b" * 4096, 5 * 512)
+        writes = [p for p in second.seen if p.op == w.WRITE]
+        equal("nothing was written to blocks of another size", (writes, any(second.data)),
+              ([], False))
+        equal("the next address has it", bytes(third.data[3 * 512:6 * 512 - 512]),
+              b"a" * 1024)
+        h.shutdown()
+    second.close()
+    third.close()
+
+
 def attach_tools(lab):
     """nbdcopy, nbdinfo, qemu-img and fio verify over attach, CHAP between"""
     lab.make_pool()
@@ -286,4 +307,5 @@ def killed_under_load(lab):
 
 
 if __name__ == "__main__":
-    run([bytes_of_the_client, misbehaving_servers, replay, attach_tools, killed_under_load])
+    run([bytes_of_the_client, misbehaving_servers, replay, another_block_size, attach_tools,
+         killed_under_load])

@@ -178,14 +178,24 @@ def handles(lab):
 
 
 def serve_as(lab, device):
-    """Serves with the mount's former device number, by which nfs-ganesha knows it: the kernel gives
-    the lowest that is free, so another test's mount may have it for a moment."""
-    for _ in range(30):
-        lab.serve(mount=True, iscsi=True)
-        if os.stat(lab.mount).st_dev == device:
+    """Serves with the mount's former device number, by which nfs-ganesha knows it. The kernel gives
+    the lowest that is free, and other tests mount too: lower ones are taken meanwhile."""
+    for turn in range(60):
+        taken = []
+        while not taken or os.stat(taken[-1]).st_dev < device:
+            taken.append(lab.path(f"taken{turn}.{len(taken)}"))
+            os.mkdir(taken[-1])
+            subprocess.run(["mount", "-t", "tmpfs", "none", taken[-1]], check=True)
+        is_free = os.stat(taken[-1]).st_dev == device
+        subprocess.run(["umount", taken[-1]], check=True)
+        if is_free:
+            lab.serve(mount=True, iscsi=True)
+        for path in taken[:-1]:
+            subprocess.run(["umount", path], check=True)
+        if is_free and os.stat(lab.mount).st_dev == device:
             return
         need("an orderly stop", lab.stop())
-        time.sleep(1)
+        time.sleep(0.5)
     need("the mount has its number again", False)
 
 

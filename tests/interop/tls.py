@@ -89,6 +89,15 @@ def tls(lab):
     sessions = lab.ask("session", "list")
     equal("the session is the certificate's", [s["client"] for s in sessions], [HOST])
     h.shutdown()
+    lab.do("initiator", "set", HOST, "--max-sessions", "1")
+    first = nbd.NBD()
+    first.set_uri_allow_local_file(True)
+    first.connect_uri(uri(lab, "one", client))
+    more = tool("nbdinfo", "--size", uri(lab, "one", client), good=False)
+    check("more sessions than allowed", more.returncode != 0 and "policy" in more.text, more.text)
+    equal("the first goes on", len(first.pread(512, 0)), 512)
+    first.shutdown()
+    equal("they are counted", lab.ask("status")["refused"]["limit"], 1)
     refused(lab, ca, client)
     check("an orderly stop", lab.stop())
     lab.verify_pool()
@@ -137,6 +146,9 @@ def refused(lab, ca, client):
         except TimeoutError:
             ended = False
         check("junk instead of TLS ends it too", ended)
+    counted = lab.ask("status")["refused"]
+    check("all are counted", counted["authentication"] >= 3 and counted["no_such_lun"] >= 1
+          and counted["unlisted"] >= 2, counted)
 
 
 def required(lab):

@@ -89,12 +89,15 @@ fn what_was_replaced_is_never_served_in_the_place_of_what_came_after() {
     assert!(!stale.is_empty(), "the planted bug is not seen");
 }
 
+/// How a new device comes into a pool; its slot.
+type Join = fn(&Arc<Fs>, Arc<dyn BlockDevice>) -> Result<u16>;
+
 /// A device that has no label yet, or half of one, is nobody that the others wait for.
 #[test]
 fn power_may_fail_while_a_new_device_gets_its_label() {
     let adds = |fs: &Arc<Fs>, new| fs.add_device(new, "/dev/c".into(), [3; 16]);
     let replaces = |fs: &Arc<Fs>, new| fs.replace(0, &new, "/dev/c");
-    let joins: [fn(&Arc<Fs>, Arc<dyn BlockDevice>) -> Result<u16>; 2] = [adds, replaces];
+    let joins: [Join; 2] = [adds, replaces];
     for (n, join) in joins.into_iter().enumerate() {
         let mut base = mirror();
         let fs = open(&base).expect("open");

@@ -35,6 +35,7 @@ impl Served {
             name: lunfs::lun::BlockIo::identity(lun.as_ref()).name,
             description: "in memory".to_owned(),
             io: lun.clone(),
+            tag: 0,
         });
         Served::exports(exports.collect(), luns.clone())
     }

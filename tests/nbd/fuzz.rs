@@ -20,6 +20,9 @@ fn options(random: &mut Random) -> Vec<u8> {
         let name = string("disk");
         let data = match random.below(6) {
             0 => [name, vec![0, 1, 0, 3]].concat(),
+            1 if random.below(2) == 0 => {
+                [name, vec![0, 0, 0, 1], string("lunfs:changed-since:a")].concat()
+            }
             1 => [name, vec![0, 0, 0, 1], string("base:allocation")].concat(),
             2 => [name, vec![0xff; 4]].concat(),
             3 => random.bytes(random.0 as usize % 300),
@@ -62,6 +65,10 @@ fn the_handshake_takes_anything() {
                 }
                 Step::List => handshake.listed(&[]),
                 Step::Describe(_) => handshake.described(description),
+                Step::Contexts(wish) if wish.export == "disk" => handshake.found(Vec::new()),
+                Step::Contexts(wish) => {
+                    handshake.refused(Refusal::Unknown(wish.export)).unwrap();
+                }
                 Step::Open(name) if name == "disk" => {
                     handshake.opened(description);
                     opened += 1;

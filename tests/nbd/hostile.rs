@@ -235,7 +235,8 @@ impl BlockIo for Cursed {
 #[test]
 fn a_bug_below_ends_one_connection_and_no_more() {
     let disk = Arc::new(Cursed(MemoryLun::new("disk", 1 << 20, 512)));
-    let export = Export { name: "disk".into(), description: String::new(), io: disk.clone() };
+    let export =
+        Export { name: "disk".into(), description: String::new(), io: disk.clone(), tag: 0 };
     let served = Served::exports(vec![export], Vec::new());
     let idle = Arc::strong_count(&disk);
     for (kind, flags) in [(command::READ, 0), (command::WRITE, 1)] {

@@ -179,9 +179,11 @@ fn scrub(before: &Before, seen: &mut Seen) -> Done {
         None => open(false).map_err(told)?,
         Some(nobody) => {
             seen.done.add("devices that lost both labels", 1);
-            let refused = open(false).is_err();
-            ensure(refused, || "a device that nobody knows is not missed".to_string())?;
-            let fs = open(true).map_err(told)?;
+            // The others may have recorded before that it is missing.
+            let fs = open(false).or_else(|_| open(true)).map_err(told)?;
+            let taken = fs.devices().into_iter().find(|d| d.path == nobody.name());
+            let state = taken.map_or("absent", |d| d.state);
+            ensure(matches!(state, "absent" | "missing"), || format!("no label, and {state}"))?;
             come_as_new(&fs, nobody).map_err(told)?;
             fs
         }
@@ -206,9 +208,10 @@ fn has_label(device: &SimDevice) -> bool {
 /// A device takes its own place, as a new one.
 fn come_as_new(fs: &Arc<Fs>, device: &Arc<SimDevice>) -> lunfs::fs::Result<()> {
     let missing = fs.devices().into_iter().find(|d| d.state == "missing");
-    let slot = missing.ok_or(Error::NotFound)?.slot;
-    let device: Arc<dyn BlockDevice> = device.clone();
-    fs.replace(slot, &device, &device.name())?;
+    if let Some(missing) = missing {
+        let device: Arc<dyn BlockDevice> = device.clone();
+        fs.replace(missing.slot, &device, &device.name())?;
+    }
     while fs.regenerate_step(100_000)? {}
     Ok(())
 }

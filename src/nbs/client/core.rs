@@ -12,7 +12,7 @@
 //! Times are counted from any fixed origin; the caller hands in `now`.
 
 use super::super::codec::{forget_sent, Frame, Packet, PacketCodec};
-use super::super::wire::{info, Handle, Header, OpCode, Status, MAX_DATA_BYTES};
+use super::super::wire::{info, snap, Handle, Header, OpCode, Status, MAX_DATA_BYTES};
 use super::super::xml::{self, Element};
 use super::login::{Greeting, Login, Next};
 use bytes::{Bytes, BytesMut};
@@ -143,7 +143,8 @@ impl ObjectInfo {
     }
 
     fn of(reply: &Element) -> Option<ObjectInfo> {
-        let block_bytes: u32 = reply.number("BlkSize").filter(|bytes: &u32| *bytes > 0)?;
+        let block_bytes: u32 =
+            reply.number("BlkSize").filter(|bytes: &u32| (1..=MAX_DATA_BYTES).contains(bytes))?;
         let transfer: u32 = reply.number("xferSize")?;
         Some(ObjectInfo {
             block_bytes,
@@ -492,6 +493,10 @@ impl Core {
         }
         let found = reply.as_ref().and_then(ObjectInfo::of);
         let found = found.ok_or("the server's INFO makes no sense")?;
+        if self.info.as_ref().is_some_and(|before| before.block_bytes != found.block_bytes) {
+            // What waits was made for blocks of the other size.
+            return Err("the object has another block size than before".to_owned());
+        }
         self.handle = packet.header.handle;
         let before = self.info.replace(found.clone());
         let openers = std::mem::take(&mut self.openers);
@@ -579,6 +584,9 @@ impl Core {
         }
         if pending.request.is_flush() {
             self.flushing &= pending.ticket.is_some();
+            self.flushed(pending.covers);
+        } else if matches!(pending.request, Request::Snap { sub: snap::RESTORE, .. }) {
+            // What was written before is no part of the object any more.
             self.flushed(pending.covers);
         } else {
             self.remember(&pending.request, now);

@@ -541,6 +541,7 @@ impl Connection {
         }
         self.wake_waiting();
         self.leave();
+        self.tell_outstanding();
     }
 
     /// CmdSN rules (RFC 7143 §4.2.2.1): false for what is to be ignored silently.

@@ -40,6 +40,7 @@ async fn serve(size_bytes: u64, place: &str) -> Result<(), Box<dyn std::error::E
         name: "ram".to_owned(),
         description: "a disk in memory, gone when the server ends".to_owned(),
         io: Arc::new(MemoryLun::new("ram", size_bytes, 512)),
+        tag: 0,
     };
     let complain =
         Arc::new(|peer: &str, error: &lunfs::nbd::errors::Error| eprintln!("{peer}: {error}"));

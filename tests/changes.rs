@@ -172,6 +172,8 @@ fn what_returned_before_the_question_is_in_the_answer() {
     file.set_size(1 << 40).unwrap();
     fill(&file, 0, 3000, 1);
     let base = DiffBase::Snapshot(lab.snapshot(v, "s"));
+    // The first look at a fresh snapshot is Busy while another consistency point runs.
+    lab.fs.consistency_point().unwrap();
     // Each writer has blocks of its own, `done` of them written.
     let done: Vec<AtomicU64> = (0..2).map(|_| AtomicU64::new(0)).collect();
     let place = |writer: u64, i: u64| writer * 1_000_000 + i * 37;

@@ -46,6 +46,9 @@ pub(crate) fn with_links_of(record: &DiskInode, links: &DiskInode) -> DiskInode 
     }
 }
 
+/// Consistency points that who reads a new snapshot runs at most.
+const SETTLE_TRIES: u32 = 8;
+
 impl Core {
     /// A version was made, by a transaction or by its record in the log: what that means for the
     /// tree of versions is in the record. Under the version's lock.
@@ -118,10 +121,13 @@ impl Core {
 
     /// Waits until a version can be read: a new snapshot, until a consistency point has written it.
     pub fn settle_version(&self, id: VolumeId) -> Result<()> {
-        if !self.unplaced.lock().contains(&id) {
-            return Ok(());
+        // Once as a rule; others may have begun the one that it waits for.
+        for _ in 0..SETTLE_TRIES {
+            if !self.unplaced.lock().contains(&id) {
+                return Ok(());
+            }
+            self.consistency_point(false)?;
         }
-        self.consistency_point(false)?;
         match self.unplaced.lock().contains(&id) {
             true => Err(Error::Busy),
             false => Ok(()),

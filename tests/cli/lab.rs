@@ -123,7 +123,7 @@ impl Lab {
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(&vec![7; 8 << 20]).unwrap();
         let id = child.id().to_string();
-        assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
         let done = child.wait_with_output().unwrap();
         assert!(!done.status.success());
         drop(stdin);

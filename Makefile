@@ -70,7 +70,8 @@ bench: setup build
 	@LUNFS=$(abspath $(LUNFS)) /usr/bin/python3 tests/bench/snapcost.py
 
 vm: setup build
-	@set -e; for script in attach paths chap rest nbs; do tests/vm/$$script.sh $(abspath $(LUNFS)); done
+	@set -e; for script in attach paths chap rest nbs; do \
+		tests/vm/$$script.sh $(abspath $(LUNFS)); done
 
 clean:
 	$(CARGO) clean

@@ -541,6 +541,7 @@ impl Core {
     /// Accepts `blocks` of space. Where it is short, runs consistency points as long as they bring
     /// some. Not to be called under a pin: it waits for those of others.
     pub fn promise(&self, blocks: u64, privileged: bool) -> Result<()> {
+        let mut patience_ms = READERS_WAIT_MS;
         for _ in 0..64 {
             if self.space.promise(blocks, privileged).is_ok() {
                 return Ok(());
@@ -549,23 +550,40 @@ impl Core {
                 break;
             }
             self.consistency_point(true)?;
-            self.wait_for_readers(|| self.space.promise(blocks, privileged).is_err())?;
+            if self.wait_for_readers(blocks, privileged, &mut patience_ms)? {
+                return Ok(());
+            }
         }
         self.space.promise(blocks, privileged)
     }
 
-    /// What a consistency point freed can be given away once its readers are gone: waits for them
-    /// while it is `needed`, as long as a device may take to answer.
-    fn wait_for_readers(&self, needed: impl Fn() -> bool) -> Result<()> {
-        for _ in 0..READERS_WAIT_MS {
+    /// What a consistency point freed can be given away once its readers are gone: waits for them,
+    /// as long as a device may take to answer. True: the blocks are promised.
+    fn wait_for_readers(
+        &self,
+        blocks: u64,
+        privileged: bool,
+        patience_ms: &mut u32,
+    ) -> Result<bool> {
+        loop {
+            self.store.check_latch()?;
             self.release_ready()?;
-            let held = self.limits.background && !self.releases.lock().is_empty();
-            if !held || !needed() {
-                break;
+            if self.space.promise(blocks, privileged).is_ok() {
+                return Ok(true);
             }
+            if *patience_ms == 0 || !self.limits.background || !self.is_held_by_readers() {
+                return Ok(false);
+            }
+            *patience_ms -= 1;
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        Ok(())
+    }
+
+    /// Are there freed blocks for which nobody but readers of epochs before is waited? What the
+    /// running epoch's readers may have found needs the next consistency point first.
+    fn is_held_by_readers(&self) -> bool {
+        let now = self.now();
+        self.releases.lock().iter().any(|(epoch, blocks)| *epoch < now && !blocks.is_empty())
     }
 
     fn could_bring_space(&self) -> bool {
@@ -573,6 +591,8 @@ impl Core {
             || self.reclaim_pending.load(Ordering::Relaxed) > 0
             || !self.dead.lock().is_empty()
             || self.epoch_promised.load(Ordering::Relaxed) > 0
+            // One that is under way may be about to.
+            || self.limits.background && self.cp.is_locked()
     }
 
     /// Takes a lock; a pool driven by one thread does not wait for itself (`None`).

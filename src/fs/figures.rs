@@ -57,7 +57,14 @@ impl Fs {
         let mut all = Vec::new();
         for s in found {
             // Consistency points wait while one is counted, and writers for these in the end.
-            match core.with_lists(|core| Going::of(core, &[s.id])) {
+            let alone = core.with_lists(|core| {
+                let is_gone = core.inode_file(s.id)?.state.read().gone;
+                match is_gone {
+                    true => Err(Error::Stale),
+                    false => Going::of(core, &[s.id]),
+                }
+            });
+            match alone {
                 Ok(alone_bytes) => all.push(SnapshotSpace { name: s.name, id: s.id, alone_bytes }),
                 Err(Error::Stale) => {}
                 Err(e) => return Err(e),

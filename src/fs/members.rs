@@ -114,6 +114,14 @@ impl Set {
         }
     }
 
+    /// `Busy` where this device is not read.
+    pub fn still_reads(&self, slot: Option<u16>) -> Result<()> {
+        match slot.is_none_or(|slot| self.readable(slot).is_some()) {
+            true => Ok(()),
+            false => Err(Error::Busy),
+        }
+    }
+
     /// Does every run keep a device that is read?
     pub fn covers(&self, map: &[SegmentRun]) -> bool {
         map.iter().all(|run| run.members.iter().any(|(slot, _)| self.readable(*slot).is_some()))

@@ -187,7 +187,7 @@ impl Core {
         let set = self.store.members.now();
         let missing = |slot: u16| set.record(slot).map(|r| r.state) == Some(MemberState::Missing);
         match set.replacements().into_iter().find(|(new, o)| *o == old && missing(*new)) {
-            Some((new, _)) => self.take_out(new),
+            Some((new, _)) => self.take_out(new, None),
             None => Ok(()),
         }
     }
@@ -221,11 +221,13 @@ impl Core {
     }
 
     /// Makes another map the pool's, durably. One at a time: the places of its pages take turns.
-    fn switch_map(&self, change: impl Fn(&mut SegmentRun)) -> Result<()> {
+    /// `Busy` where the device that the new map stands on is not read any more.
+    fn switch_map(&self, needs: Option<u16>, change: impl Fn(&mut SegmentRun)) -> Result<()> {
         let _one = Core::busy(self.lock_unless_alone(&self.rebalance))?;
         {
             let mut cp = Core::busy(self.lock_unless_alone(&self.cp))?;
             let _log = Core::busy(self.lock_unless_alone(&self.log))?;
+            self.store.members.now().still_reads(needs)?;
             let mut map = self.store.segment_map();
             map.iter_mut().for_each(change);
             write_segment_map(&self.store, &map, &mut cp.root.segment_map)?;
@@ -243,19 +245,21 @@ impl Core {
         if !self.store.segment_map().iter().any(|run| lacks(run).is_some()) {
             return Ok(());
         }
-        self.switch_map(|run| {
+        self.switch_map(None, |run| {
             if let Some(segment) = lacks(run) {
                 run.members.push((new, segment));
             }
         })
     }
 
-    /// Takes a device out of the map and out of the pool, and ends the replacements it is part of.
-    fn take_out(&self, slot: u16) -> Result<()> {
+    /// Takes a device out of the map and out of the pool, and ends the replacements it is part of;
+    /// not where the one that it `needs` has failed meanwhile.
+    fn take_out(&self, slot: u16, needs: Option<u16>) -> Result<()> {
         if self.store.segment_map().iter().any(|run| has(run, slot).is_some()) {
-            self.switch_map(|run| run.members.retain(|m| m.0 != slot))?;
+            self.switch_map(needs, |run| run.members.retain(|m| m.0 != slot))?;
         }
         self.store.change_members(|set| {
+            set.still_reads(needs)?;
             if let Some(d) = set.label.devices.get_mut(usize::from(slot)) {
                 let member = MemberRecord { state: MemberState::Absent, ..Default::default() };
                 *d = DeviceEntry { member, ..DeviceEntry::default() };
@@ -268,9 +272,9 @@ impl Core {
     }
 
     /// Takes a device out that another one has replaced.
-    fn retire(&self, old: u16) -> Result<()> {
+    fn retire(&self, old: u16, new: u16) -> Result<()> {
         let set = self.store.members.now();
-        self.take_out(old)?;
+        self.take_out(old, Some(new))?;
         if let Some(device) = set.devices.get(usize::from(old)).and_then(Option::as_ref) {
             // It is no part of the pool any more, and should not look like one.
             let zero = Block::zeroed();
@@ -291,7 +295,7 @@ impl Core {
         for (new, old) in set.replacements() {
             match set.record(new).map(|r| r.state) {
                 Some(MemberState::Normal) => {
-                    self.retire(old)?;
+                    self.retire(old, new)?;
                     return Ok(true);
                 }
                 Some(MemberState::Regenerating) => self.stand_beside(new, old)?,

@@ -9,7 +9,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::pin::{pin, Pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -40,6 +40,8 @@ const KEEPALIVE_PROBES: u32 = 3;
 const MAX_PINGS: u32 = 2;
 /// How long an initiator that is asked to log out may take.
 const LOGOUT_SECONDS: u16 = 1;
+/// A wait on the receiving thread that is longer makes the next ones rare.
+const QUICK: Duration = Duration::from_millis(50);
 /// As long for sent data that is not acknowledged, where keepalive does not ask.
 const UNACKNOWLEDGED_MS: u32 = 60_000;
 
@@ -420,6 +422,7 @@ impl Carrier {
 
     /// Does it on this thread, and sees whether the client sent more in the meantime.
     fn wait_here(&mut self, job: Job, report: Report) {
+        let since = Instant::now();
         {
             let _waiting = self.seat.waiting();
             // one that panics is reported as lost
@@ -428,7 +431,8 @@ impl Carrier {
         // The end of the stream, or an error, will be met again by the next receive.
         let more = receive_now(&self.stream, self.core.space()).ok().flatten().unwrap_or(0);
         self.core.received(more);
-        self.patience.learn(more == 0);
+        // Meanwhile nothing of the client is heard, its task management neither.
+        self.patience.learn(more == 0 && since.elapsed() < QUICK);
         self.take_done();
     }
 

@@ -358,6 +358,10 @@ impl BlockIo for MemoryLun {
         self.generation.load(Ordering::Acquire)
     }
 
+    fn may_wait_long(&self) -> bool {
+        self.state.read().blocking.is_some()
+    }
+
     fn identity(&self) -> Identity {
         self.identity.clone()
     }

@@ -126,10 +126,12 @@ fn discovery_sessions_keep_their_place_among_the_half_open() {
 fn task_management_has_its_place_in_the_window() {
     let door = Door::open(MIB);
     let mut one = login(&door, 1);
-    door.disk.set_blocking(Some(Duration::from_secs(1)));
+    door.disk.set_blocking(Some(Duration::from_secs(3)));
     for lba in 0..3 {
         one.command(&write10(lba, 512), 0xA0, 512, &[7; 512]);
     }
+    // one that has not begun when it is aborted is waited for by nobody
+    std::thread::sleep(Duration::from_millis(300));
     // ABORT TASK SET, which waits for the writes; and a ping, whose answer tells MaxCmdSN
     for tag in 100..120 {
         for (opcode, flags) in [(0x02, 0x82), (0x40, 0x80)] {

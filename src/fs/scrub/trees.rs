@@ -290,7 +290,12 @@ impl Core {
             Err(e) => return Err(e),
         };
         let since = w.since.max(w.began);
-        let more = match inode.and_then(|i| gather_inode(&i, w.at.block, since, durable)) {
+        let gathered = inode.and_then(|i| {
+            let g = gather_inode(&i, w.at.block, since, durable)?;
+            // Asked under the pin: what a deletion frees later is still there for us.
+            (!i.volume.deleted.load(Ordering::Acquire)).then_some(g)
+        });
+        let more = match gathered {
             Some(g) => self.walk_file(id, g, budget, false, found)?,
             None => None,
         };

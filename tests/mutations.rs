@@ -28,7 +28,7 @@ const HUNTS: &[Hunt] = &[
     Hunt(NoFlushBeforeRoot, Some(Mixed), 0),
     Hunt(NoFlushBetweenRootCopies, Some(Large), 0),
     Hunt(ReuseBeforeRoot, Some(Full), 0),
-    Hunt(ReuseWhilePinned, Some(Full), 1),
+    Hunt(ReuseWhilePinned, None, 87),
     Hunt(AcknowledgeBeforeFlush, Some(Mixed), 0),
     Hunt(LatchForgotten, Some(Mixed), 7),
     Hunt(ReplaySkipsHoles, Some(Data), 0),
